@@ -1,0 +1,26 @@
+"""nsnet: a whole Kubernetes cluster network on one Linux machine, real, and checked with packets.
+
+One sentence: nsnet turns Kubernetes objects into a set of plain values per network namespace, asks the kernel what is
+there, and writes the difference.
+
+    topo.yaml ─manifests→ objects ─control→ objects, complete ─store→ disk, before the kernel is touched
+                                                 │
+                                                 ▼ render                (pure)
+                                    want: {netns: {values}}
+    kernel ─observe→ have: {netns: {values}} ────┤
+                                                 ▼ diff                  (pure)
+                                          [Change, …]        `nsnet plan` prints these and stops
+                                                 ▼ apply                 (batched)
+                                              kernel ─observe→ … until nothing differs
+
+    floor 3, the roof     cli/ · controller.py              the only code that prints, exits or waits
+    floor 2, halls        reconcile.py · verify/            the order in which rooms are used
+    floor 1, rooms        manifests.py · store/ · control/ · render/ · diff.py · kernel/ · programs/
+    floor 0, words        model.py · state.py · names.py · errors.py
+
+Imports only point down, and rooms on floor 1 never see each other. `render` never sees the kernel, the kernel never
+sees a Service; only `kernel/` (and `programs/`, which run inside) make system calls; only `kernel/netns.py` enters a
+namespace. Nothing remembers: there are the objects in the store and the kernel, and no third thing.
+"""
+
+__version__ = "0.1.0"

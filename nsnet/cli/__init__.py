@@ -1,0 +1,1 @@
+"""Verbs: words in, exit code out; the only code that prints."""

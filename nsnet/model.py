@@ -1,0 +1,761 @@
+"""What is asked, in Kubernetes' words: typed objects with the API's own names and nesting.
+
+A struct declares the fields that the network reads or nsnet writes; everything else a document said stays in `raw`
+and comes back out of `to_doc` unchanged. Whoever changes an object makes a new one (`msgspec.structs.replace`).
+
+`Objects` maps (kind, namespace, name) to objects; names are unique within a kind whatever the API group.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from nsnet.errors import InputError
+
+Labels = dict[str, str]
+IntOrString = int | str
+
+
+class Key(NamedTuple):
+    """An object's identity. `namespace` is empty for kinds without one."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        where = f"{self.namespace}/" if self.namespace else ""
+        return f"{self.kind} {where}{self.name}"
+
+
+# --- metadata ---------------------------------------------------------------------------------------------------------
+
+
+class OwnerReference(msgspec.Struct, frozen=True):
+    kind: str
+    name: str
+    apiVersion: str = ""
+    uid: str = ""
+    controller: bool = True
+
+
+class ObjectMeta(msgspec.Struct, frozen=True):
+    name: str = ""
+    namespace: str = ""
+    generateName: str = ""
+    labels: Labels = {}
+    annotations: dict[str, str] = {}
+    ownerReferences: tuple[OwnerReference, ...] = ()
+    uid: str = ""
+    creationTimestamp: str | None = None
+    deletionTimestamp: str | None = None
+    deletionGracePeriodSeconds: int | None = None
+
+
+class Requirement(msgspec.Struct, frozen=True):
+    """One item of matchExpressions: operator In, NotIn, Exists, DoesNotExist (Gt, Lt for node affinity)."""
+
+    key: str
+    operator: str
+    values: tuple[str, ...] = ()
+
+
+class LabelSelector(msgspec.Struct, frozen=True):
+    matchLabels: Labels | None = None
+    matchExpressions: tuple[Requirement, ...] | None = None
+
+
+# --- namespaces and nodes ---------------------------------------------------------------------------------------------
+
+
+class Namespace(msgspec.Struct, frozen=True):
+    metadata: ObjectMeta
+    raw: dict[str, Any] = {}
+
+
+class Taint(msgspec.Struct, frozen=True):
+    key: str
+    effect: str
+    value: str = ""
+
+
+class NodeSpec(msgspec.Struct, frozen=True):
+    podCIDR: str = ""
+    podCIDRs: tuple[str, ...] = ()
+    taints: tuple[Taint, ...] = ()
+    unschedulable: bool = False
+
+
+class NodeAddress(msgspec.Struct, frozen=True):
+    type: str  # InternalIP, ExternalIP or Hostname
+    address: str
+
+
+class Condition(msgspec.Struct, frozen=True):
+    type: str
+    status: str  # True, False or Unknown
+    reason: str = ""
+    message: str = ""
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    addresses: tuple[NodeAddress, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+
+
+class Node(msgspec.Struct, frozen=True):
+    """A node. nsnet's own facts are annotations: `nsnet/network` (of the underlay), `nsnet/last-reserved-ip`."""
+
+    metadata: ObjectMeta
+    spec: NodeSpec = NodeSpec()
+    status: NodeStatus = NodeStatus()
+    raw: dict[str, Any] = {}
+
+
+# --- pods and workloads -----------------------------------------------------------------------------------------------
+
+
+class ContainerPort(msgspec.Struct, frozen=True):
+    containerPort: int
+    name: str = ""
+    protocol: str = "TCP"
+    hostPort: int | None = None
+    hostIP: str = ""
+
+
+class Container(msgspec.Struct, frozen=True):
+    name: str
+    image: str = ""
+    ports: tuple[ContainerPort, ...] | None = ()
+
+
+class HostAlias(msgspec.Struct, frozen=True):
+    ip: str
+    hostnames: tuple[str, ...] = ()
+
+
+class NodeSelectorTerm(msgspec.Struct, frozen=True):
+    matchExpressions: tuple[Requirement, ...] = ()
+    matchFields: tuple[Requirement, ...] = ()
+
+
+class NodeSelector(msgspec.Struct, frozen=True):
+    nodeSelectorTerms: tuple[NodeSelectorTerm, ...] = ()
+
+
+class NodeAffinity(msgspec.Struct, frozen=True):
+    requiredDuringSchedulingIgnoredDuringExecution: NodeSelector | None = None
+
+
+class PodAffinityTerm(msgspec.Struct, frozen=True):
+    topologyKey: str
+    labelSelector: LabelSelector | None = None
+    namespaces: tuple[str, ...] | None = ()
+
+
+class PodAntiAffinity(msgspec.Struct, frozen=True):
+    requiredDuringSchedulingIgnoredDuringExecution: tuple[PodAffinityTerm, ...] | None = ()
+
+
+class Affinity(msgspec.Struct, frozen=True):
+    nodeAffinity: NodeAffinity | None = None
+    podAntiAffinity: PodAntiAffinity | None = None
+
+
+class Toleration(msgspec.Struct, frozen=True):
+    key: str = ""
+    operator: str = "Equal"
+    value: str = ""
+    effect: str = ""
+
+
+class PodSpec(msgspec.Struct, frozen=True):
+    containers: tuple[Container, ...] = ()
+    nodeName: str = ""
+    nodeSelector: Labels | None = None
+    affinity: Affinity | None = None
+    tolerations: tuple[Toleration, ...] | None = ()
+    hostNetwork: bool = False
+    hostname: str = ""
+    subdomain: str = ""
+    hostAliases: tuple[HostAlias, ...] | None = ()
+    dnsPolicy: str = "ClusterFirst"
+    enableServiceLinks: bool | None = True
+    terminationGracePeriodSeconds: int | None = None
+
+
+class PodIP(msgspec.Struct, frozen=True):
+    ip: str
+
+
+class PodStatus(msgspec.Struct, frozen=True):
+    phase: str = ""
+    podIP: str = ""
+    podIPs: tuple[PodIP, ...] = ()
+    hostIP: str = ""
+    conditions: tuple[Condition, ...] = ()
+    reason: str = ""
+    message: str = ""
+
+
+class Pod(msgspec.Struct, frozen=True):
+    metadata: ObjectMeta
+    spec: PodSpec = PodSpec()
+    status: PodStatus = PodStatus()
+    raw: dict[str, Any] = {}
+
+
+class PodTemplateSpec(msgspec.Struct, frozen=True):
+    metadata: ObjectMeta = ObjectMeta()
+    spec: PodSpec = PodSpec()
+
+
+class WorkloadSpec(msgspec.Struct, frozen=True):
+    """What Deployment, ReplicaSet, ReplicationController, StatefulSet, DaemonSet and Job have in common."""
+
+    selector: dict[str, Any] | None = None  # a LabelSelector, or a plain map in a ReplicationController: see `selector`
+    template: PodTemplateSpec = PodTemplateSpec()
+    replicas: int | None = None
+    serviceName: str = ""  # StatefulSet
+    parallelism: int | None = None  # Job
+    completions: int | None = None
+
+
+class WorkloadStatus(msgspec.Struct, frozen=True):
+    replicas: int | None = None
+    readyReplicas: int | None = None
+    availableReplicas: int | None = None
+    updatedReplicas: int | None = None
+    currentNumberScheduled: int | None = None  # DaemonSet
+    desiredNumberScheduled: int | None = None
+    numberReady: int | None = None
+    active: int | None = None  # Job
+
+
+class Deployment(msgspec.Struct, frozen=True):
+    metadata: ObjectMeta
+    spec: WorkloadSpec
+    status: WorkloadStatus = WorkloadStatus()
+    raw: dict[str, Any] = {}
+
+
+class ReplicaSet(msgspec.Struct, frozen=True):
+    metadata: ObjectMeta
+    spec: WorkloadSpec
+    status: WorkloadStatus = WorkloadStatus()
+    raw: dict[str, Any] = {}
+
+
+class ReplicationController(msgspec.Struct, frozen=True):
+    metadata: ObjectMeta
+    spec: WorkloadSpec
+    status: WorkloadStatus = WorkloadStatus()
+    raw: dict[str, Any] = {}
+
+
+class StatefulSet(msgspec.Struct, frozen=True):
+    metadata: ObjectMeta
+    spec: WorkloadSpec
+    status: WorkloadStatus = WorkloadStatus()
+    raw: dict[str, Any] = {}
+
+
+class DaemonSet(msgspec.Struct, frozen=True):
+    metadata: ObjectMeta
+    spec: WorkloadSpec
+    status: WorkloadStatus = WorkloadStatus()
+    raw: dict[str, Any] = {}
+
+
+class Job(msgspec.Struct, frozen=True):
+    metadata: ObjectMeta
+    spec: WorkloadSpec
+    status: WorkloadStatus = WorkloadStatus()
+    raw: dict[str, Any] = {}
+
+
+Workload = Deployment | ReplicaSet | ReplicationController | StatefulSet | DaemonSet | Job
+
+# --- services ---------------------------------------------------------------------------------------------------------
+
+
+class ServicePort(msgspec.Struct, frozen=True):
+    port: int
+    name: str = ""
+    protocol: str = "TCP"
+    targetPort: IntOrString | None = None  # absent or 0: the port
+    nodePort: int | None = None
+    appProtocol: str | None = None
+
+
+class ClientIPConfig(msgspec.Struct, frozen=True):
+    timeoutSeconds: int | None = None
+
+
+class SessionAffinityConfig(msgspec.Struct, frozen=True):
+    clientIP: ClientIPConfig | None = None
+
+
+class ServiceSpec(msgspec.Struct, frozen=True):
+    type: str = "ClusterIP"
+    selector: Labels | None = None
+    ports: tuple[ServicePort, ...] | None = ()
+    clusterIP: str = ""
+    clusterIPs: tuple[str, ...] | None = ()
+    ipFamilies: tuple[str, ...] | None = ()
+    ipFamilyPolicy: str | None = None
+    externalIPs: tuple[str, ...] | None = ()
+    externalName: str = ""
+    externalTrafficPolicy: str = ""
+    internalTrafficPolicy: str = ""
+    healthCheckNodePort: int | None = None
+    loadBalancerIP: str = ""
+    loadBalancerClass: str | None = None
+    loadBalancerSourceRanges: tuple[str, ...] | None = ()
+    allocateLoadBalancerNodePorts: bool | None = None
+    publishNotReadyAddresses: bool = False
+    sessionAffinity: str = "None"
+    sessionAffinityConfig: SessionAffinityConfig | None = None
+    trafficDistribution: str | None = None
+
+
+class LoadBalancerIngress(msgspec.Struct, frozen=True):
+    ip: str = ""
+    hostname: str = ""
+    ipMode: str | None = None  # VIP (the default) or Proxy
+
+
+class LoadBalancerStatus(msgspec.Struct, frozen=True):
+    ingress: tuple[LoadBalancerIngress, ...] | None = ()
+
+
+class ServiceStatus(msgspec.Struct, frozen=True):
+    loadBalancer: LoadBalancerStatus = LoadBalancerStatus()
+
+
+class Service(msgspec.Struct, frozen=True):
+    metadata: ObjectMeta
+    spec: ServiceSpec = ServiceSpec()
+    status: ServiceStatus = ServiceStatus()
+    raw: dict[str, Any] = {}
+
+
+class ObjectReference(msgspec.Struct, frozen=True):
+    kind: str = ""
+    name: str = ""
+    namespace: str = ""
+
+
+class EndpointAddress(msgspec.Struct, frozen=True):
+    ip: str
+    hostname: str = ""
+    nodeName: str | None = None
+    targetRef: ObjectReference | None = None
+
+
+class EndpointPort(msgspec.Struct, frozen=True):
+    port: int | None = None
+    name: str | None = ""
+    protocol: str | None = "TCP"
+    appProtocol: str | None = None
+
+
+class EndpointSubset(msgspec.Struct, frozen=True):
+    addresses: tuple[EndpointAddress, ...] | None = ()
+    notReadyAddresses: tuple[EndpointAddress, ...] | None = ()
+    ports: tuple[EndpointPort, ...] | None = ()
+
+
+class Endpoints(msgspec.Struct, frozen=True):
+    metadata: ObjectMeta
+    subsets: tuple[EndpointSubset, ...] | None = ()
+    raw: dict[str, Any] = {}
+
+
+class EndpointConditions(msgspec.Struct, frozen=True):
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class ForZone(msgspec.Struct, frozen=True):
+    name: str
+
+
+class EndpointHints(msgspec.Struct, frozen=True):
+    forZones: tuple[ForZone, ...] | None = ()
+    forNodes: tuple[ForZone, ...] | None = ()
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    addresses: tuple[str, ...]
+    conditions: EndpointConditions | None = None
+    hostname: str | None = None
+    nodeName: str | None = None
+    zone: str | None = None
+    targetRef: ObjectReference | None = None
+    hints: EndpointHints | None = None
+
+
+class EndpointSlice(msgspec.Struct, frozen=True):
+    """Joined to its Service by the label `kubernetes.io/service-name`."""
+
+    metadata: ObjectMeta
+    addressType: str = "IPv4"
+    endpoints: tuple[Endpoint, ...] | None = ()
+    ports: tuple[EndpointPort, ...] | None = ()
+    raw: dict[str, Any] = {}
+
+
+# --- what the controllers say -----------------------------------------------------------------------------------------
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Level-triggered: it stands as long as its reason holds. `type` is Normal or Warning."""
+
+    metadata: ObjectMeta
+    involvedObject: ObjectReference = ObjectReference()
+    reason: str = ""
+    message: str = ""
+    type: str = "Warning"
+    raw: dict[str, Any] = {}
+
+
+class SubnetLease(msgspec.Struct, frozen=True):
+    """A flannel lease; `metadata.name` is the subnet as in flannel's key (`10.244.1.0-24`).
+
+    Stored as flannel stores it (key and JSON), see `store.keys`.
+    """
+
+    metadata: ObjectMeta
+    PublicIP: str
+    BackendType: str = ""
+    BackendData: dict[str, Any] | None = None
+    raw: dict[str, Any] = {}
+
+    @property
+    def subnet(self) -> str:
+        return self.metadata.name.replace("-", "/")
+
+
+class Other(msgspec.Struct, frozen=True):
+    """An object of a kind that has no struct (yet): kept whole in `raw`."""
+
+    metadata: ObjectMeta
+    kind: str = ""
+    raw: dict[str, Any] = {}
+
+
+# --- what lies under the cluster --------------------------------------------------------------------------------------
+
+
+class Networking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """kubeadm's words. A pair of subnets, `10.244.0.0/16,fd00:10:244::/56`, is dual stack."""
+
+    podSubnet: str = "10.244.0.0/16"
+    serviceSubnet: str = "10.96.0.0/16"
+    dnsDomain: str = "cluster.local"
+    kubeProxyMode: str = "iptables"
+    nodePortRange: str = "30000-32767"
+    clusterDNS: str = ""
+
+
+class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    Type: str = "vxlan"
+    VNI: int = 1
+    Port: int = 8472
+    DirectRouting: bool = False
+    MTU: int = 0  # of the external interface; 0: take it from there
+
+
+class Flannel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """flannel's net-conf.json without Network; `allocation`: first (free subnet in order) or random."""
+
+    SubnetLen: int = 0  # 0: 24, or Network + 2 where Network is smaller than /22
+    SubnetMin: str = ""
+    SubnetMax: str = ""
+    Backend: "Backend" = Backend()
+    allocation: str = "first"
+    ipMasq: bool = True
+
+
+class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A segment of the underlay: a switch; the router owns its first address."""
+
+    name: str
+    subnet: str = ""
+    mtu: int = 1500
+
+
+class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An impairment of the link between a node (or host) and its network."""
+
+    between: tuple[str, str]
+    delay: str = ""
+    loss: str = ""
+    rate: str = ""
+    mtu: int = 0
+
+
+class Underlay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    networks: tuple[Network, ...] = ()
+    links: tuple[LinkSpec, ...] = ()
+
+
+class NodeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    network: str = ""
+    address: str = ""
+    addresses: tuple[str, ...] = ()
+    podCIDR: str = ""
+    labels: Labels = {}
+    taints: tuple[Taint, ...] = ()
+
+
+class HostEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    network: str = ""
+    address: str = ""
+
+
+class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A check of the topology's own: `from` a TARGET `to` a URL; `expect` ok, refused or timeout."""
+
+    name: str
+    to: str
+    source: str = msgspec.field(name="from")
+    expect: str = "ok"
+
+
+class LoadBalancerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    addresses: tuple[str, ...] = ()
+    mode: str = "nodeport"
+    snat: bool = False
+
+
+class Cluster(msgspec.Struct, frozen=True):
+    """The one document that says what lies under the manifests; `nodes` a number or a list.
+
+    After `control` has completed it, `nodes`, `hosts` and `underlay.networks` are whole lists with every address.
+    """
+
+    metadata: ObjectMeta
+    networking: Networking = Networking()
+    flannel: Flannel = Flannel()
+    bridge: str = "cni0"
+    loadBalancer: LoadBalancerConfig = LoadBalancerConfig()
+    underlay: Underlay = Underlay()
+    nodes: int | tuple[NodeEntry, ...] = 2
+    hosts: tuple[HostEntry, ...] | None = None
+    checks: tuple[Check, ...] = ()
+    raw: dict[str, Any] = {}
+
+
+Object = (
+    Namespace
+    | Node
+    | Pod
+    | Deployment
+    | ReplicaSet
+    | ReplicationController
+    | StatefulSet
+    | DaemonSet
+    | Job
+    | Service
+    | Endpoints
+    | EndpointSlice
+    | Event
+    | SubnetLease
+    | Cluster
+    | Other
+)
+Objects = Mapping[Key, Object]
+
+KINDS: Mapping[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (
+        Namespace, Node, Pod, Deployment, ReplicaSet, ReplicationController, StatefulSet, DaemonSet, Job,
+        Service, Endpoints, EndpointSlice, Event, SubnetLease, Cluster,
+    )
+}  # fmt: skip
+WORKLOADS = (Deployment, ReplicaSet, ReplicationController, StatefulSet, DaemonSet, Job)
+# Kinds that act (or that a room to come will make act); any other is kept and listed as not emulated.
+EMULATED = frozenset(KINDS) | {
+    "Ingress", "IngressClass", "NetworkPolicy", "Secret", "ConfigMap",
+    "GatewayClass", "Gateway", "HTTPRoute", "ReferenceGrant", "KubeProxyConfiguration",
+}  # fmt: skip
+CLUSTER_SCOPED = frozenset({
+    "Namespace", "Node", "Cluster", "SubnetLease", "IngressClass", "GatewayClass", "PersistentVolume", "ClusterRole",
+    "ClusterRoleBinding", "StorageClass", "CustomResourceDefinition", "PriorityClass", "RuntimeClass", "CSIDriver",
+    "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration", "APIService", "KubeProxyConfiguration",
+})  # fmt: skip
+API_VERSIONS: Mapping[str, str] = {
+    "Deployment": "apps/v1", "ReplicaSet": "apps/v1", "StatefulSet": "apps/v1", "DaemonSet": "apps/v1",
+    "Job": "batch/v1", "EndpointSlice": "discovery.k8s.io/v1", "Cluster": "nsnet/v1", "SubnetLease": "nsnet/v1",
+}  # fmt: skip
+
+
+# --- functions on objects ---------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+def kind_of(obj: Object) -> str:
+    return obj.kind if isinstance(obj, Other) else type(obj).__name__
+
+
+def key_of(obj: Object) -> Key:
+    return Key(kind_of(obj), obj.metadata.namespace, obj.metadata.name)
+
+
+def by_key(objects: list[Object]) -> dict[Key, Object]:
+    return {key_of(obj): obj for obj in objects}
+
+
+def of(objects: Objects, kind: type[T]) -> list[T]:
+    """All objects of a kind, ordered by namespace and name."""
+    name = kind.__name__
+    return [obj for key, obj in sorted(objects.items()) if key.kind == name]  # type: ignore[misc]
+
+
+def cluster_of(objects: Objects) -> Cluster:
+    """The one Cluster document. Raises InputError where there is none (a store that is not nsnet's)."""
+    for key, obj in objects.items():
+        if key.kind == "Cluster":
+            assert isinstance(obj, Cluster)
+            return obj
+    raise InputError("there is no Cluster document", "bring the cluster up again with `nsnet up FILE`")
+
+
+def from_doc(doc: dict[str, Any]) -> Object:
+    """A document (as parsed YAML or JSON) as an object. Raises msgspec.ValidationError on a wrong type."""
+    kind = doc.get("kind", "")
+    cls = KINDS.get(kind)
+    if cls is None:
+        return Other(msgspec.convert(doc.get("metadata") or {}, ObjectMeta), kind, doc)
+    body = {name: value for name, value in doc.items() if value is not None and name != "raw"}
+    obj = msgspec.convert(body, cls)
+    return msgspec.structs.replace(obj, raw=doc)  # type: ignore[no-any-return]
+
+
+def to_doc(obj: Object) -> dict[str, Any]:
+    """The object as a document: what nsnet declares says the struct, all else stays as it came in `raw`."""
+    kind = kind_of(obj)
+    doc = _merge(obj, obj.raw)
+    if isinstance(obj, Other):
+        doc = {**obj.raw, "metadata": doc.get("metadata", {})}
+    head = {"apiVersion": obj.raw.get("apiVersion") or API_VERSIONS.get(kind, "v1"), "kind": kind}
+    return {**head, **{name: value for name, value in doc.items() if name not in {"apiVersion", "kind"}}}
+
+
+def _merge(value: Any, raw: Any) -> Any:
+    """`value` without empty fields, laid over what `raw` has besides the fields that the struct declares."""
+    if isinstance(value, msgspec.Struct):
+        fields = dict(zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True))
+        kept = {k: v for k, v in raw.items() if k not in fields} if isinstance(raw, dict) else {}
+        sub = raw if isinstance(raw, dict) else {}
+        for name, attribute in fields.items():
+            field = getattr(value, attribute)
+            if attribute == "raw" or (field is None and sub.get(name) is None) or field in ("", (), {}):
+                continue
+            merged = _merge(field, sub.get(name))
+            if merged not in ({}, None) or name in sub:
+                kept[name] = merged
+        return kept
+    if isinstance(value, tuple | list):
+        raws = raw if isinstance(raw, list | tuple) and len(raw) == len(value) else [None] * len(value)
+        return [_merge(item, old) for item, old in zip(value, raws, strict=True)]
+    return value
+
+
+def selects(selector: LabelSelector | Labels | None, labels: Mapping[str, str]) -> bool:
+    """Does the selector match the labels? An empty or absent selector matches everything; callers decide otherwise."""
+    if selector is None:
+        return True
+    if isinstance(selector, dict):
+        return all(labels.get(name) == value for name, value in selector.items())
+    pairs = selector.matchLabels or {}
+    return all(labels.get(name) == value for name, value in pairs.items()) and all(
+        meets(requirement, labels) for requirement in selector.matchExpressions or ()
+    )
+
+
+def selector(workload: Workload) -> LabelSelector | Labels:
+    """A workload's selector; where it has none, its template's labels (as the API server defaults it)."""
+    said = workload.spec.selector
+    if not said:
+        return dict(workload.spec.template.metadata.labels)
+    if isinstance(workload, ReplicationController):
+        return said
+    return msgspec.convert(said, LabelSelector)
+
+
+def meets(requirement: Requirement, labels: Mapping[str, str]) -> bool:
+    """One matchExpressions item; NotIn and DoesNotExist match where the key is absent (apimachinery labels)."""
+    value = labels.get(requirement.key)
+    match requirement.operator:
+        case "In":
+            return value in requirement.values
+        case "NotIn":
+            return value not in requirement.values
+        case "Exists":
+            return value is not None
+        case "DoesNotExist":
+            return value is None
+        case "Gt":
+            return value is not None and value.isdigit() and int(value) > int(requirement.values[0])
+        case "Lt":
+            return value is not None and value.isdigit() and int(value) < int(requirement.values[0])
+    return False
+
+
+def condition(conditions: tuple[Condition, ...], kind: str) -> bool:
+    """Is the condition of this type there and True?"""
+    return any(item.type == kind and item.status == "True" for item in conditions)
+
+
+def is_ready(pod: Pod) -> bool:
+    return condition(pod.status.conditions, "Ready")
+
+
+def internal_ip(node: Node) -> str:
+    return next((item.address for item in node.status.addresses if item.type == "InternalIP"), "")
+
+
+def annotation(obj: Object, name: str) -> str:
+    return obj.metadata.annotations.get(name, "")
+
+
+def container_ports(pod: Pod) -> Iterator[ContainerPort]:
+    for container in pod.spec.containers:
+        yield from container.ports or ()
+
+
+def target_port(pod: Pod, port: ServicePort) -> int | None:
+    """The number `port` reaches on this pod; None where it names a port the pod does not have."""
+    target = port.targetPort or port.port
+    if isinstance(target, int):
+        return target
+    for item in container_ports(pod):
+        if item.name == target and item.protocol == port.protocol:
+            return item.containerPort
+    return None
+
+
+def served_ports(pod: Pod, services: list[Service]) -> set[tuple[str, int]]:
+    """(protocol, port) pairs the pod's stand-in listens on: what its containers declare, else what Services target.
+
+    `services` are those of the pod's namespace.
+    """
+    declared = {(item.protocol, item.containerPort) for item in container_ports(pod)}
+    if declared:
+        return declared
+    wanted = set()
+    for service in services:
+        if service.spec.selector and selects(service.spec.selector, pod.metadata.labels):
+            for port in service.spec.ports or ():
+                number = target_port(pod, port)
+                if number is not None:
+                    wanted.add((port.protocol, number))
+    return wanted

@@ -1,0 +1,125 @@
+"""Names computed from names, so that anyone can recompute them and nothing has to be remembered.
+
+Sources: kube-proxy `pkg/proxy/iptables/proxier.go` (chain names), CNI `pkg/utils/hwaddr` (0a:58 + IPv4),
+flannel `pkg/backend/vxlan` (a random local VTEP MAC; here it is a hash, so that plan = up).
+"""
+
+import hashlib
+import re
+from base64 import b32encode
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+
+CLUSTER = re.compile(r"[a-z0-9]([-a-z0-9]{0,18}[a-z0-9])?")  # a DNS label of at most 20 characters
+
+RUN = Path("/run/nsnet")
+STATE = Path("/var/lib/nsnet")
+NETNS = Path("/run/netns")
+ETC_NETNS = Path("/etc/netns")
+
+
+def _short(name: str) -> str:
+    """File names end at 255 bytes: a longer name keeps its beginning and ends in a hash of the whole."""
+    if len(name) <= 255:
+        return name
+    return f"{name[:238]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def node_netns(cluster: str, node: str) -> str:
+    return _short(f"{cluster}.node.{node}")
+
+
+def pod_netns(cluster: str, namespace: str, pod: str) -> str:
+    return _short(f"{cluster}.pod.{namespace}.{pod}")
+
+
+def host_netns(cluster: str, host: str) -> str:
+    return _short(f"{cluster}.host.{host}")
+
+
+def fabric_netns(cluster: str, part: str) -> str:
+    """Part of the underlay: `router`, or the name of a network, whose switch it is."""
+    return _short(f"{cluster}.fabric.{part}")
+
+
+def mark(cluster: str) -> str:
+    """The alias on `lo` of every namespace of the cluster; `down` deletes nothing that does not bear it."""
+    return f"nsnet/{cluster}"
+
+
+def kind_of(netns: str) -> str:
+    """`node`, `pod`, `host` or `fabric`; empty when the name is not of this form."""
+    parts = netns.split(".", 2)
+    return parts[1] if len(parts) == 3 and parts[1] in {"node", "pod", "host", "fabric"} else ""
+
+
+def run_dir(cluster: str) -> Path:
+    return RUN / cluster
+
+
+def state_dir(cluster: str) -> Path:
+    return STATE / cluster
+
+
+def netns_run_dir(netns: str) -> Path:
+    """Run files of one namespace: `/run/nsnet/demo/node.node1` for `demo.node.node1`."""
+    cluster, rest = netns.split(".", 1)
+    return run_dir(cluster) / rest
+
+
+def _hex(text: str, digits: int) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def veth(text: str) -> str:
+    """A host-side veth name as CNI gives it (`veth` + 8 hex digits), here a hash of what is at the other end."""
+    return "veth" + _hex(text, 8)
+
+
+def mac(address: str, prefix: str = "0a:58") -> str:
+    """The MAC of an interface by its IPv4 address, as the CNI bridge plugin made it: 0a:58 + the four bytes."""
+    packed = ip_address(address)
+    if not isinstance(packed, IPv4Address):
+        raise ValueError(f"{address} is not IPv4")
+    return prefix + "".join(f":{byte:02x}" for byte in packed.packed)
+
+
+def vtep_mac(cluster: str, node: str, vni: int) -> str:
+    """A VTEP's MAC: local (bit 0x02 set), unicast (bit 0x01 clear), a hash of cluster, node and VNI."""
+    octets = bytearray(hashlib.sha256(f"{cluster}/{node}/{vni}".encode()).digest()[:6])
+    octets[0] = (octets[0] | 0x02) & 0xFE
+    return ":".join(f"{byte:02x}" for byte in octets)
+
+
+def uid(kind: str, namespace: str, name: str) -> str:
+    """A stable metadata.uid."""
+    digest = _hex(f"{kind}/{namespace}/{name}", 32)
+    return "-".join((digest[:8], digest[8:12], digest[12:16], digest[16:20], digest[20:]))
+
+
+_SAFE = "bcdfghjklmnpqrstvwxz2456789"  # Kubernetes' alphabet for generated names: no vowels, no 0 1 3
+
+
+def suffix(text: str, length: int = 5) -> str:
+    """A generated name's tail (`web-6d4cf56db6-x7k2p`), in Kubernetes' alphabet, a function of `text`."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return "".join(_SAFE[byte % len(_SAFE)] for byte in digest[:length])
+
+
+def service_port(namespace: str, service: str, port: str) -> str:
+    """A service port as kube-proxy names it: `ns/name:port`, or `ns/name` where the port has no name."""
+    return f"{namespace}/{service}:{port}" if port else f"{namespace}/{service}"
+
+
+def _kube_hash(text: str) -> str:
+    return b32encode(hashlib.sha256(text.encode()).digest()).decode()[:16]
+
+
+def kube_chain(prefix: str, port_name: str, protocol: str) -> str:
+    """`KUBE-SVC-…`, `KUBE-SVL-…`, `KUBE-EXT-…`, `KUBE-FW-…`: prefix is `SVC`, `SVL`, `EXT` or `FW`."""
+    return f"KUBE-{prefix}-{_kube_hash(port_name + protocol.lower())}"
+
+
+def kube_sep(port_name: str, protocol: str, endpoint: str) -> str:
+    """`KUBE-SEP-…` of one endpoint; `endpoint` is `ip:port` (IPv6 `[ip]:port`)."""
+    return f"KUBE-SEP-{_kube_hash(port_name + protocol.lower() + endpoint)}"

@@ -1,0 +1,460 @@
+"""What is there, in the kernel's words: the state of a namespace is a set of small values.
+
+One value = one kernel message = one line a network engineer would type. `key` is its identity in the kernel (two values
+with one key cannot stand side by side); equality is comparison, so every value is spelled as the kernel prints it.
+`render` makes these values from objects, `kernel.observe` from the kernel, and `diff` compares the two.
+
+Kernel-made things are not values: `proto kernel` routes, link-local IPv6 addresses, learned neighbours and FDB entries,
+fallback tunnel devices, empty built-in chains with policy ACCEPT.
+"""
+
+from collections.abc import Iterator, Mapping
+from shlex import quote
+from typing import Literal
+
+import msgspec
+
+Key = tuple[str, ...]
+
+
+class Netns(msgspec.Struct, frozen=True, tag=True):
+    """The namespace itself: named in /run/netns, `mark` is the alias on its `lo`. Without the mark it is not ours."""
+
+    mark: str
+
+    @property
+    def key(self) -> Key:
+        return ("netns",)
+
+
+class Loopback(msgspec.Struct, frozen=True, tag=True):
+    """`lo`: the kernel makes it, down."""
+
+    up: bool = True
+
+    @property
+    def key(self) -> Key:
+        return ("link", "lo")
+
+
+class Bridge(msgspec.Struct, frozen=True, tag=True):
+    name: str
+    mac: str
+    mtu: int = 1500
+    up: bool = True
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.name)
+
+
+class Veth(msgspec.Struct, frozen=True, tag=True):
+    """One end of a pair; `peer` is the other as `netns/device`. Both ends are values, each in its namespace."""
+
+    name: str
+    peer: str
+    mac: str
+    mtu: int = 1500
+    up: bool = True
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.name)
+
+
+class Vxlan(msgspec.Struct, frozen=True, tag=True):
+    """A VTEP: `local` its outer source address, `dev` the device that carries it, `port` the UDP destination."""
+
+    name: str
+    mac: str
+    mtu: int
+    vni: int
+    local: str
+    dev: str
+    port: int = 8472
+    learning: bool = False
+    up: bool = True
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.name)
+
+
+class OtherLink(msgspec.Struct, frozen=True, tag=True):
+    """A link nobody here asked for (or a veth whose peer is not where it says): always drift."""
+
+    name: str
+    kind: str
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.name)
+
+
+class BridgePort(msgspec.Struct, frozen=True, tag=True):
+    """A link enslaved to a bridge. Hairpin: frames may leave by the port they came in, a pod reaches itself."""
+
+    name: str
+    bridge: str
+    hairpin: bool = False
+
+    @property
+    def key(self) -> Key:
+        return ("port", self.name)
+
+
+class Address(msgspec.Struct, frozen=True, tag=True):
+    """`cidr` is address and prefix length, `10.244.1.1/24`."""
+
+    dev: str
+    cidr: str
+
+    @property
+    def key(self) -> Key:
+        return ("address", self.dev, self.cidr)
+
+
+class Route(msgspec.Struct, frozen=True, tag=True):
+    """A route of the main table. `dst` is a CIDR (`default` for 0.0.0.0/0); empty strings are absent.
+
+    `proto` is the name in /etc/iproute2/rt_protos the upstream component uses (`boot` for flannel and CNI).
+    `nexthops`: ECMP, as (via, dev) pairs; then `via` and `dev` are empty.
+    """
+
+    dst: str
+    dev: str = ""
+    via: str = ""
+    proto: str = "boot"
+    onlink: bool = False
+    src: str = ""
+    metric: int = 0
+    mtu: int = 0
+    kind: str = "unicast"  # or blackhole, unreachable, prohibit
+    scope: str = ""  # empty: what the kernel gives a route of this form
+    nexthops: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return ("route", self.dst, str(self.metric))
+
+
+class Neighbour(msgspec.Struct, frozen=True, tag=True):
+    """A permanent neighbour entry (these do not count against the machine's one IPv4 neighbour table)."""
+
+    dev: str
+    ip: str
+    mac: str
+
+    @property
+    def key(self) -> Key:
+        return ("neighbour", self.dev, self.ip)
+
+
+class FdbEntry(msgspec.Struct, frozen=True, tag=True):
+    """A permanent `self` entry of a VXLAN device: frames for `mac` go to the VTEP at `dst`."""
+
+    dev: str
+    mac: str
+    dst: str
+
+    @property
+    def key(self) -> Key:
+        return ("fdb", self.dev, self.mac)
+
+
+class Sysctl(msgspec.Struct, frozen=True, tag=True):
+    """`name` with dots (a dot inside an interface name is written /), `value` as /proc/sys prints it."""
+
+    name: str
+    value: str
+
+    @property
+    def key(self) -> Key:
+        return ("sysctl", self.name)
+
+
+class Chain(msgspec.Struct, frozen=True, tag=True):
+    """An iptables chain, whole: `rules` are its lines without `-A NAME`, spelled as iptables-save prints them.
+
+    `policy` is ACCEPT or DROP for a built-in chain and empty for any other. Built-in chains belong to us whole.
+    """
+
+    table: str
+    name: str
+    rules: tuple[str, ...] = ()
+    policy: str = ""
+    family: Literal["ip", "ip6"] = "ip"
+
+    @property
+    def key(self) -> Key:
+        return ("chain", self.family, self.table, self.name)
+
+
+class Table(msgspec.Struct, frozen=True, tag=True):
+    """An nftables table of ours, whole, as `nft list table` prints its body."""
+
+    family: str
+    name: str
+    text: str
+
+    @property
+    def key(self) -> Key:
+        return ("table", self.family, self.name)
+
+
+class Process(msgspec.Struct, frozen=True, tag=True):
+    """A process in the namespace, known by its argv; `copies` is what is running (a crash may leave two), wanted is 1.
+
+    A File of the same namespace whose path stands in argv is what the process reads: when it changes, the process is
+    told to read it again (see `kernel/process.py`).
+    """
+
+    argv: tuple[str, ...]
+    copies: int = 1
+
+    @property
+    def key(self) -> Key:
+        return ("process", *self.argv)
+
+
+class File(msgspec.Struct, frozen=True, tag=True):
+    """A file that belongs to the namespace: under its run directory, or under /etc/netns/<netns>/."""
+
+    path: str
+    content: str
+    mode: int = 0o600
+
+    @property
+    def key(self) -> Key:
+        return ("file", self.path)
+
+
+class Listener(msgspec.Struct, frozen=True, tag=True):
+    """A socket that takes connections or datagrams; observed, never wanted: pods are ready when theirs are there."""
+
+    protocol: str  # TCP or UDP
+    port: int
+    address: str = "0.0.0.0"  # noqa: S104 - a value, nothing is bound here
+
+    @property
+    def key(self) -> Key:
+        return ("listener", self.protocol, self.address, str(self.port))
+
+
+Value = (
+    Netns
+    | Loopback
+    | Bridge
+    | Veth
+    | Vxlan
+    | OtherLink
+    | BridgePort
+    | Address
+    | Route
+    | Neighbour
+    | FdbEntry
+    | Sysctl
+    | Chain
+    | Table
+    | Process
+    | File
+    | Listener
+)
+Link = Bridge | Veth | Vxlan | OtherLink
+
+State = Mapping[str, frozenset[Value]]
+"""A cluster's state: namespace name → its values. A namespace that is not a key does not exist."""
+
+Scope = Mapping[str, frozenset[Key]]
+"""What a look is limited to: namespace → keys. An empty set of keys means the whole namespace."""
+
+Verb = Literal["add", "replace", "delete"]
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One step towards what is wanted. `value` is the wanted one; for `delete` it is the one that is there.
+
+    `old` is what stands under the same key (for `replace`).
+    """
+
+    verb: Verb
+    netns: str
+    value: Value
+    old: Value | None = None
+
+    def __str__(self) -> str:
+        return "\n".join(lines(self))
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A change that the kernel (or a tool) refused, with its own sentence."""
+
+    change: Change
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{lines(self.change)[0]}: {self.reason}"
+
+
+# What `observe` reads in a namespace of each kind; `render` may want no other (a test holds them together).
+# A `*` stands for one interface name.
+SYSCTLS: Mapping[str, tuple[str, ...]] = {
+    "node": (
+        "net.ipv4.ip_forward",
+        "net.bridge.bridge-nf-call-iptables",
+        "net.ipv4.conf.all.rp_filter",
+        "net.ipv4.conf.default.rp_filter",
+        "net.ipv4.conf.all.route_localnet",
+        "net.netfilter.nf_conntrack_tcp_timeout_established",
+        "net.netfilter.nf_conntrack_tcp_timeout_close_wait",
+        "net.netfilter.nf_conntrack_tcp_be_liberal",
+    ),
+    "fabric": (
+        "net.ipv4.ip_forward",
+        "net.bridge.bridge-nf-call-iptables",
+        "net.ipv4.fib_multipath_hash_policy",
+    ),
+    "host": (),
+    "pod": (),
+}
+
+
+def text(value: Value) -> str:
+    """The value as the line a person would type inside the namespace to make it."""
+    return "; ".join(_words(value))
+
+
+def _words(value: Value) -> Iterator[str]:
+    match value:
+        case Netns(mark):
+            yield f"ip link set lo alias {mark}"
+        case Loopback(up):
+            yield f"ip link set lo {_updown(up)}"
+        case Bridge(name, mac, mtu, up):
+            yield f"ip link add {name} address {mac} mtu {mtu} type bridge"
+            yield f"ip link set {name} {_updown(up)}"
+        case Veth(name, peer, mac, mtu, up):
+            other, _, dev = peer.rpartition("/")
+            yield f"ip link add {name} address {mac} mtu {mtu} type veth peer name {dev} netns {other}"
+            yield f"ip link set {name} {_updown(up)}"
+        case Vxlan(name, mac, mtu, vni, local, dev, port, learning, up):
+            learn = "learning" if learning else "nolearning"
+            yield (
+                f"ip link add {name} address {mac} mtu {mtu} "
+                f"type vxlan id {vni} local {local} dev {dev} dstport {port} {learn}"
+            )
+            yield f"ip link set {name} {_updown(up)}"
+        case OtherLink(name, kind):
+            yield f"ip link add {name} type {kind}"
+        case BridgePort(name, bridge, hairpin):
+            yield f"ip link set {name} master {bridge}"
+            yield f"bridge link set dev {name} hairpin {'on' if hairpin else 'off'}"
+        case Address(dev, cidr):
+            yield f"ip address add {cidr} dev {dev}"
+        case Route():
+            yield f"ip route replace {_route(value)}"
+        case Neighbour(dev, ip, mac):
+            yield f"ip neighbour replace {ip} lladdr {mac} dev {dev} nud permanent"
+        case FdbEntry(dev, mac, dst):
+            yield f"bridge fdb replace {mac} dev {dev} dst {dst} self permanent"
+        case Sysctl(name, content):
+            yield f"sysctl -w {name}={quote(content)}"
+        case Chain(table, name, rules, policy, family):
+            tool = "iptables" if family == "ip" else "ip6tables"
+            yield f"{tool} -t {table} -P {name} {policy}" if policy else f"{tool} -t {table} -N {name}"
+            for rule in rules:
+                yield f"{tool} -t {table} -A {name} {rule}"
+        case Table(family, name, _):
+            yield f"nft add table {family} {name}"
+        case Process(argv):
+            yield f"setsid {' '.join(map(quote, argv))} &"
+        case File(path, content, mode):
+            yield f"install -D -m {mode:o} /dev/stdin {quote(path)}  # {len(content.encode())} bytes"
+        case Listener(protocol, port, address):
+            yield f"# {protocol} {address}:{port} listens"
+
+
+def _updown(up: bool) -> str:
+    return "up" if up else "down"
+
+
+def _route(route: Route) -> str:
+    words = [] if route.kind == "unicast" else [route.kind]
+    words.append(route.dst)
+    if route.nexthops:
+        words += [f"nexthop via {via} dev {dev}" for via, dev in route.nexthops]
+    words += [f"{name} {value}" for name, value in (("via", route.via), ("dev", route.dev)) if value]
+    if route.proto != "boot":
+        words.append(f"proto {route.proto}")
+    words += [f"{name} {value}" for name, value in (("scope", route.scope), ("src", route.src)) if value]
+    words += [f"{name} {value}" for name, value in (("metric", route.metric), ("mtu", route.mtu)) if value]
+    if route.onlink:
+        words.append("onlink")
+    return " ".join(words)
+
+
+def lines(change: Change) -> list[str]:
+    """The change as full command lines, the namespace named in each."""
+    if isinstance(change.value, Netns) and change.verb != "replace":
+        if change.verb == "delete":
+            return [f"ip netns delete {change.netns}"]
+        return [f"ip netns add {change.netns}", *(_inside(change.netns, word) for word in _words(change.value))]
+    words = list(_delete(change.value)) if change.verb == "delete" else list(_replace(change))
+    return [_inside(change.netns, word) for word in words]
+
+
+def _inside(netns: str, line: str) -> str:
+    tool, _, rest = line.partition(" ")
+    return f"{tool} -n {netns} {rest}" if tool in {"ip", "bridge"} else f"ip netns exec {netns} {line}"
+
+
+def _replace(change: Change) -> Iterator[str]:
+    value = change.value
+    if change.verb == "replace" and change.old is not None:
+        match value:
+            case Bridge() | Veth() | Vxlan() | OtherLink():
+                yield f"ip link delete {value.name}"
+            case Chain():
+                tool = "iptables" if value.family == "ip" else "ip6tables"
+                yield f"{tool} -t {value.table} -F {value.name}"
+                yield from list(_words(value))[0 if value.policy else 1 :]
+                return
+            case Process(argv):
+                yield f"pkill -f {quote(' '.join(argv))}"
+            case _:
+                pass
+    yield from _words(value)
+
+
+def _delete(value: Value) -> Iterator[str]:
+    match value:
+        case Netns():
+            yield "ip link set lo alias ''"
+        case Loopback():
+            yield "ip link set lo down"
+        case Bridge() | Veth() | Vxlan() | OtherLink():
+            yield f"ip link delete {value.name}"
+        case BridgePort(name):
+            yield f"ip link set {name} nomaster"
+        case Address(dev, cidr):
+            yield f"ip address delete {cidr} dev {dev}"
+        case Route():
+            yield f"ip route delete {_route(value)}"
+        case Neighbour(dev, ip):
+            yield f"ip neighbour delete {ip} dev {dev}"
+        case FdbEntry(dev, mac, dst):
+            yield f"bridge fdb delete {mac} dev {dev} dst {dst} self"
+        case Sysctl(name):
+            yield f"# {name} goes back to the kernel's default"
+        case Chain(table, name, _, policy, family):
+            tool = "iptables" if family == "ip" else "ip6tables"
+            yield f"{tool} -t {table} -F {name}"
+            yield f"{tool} -t {table} -P {name} ACCEPT" if policy else f"{tool} -t {table} -X {name}"
+        case Table(family, name):
+            yield f"nft delete table {family} {name}"
+        case Process(argv):
+            yield f"pkill -f {quote(' '.join(argv))}"
+        case File(path):
+            yield f"rm {quote(path)}"
+        case Listener(protocol, port, address):
+            yield f"# {protocol} {address}:{port} closes"
