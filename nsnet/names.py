@@ -76,6 +76,21 @@ def veth(text: str) -> str:
     return "veth" + _hex(text, 8)
 
 
+def device(text: str) -> str:
+    """An interface name that says what is at the other end (`rack-a`, `node-node1`): at most 15 characters.
+
+    A longer text, or one that means something else as an interface name, keeps its beginning and ends in a hash.
+    """
+    if len(text) <= 15 and text not in {"lo", "all", "default", "eth0", "br0"}:
+        return text
+    return f"{text[:6]}-{_hex(text, 8)}"
+
+
+def hashed_mac(text: str) -> str:
+    """A local (bit 0x02 set) unicast MAC for an interface without an address of its own, a hash of its name."""
+    return f"02:{':'.join(_hex(text, 10)[i : i + 2] for i in range(0, 10, 2))}"
+
+
 def mac(address: str, prefix: str = "0a:58") -> str:
     """The MAC of an interface by its IPv4 address, as the CNI bridge plugin made it: 0a:58 + the four bytes."""
     packed = ip_address(address)
@@ -112,7 +127,7 @@ def service_port(namespace: str, service: str, port: str) -> str:
 
 
 def _kube_hash(text: str) -> str:
-    return b32encode(hashlib.sha256(text.encode()).digest()).decode()[:16]
+    return b32encode(hashlib.sha256(text.encode()).digest()[:10]).decode()  # 10 bytes are 16 characters
 
 
 def kube_chain(prefix: str, port_name: str, protocol: str) -> str:

@@ -324,6 +324,11 @@ def text(value: Value) -> str:
     return "; ".join(_words(value))
 
 
+def words(value: Value) -> list[str]:
+    """The same as separate lines (a rule's comment may have a `;` in it)."""
+    return list(_words(value))
+
+
 def _words(value: Value) -> Iterator[str]:
     match value:
         case Netns(mark):

@@ -1,0 +1,46 @@
+"""Objects → what must stand on the machine: pure, one file per component of the field.
+
+A component is a function `render(view)` that yields (namespace, values) pairs; it may name a namespace more than once,
+and several components may add to one. What they yield is united here. Each memoises on the small values of `view`, so
+that a repeated render costs what changed.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+
+from nsnet import model
+from nsnet.render import chains, cni, flannel, programs, underlay
+from nsnet.render.view import View, view_of
+from nsnet.state import State, Value
+
+Component = Callable[[View], Iterator[tuple[str, Iterable[Value]]]]
+
+COMPONENTS: tuple[Component, ...] = (
+    underlay.render,
+    cni.render,
+    flannel.render,
+    chains.render,
+    programs.render,
+)
+
+
+def render(objects: model.Objects) -> State:
+    """The wanted state of a cluster whose objects `control.complete` left behind.
+
+    Every value is spelled as the kernel shows it, so that equality with an observed one means that nothing is to do.
+    Raises ObjectError where the objects ask for what is not built yet.
+    """
+    seen = view_of(objects)
+    parts: defaultdict[str, list[Iterable[Value]]] = defaultdict(list)
+    for component in COMPONENTS:
+        for netns, values in component(seen):
+            parts[netns].append(values)
+    return {netns: _united(values) for netns, values in parts.items()}
+
+
+def _united(parts: list[Iterable[Value]]) -> frozenset[Value]:
+    """One frozenset; where there is only one already (a pod), the same object, which compares at once."""
+    first = parts[0]
+    if len(parts) == 1 and isinstance(first, frozenset):
+        return first
+    return frozenset().union(*parts)

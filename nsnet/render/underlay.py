@@ -1,0 +1,136 @@
+"""What lies under the cluster: a switch per network, a router between them, and each machine's eth0.
+
+    <cluster>.fabric.router ── <network> ─── router │ br0 │ node-node1 ─── eth0   <cluster>.node.node1
+                                                    │     │ host-client ── eth0   <cluster>.host.client
+                                          <cluster>.fabric.<network>
+
+The router owns the first address of every network and has connected routes only: it knows nodes and hosts, and no pod
+or Service range, as a real network outside a cluster does not. A node needs its default route even where all it talks
+to is on one network: without it, node → ClusterIP fails before the DNAT of OUTPUT is reached.
+
+Neighbours on one network are known, so they are permanent entries: the kernel's IPv4 neighbour table is one for the
+whole machine (1,024 entries) and permanent ones do not count.
+
+Every sysctl is set, also where the kernel's default is the same: what a new namespace starts with differs between
+machines (facts/FAILURES.md). A node gets what kube-proxy sets at its start (route_localnet for loopback node ports,
+the conntrack times), what CNI sets (ip_forward) and what kubeadm asks for (bridge-nf-call-iptables: without it replies
+between pods of one node bypass the reverse NAT). A switch must not do that: its frames are not for iptables.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from ipaddress import ip_network
+
+from nsnet import names
+from nsnet.render.view import MEMO, Machine, Network, View, within
+from nsnet.state import (
+    Address,
+    Bridge,
+    BridgePort,
+    Loopback,
+    Neighbour,
+    Netns,
+    Route,
+    Sysctl,
+    Value,
+    Veth,
+)
+
+SWITCH = "br0"
+ROUTER = "router"  # its port's name in every switch
+
+NODE_SYSCTLS = (
+    Sysctl("net.ipv4.ip_forward", "1"),
+    Sysctl("net.bridge.bridge-nf-call-iptables", "1"),
+    Sysctl("net.ipv4.conf.all.rp_filter", "0"),
+    Sysctl("net.ipv4.conf.default.rp_filter", "0"),
+    Sysctl("net.ipv4.conf.all.route_localnet", "1"),
+    Sysctl("net.netfilter.nf_conntrack_tcp_timeout_established", "86400"),
+    Sysctl("net.netfilter.nf_conntrack_tcp_timeout_close_wait", "3600"),
+    Sysctl("net.netfilter.nf_conntrack_tcp_be_liberal", "0"),
+)
+SWITCH_SYSCTLS = (
+    Sysctl("net.ipv4.ip_forward", "0"),
+    Sysctl("net.bridge.bridge-nf-call-iptables", "0"),
+    Sysctl("net.ipv4.fib_multipath_hash_policy", "0"),
+)
+ROUTER_SYSCTLS = (
+    Sysctl("net.ipv4.ip_forward", "1"),
+    Sysctl("net.bridge.bridge-nf-call-iptables", "0"),
+    Sysctl("net.ipv4.fib_multipath_hash_policy", "1"),  # by ports too, as fabrics do: one connection keeps its way
+)
+
+
+def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
+    ground = (Netns(names.mark(view.name)), Loopback())
+    by_network: defaultdict[str, list[Machine]] = defaultdict(list)
+    for machine in view.machines:
+        by_network[machine.network.name].append(machine)
+    yield view.router, (*ground, *ROUTER_SYSCTLS)
+    for network in view.networks.values():
+        machines = tuple(by_network[network.name])
+        yield network.netns, (*ground, *SWITCH_SYSCTLS, *_switch(network, machines, view.router))
+        yield view.router, _routed(network, machines)
+        for machine in machines:
+            yield machine.netns, (*ground, *_machine(machine, machines))
+
+
+@lru_cache(maxsize=256)
+def _switch(network: Network, machines: tuple[Machine, ...], router: str) -> tuple[Value, ...]:
+    """The bridge of a network and its ports, one per machine and one for the router."""
+    bridge = Bridge(SWITCH, names.hashed_mac(network.netns), network.mtu)
+    values: list[Value] = [bridge, *_port(network, ROUTER, f"{router}/{names.device(network.name)}", network.mtu)]
+    for machine in machines:
+        values += _port(network, _port_name(machine), f"{machine.netns}/eth0", machine.mtu)
+    return tuple(values)
+
+
+def _port_name(machine: Machine) -> str:
+    return names.device(f"{machine.kind}-{machine.name}")
+
+
+def _port(network: Network, name: str, peer: str, mtu: int) -> tuple[Value, Value]:
+    return Veth(name, peer, names.hashed_mac(f"{network.netns}/{name}"), mtu), BridgePort(name, SWITCH)
+
+
+@lru_cache(maxsize=256)
+def _routed(network: Network, machines: tuple[Machine, ...]) -> tuple[Value, ...]:
+    """The router's leg in a network: the gateway's address, and the machines it finds there."""
+    dev = names.device(network.name)
+    return (
+        Veth(dev, f"{network.netns}/{ROUTER}", gateway_mac(network), network.mtu),
+        Address(dev, network.cidr(network.gateway)),
+        *(Neighbour(dev, ip, machine.mac) for machine in machines for ip in _local(machine)),
+        *(
+            Route(str(ip_network(ip)), dev, via=machine.ip)
+            for machine in machines
+            for ip in machine.more
+            if not within(network.subnet, ip)
+        ),
+    )
+
+
+def gateway_mac(network: Network) -> str:
+    return names.mac(network.gateway, "02:42")
+
+
+def _local(machine: Machine) -> Iterator[str]:
+    """The addresses of a machine that lie in its network; the router has a route to any other."""
+    yield machine.ip
+    yield from (ip for ip in machine.more if within(machine.network.subnet, ip))
+
+
+@lru_cache(maxsize=MEMO)
+def _machine(machine: Machine, machines: tuple[Machine, ...]) -> tuple[Value, ...]:
+    """eth0 of a node or host: its addresses, its default route and the neighbours it knows."""
+    network = machine.network
+    port = f"{network.netns}/{_port_name(machine)}"
+    return (
+        Veth("eth0", port, machine.mac, machine.mtu),
+        *(Address("eth0", network.cidr(ip)) for ip in (machine.ip, *machine.more)),
+        Route("default", "eth0", via=network.gateway),
+        Neighbour("eth0", network.gateway, gateway_mac(network)),
+        *(Neighbour("eth0", ip, other.mac) for other in machines if other != machine for ip in _local(other)),
+        *(NODE_SYSCTLS if machine.kind == "node" else ()),
+    )

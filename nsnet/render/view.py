@@ -1,0 +1,266 @@
+"""What the components read, taken out of the objects once: small hashable values instead of whole API objects.
+
+A pod object changes with every readiness flip; its place in the network does not. Components memoise on these values
+(equal value, equal answer), so that a render after one change rebuilds that change and nothing else. The memos may be
+dropped at any time without any effect but speed.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from ipaddress import ip_address, ip_interface, ip_network
+
+import msgspec
+
+from nsnet import model, names
+from nsnet.errors import ObjectError
+
+MEMO = 1 << 15  # entries a component's memo holds: more than the pods one machine takes
+OVERHEAD = {"vxlan": 50, "host-gw": 0}  # what each flannel backend that is built takes of the outer MTU
+
+
+class Network(msgspec.Struct, frozen=True):
+    """A segment of the underlay. `netns` is its switch, `gateway` the router's address in it, without length."""
+
+    name: str
+    netns: str
+    subnet: str
+    gateway: str
+    mtu: int
+
+    def cidr(self, ip: str) -> str:
+        """An address of this network with its prefix length; one from elsewhere stands alone, /32."""
+        return f"{ip}/{self.subnet.partition('/')[2] if within(self.subnet, ip) else 32}"
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """A node, or a host outside the cluster: what has an `eth0` on the underlay. `more`: its further addresses."""
+
+    kind: str  # node or host
+    name: str
+    netns: str
+    ip: str
+    network: Network
+    mtu: int
+    more: tuple[str, ...] = ()
+
+    @property
+    def mac(self) -> str:
+        return names.mac(self.ip, "02:42")
+
+
+class Node(msgspec.Struct, frozen=True):
+    """A node as CNI and flannel see it. `gateway` is the bridge's address with its length; empty without a subnet."""
+
+    name: str
+    machine: Machine
+    subnet: str
+    gateway: str
+    mtu: int  # of the bridge and the pods
+
+    @property
+    def netns(self) -> str:
+        return self.machine.netns
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """A flannel lease; `mac` is the VtepMAC of its BackendData, empty where that says none."""
+
+    subnet: str
+    public_ip: str
+    backend: str
+    mac: str
+
+
+class Pod(msgspec.Struct, frozen=True):
+    """A pod that has an address. `device` is the node's end of its veth pair, empty for a hostNetwork pod."""
+
+    namespace: str
+    name: str
+    node: str
+    netns: str
+    ip: str
+    device: str
+    hostname: str
+    tcp: tuple[int, ...]
+    udp: tuple[int, ...]
+
+
+class View(msgspec.Struct, frozen=True):
+    """Everything that components read. `pods` are those of each node, ordered by namespace and name."""
+
+    objects: model.Objects
+    cluster: model.Cluster
+    networks: Mapping[str, Network]
+    machines: tuple[Machine, ...]
+    nodes: tuple[Node, ...]
+    pods: Mapping[str, tuple[Pod, ...]]
+    leases: tuple[Lease, ...]
+
+    @property
+    def name(self) -> str:
+        return self.cluster.metadata.name
+
+    @property
+    def router(self) -> str:
+        return names.fabric_netns(self.name, "router")
+
+    @property
+    def pod_cidr(self) -> str:
+        """What flannel calls Network: the IPv4 part of podSubnet, host bits masked."""
+        return ipv4(self.cluster.networking.podSubnet)
+
+
+@lru_cache(maxsize=MEMO)
+def within(subnet: str, ip: str) -> bool:
+    return ip_address(ip) in ip_network(subnet, strict=False)
+
+
+def ipv4(subnets: str) -> str:
+    """The IPv4 range of `10.244.0.0/16` or of the dual-stack pair `10.244.0.0/16,fd00:10:244::/56`, masked."""
+    ranges = (ip_network(part.strip(), strict=False) for part in subnets.split(",") if part)
+    return next((str(item) for item in ranges if item.version == 4), "")
+
+
+def view_of(objects: model.Objects) -> View:
+    """The view of objects as `control.complete` left them. Raises ObjectError for what is asked and not built yet."""
+    cluster = model.cluster_of(objects)
+    _refuse_what_is_not_built(cluster)
+    networks = {item.name: _network(cluster, item) for item in cluster.underlay.networks}
+    nodes = tuple(_node(cluster, networks, item) for item in model.of(objects, model.Node))
+    hosts = tuple(_host(cluster, networks, item) for item in cluster.hosts or ())
+    return View(
+        objects=objects,
+        cluster=cluster,
+        networks=networks,
+        machines=(*(node.machine for node in nodes), *hosts),
+        nodes=nodes,
+        pods=_pods_by_node(objects, cluster.metadata.name),
+        leases=tuple(_lease(item) for item in model.of(objects, model.SubnetLease)),
+    )
+
+
+def _refuse_what_is_not_built(cluster: model.Cluster) -> None:
+    key = model.key_of(cluster)
+    kind = cluster.flannel.Backend.Type
+    if kind.lower() not in OVERHEAD:
+        hint = f"use one of: {', '.join(OVERHEAD)}"
+        raise ObjectError(key, "flannel.Backend.Type", f"backend {kind} is not built yet", hint)
+    for number, link in enumerate(cluster.underlay.links):
+        for field in ("delay", "loss", "rate"):
+            if getattr(link, field):
+                raise ObjectError(key, f"underlay.links[{number}].{field}", "is not built yet", "only mtu is")
+
+
+def _network(cluster: model.Cluster, item: model.Network) -> Network:
+    subnet = ip_network(item.subnet, strict=False)
+    netns = names.fabric_netns(cluster.metadata.name, item.name)
+    return Network(item.name, netns, str(subnet), str(subnet[1]), item.mtu)
+
+
+def _on(cluster: model.Cluster, networks: Mapping[str, Network], key: model.Key, name: str) -> Network:
+    found = networks.get(name)
+    if found is None:
+        hint = f"networks of cluster {cluster.metadata.name}: {', '.join(networks) or 'none'}"
+        raise ObjectError(key, "network", f"there is no underlay network {name!r}", hint)
+    return found
+
+
+def _link_mtu(cluster: model.Cluster, machine: str, network: Network) -> int:
+    """The MTU of a machine's link: what `underlay.links` says of it, else its network's."""
+    said = (link.mtu for link in cluster.underlay.links if set(link.between) == {machine, network.name} and link.mtu)
+    return next(said, network.mtu)
+
+
+def _node(cluster: model.Cluster, networks: Mapping[str, Network], node: model.Node) -> Node:
+    key, name = model.key_of(node), node.metadata.name
+    network = _on(cluster, networks, key, model.annotation(node, "nsnet/network"))
+    ip = model.internal_ip(node)
+    more = {item.address: None for item in node.status.addresses if item.type != "Hostname" and item.address != ip}
+    mtu = _link_mtu(cluster, name, network)
+    machine = Machine("node", name, names.node_netns(cluster.metadata.name, name), ip, network, mtu, tuple(more))
+    subnet = ipv4(",".join(node.spec.podCIDRs) or node.spec.podCIDR)
+    backend = cluster.flannel.Backend
+    inner = (backend.MTU or mtu) - OVERHEAD[backend.Type.lower()]
+    return Node(name, machine, subnet, _gateway(subnet), inner)
+
+
+def _gateway(subnet: str) -> str:
+    """`10.244.1.1/24` of `10.244.1.0/24`: the address of the bridge."""
+    if not subnet:
+        return ""
+    first = ip_interface(subnet)
+    return f"{first.network[1]}/{first.network.prefixlen}"
+
+
+def _host(cluster: model.Cluster, networks: Mapping[str, Network], host: model.HostEntry) -> Machine:
+    network = _on(cluster, networks, model.key_of(cluster), host.network)
+    netns = names.host_netns(cluster.metadata.name, host.name)
+    return Machine("host", host.name, netns, host.address, network, _link_mtu(cluster, host.name, network))
+
+
+def _lease(lease: model.SubnetLease) -> Lease:
+    data = lease.BackendData or {}
+    return Lease(lease.subnet, lease.PublicIP, lease.BackendType, str(data.get("VtepMAC", "")))
+
+
+# --- pods -------------------------------------------------------------------------------------------------------------
+
+
+def _pods_by_node(objects: model.Objects, cluster: str) -> dict[str, tuple[Pod, ...]]:
+    services = _services_by_pair(objects)
+    found: defaultdict[str, list[Pod]] = defaultdict(list)
+    taken: defaultdict[str, set[str]] = defaultdict(set)
+    for pod in model.of(objects, model.Pod):
+        if _has_network(pod):
+            found[pod.spec.nodeName].append(_pod(cluster, pod, services, taken[pod.spec.nodeName]))
+    return {node: tuple(pods) for node, pods in found.items()}
+
+
+def _has_network(pod: model.Pod) -> bool:
+    """A pod that is placed, has its address and has not ended."""
+    return bool(pod.spec.nodeName and pod.status.podIP) and pod.status.phase not in {"Succeeded", "Failed"}
+
+
+def _pod(cluster: str, pod: model.Pod, services: "_ByPair", taken: set[str]) -> Pod:
+    meta, spec = pod.metadata, pod.spec
+    ports = model.served_ports(pod, list(_candidates(services, meta)))
+    own = not spec.hostNetwork
+    netns = names.pod_netns(cluster, meta.namespace, meta.name) if own else names.node_netns(cluster, spec.nodeName)
+    return Pod(
+        namespace=meta.namespace,
+        name=meta.name,
+        node=spec.nodeName,
+        netns=netns,
+        ip=pod.status.podIP,
+        device=_device(f"{meta.namespace}/{meta.name}", taken) if own else "",
+        hostname=(spec.hostname or meta.name)[:63].rstrip("-.") if own else spec.nodeName,
+        tcp=tuple(sorted(port for protocol, port in ports if protocol == "TCP")),
+        udp=tuple(sorted(port for protocol, port in ports if protocol == "UDP")),
+    )
+
+
+def _device(pod: str, taken: set[str]) -> str:
+    """The node's end of the pod's veth pair; the next name where another pod of the node hashes to the same."""
+    attempts = (names.veth(f"{pod}#{number}" if number else pod) for number in range(len(taken) + 1))
+    name = next(attempt for attempt in attempts if attempt not in taken)
+    taken.add(name)
+    return name
+
+
+_ByPair = Mapping[tuple[str, str, str], list[model.Service]]
+
+
+def _services_by_pair(objects: model.Objects) -> _ByPair:
+    """Services by namespace and the first label they select by, so that no pod is held against every Service."""
+    found: defaultdict[tuple[str, str, str], list[model.Service]] = defaultdict(list)
+    for service in model.of(objects, model.Service):
+        for label, value in (service.spec.selector or {}).items():
+            found[service.metadata.namespace, label, value].append(service)
+            break
+    return found
+
+
+def _candidates(services: _ByPair, meta: model.ObjectMeta) -> Iterator[model.Service]:
+    for label, value in meta.labels.items():
+        yield from services.get((meta.namespace, label, value), ())

@@ -1,0 +1,76 @@
+"""What every rendered state must satisfy, whatever the topology: one list of sentences, empty when all is well."""
+
+from collections import Counter
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_interface
+
+from nsnet import names, state
+from nsnet.diff import hangs_on, targets
+from nsnet.state import Address, Bridge, BridgePort, Chain, Netns, OtherLink, Route, State, Sysctl, Value, Veth, Vxlan
+from tests.fake import dangling
+
+LINKS = (Bridge, Veth, Vxlan, OtherLink)
+UNUSED = {"KUBE-PROXY-CANARY", "KUBE-MARK-MASQ"}  # kube-proxy always has them: the canary shows a flush
+
+
+def faults(want: State) -> list[str]:
+    """Every sentence names the namespace it is about."""
+    found = [f"{netns}: {fault}" for netns, values in sorted(want.items()) for fault in _inside(netns, values)]
+    return found + list(_pairs(want))
+
+
+def _inside(netns: str, values: frozenset[Value]) -> Iterator[str]:
+    yield from (f"{key} stands twice" for key, times in Counter(value.key for value in values).items() if times > 1)
+    if not any(isinstance(value, Netns) for value in values):
+        yield "is never made"
+    yield from dangling(values)
+    yield from _unreached(values)
+    yield from _sysctls(netns, values)
+    yield from _devices(values)
+    yield from _gateways(values)
+
+
+def _unreached(values: frozenset[Value]) -> Iterator[str]:
+    chains = [value for value in values if isinstance(value, Chain)]
+    reached = {(*chain.key[:3], target) for chain in chains for target in targets(chain)}
+    for chain in chains:
+        if not chain.policy and chain.name not in UNUSED and chain.key not in reached:
+            yield f"nobody jumps to {chain.table} {chain.name}"
+
+
+def _sysctls(netns: str, values: frozenset[Value]) -> Iterator[str]:
+    """Each one that is read is wanted, and no other: a value that nobody sets differs from machine to machine."""
+    wanted = {value.name for value in values if isinstance(value, Sysctl)}
+    if wanted != set(state.SYSCTLS[names.kind_of(netns)]):
+        yield f"sysctls {sorted(wanted ^ set(state.SYSCTLS[names.kind_of(netns)]))} are wanted or read, not both"
+
+
+def _devices(values: frozenset[Value]) -> Iterator[str]:
+    links = {value.name for value in values if isinstance(value, LINKS)}
+    for value in values:
+        absent = {*hangs_on(value), *([value.dev] if isinstance(value, Vxlan) else ())} - links
+        if absent:
+            yield f"{value} needs {absent}"
+    too_long = [name for name in links if len(name) > 15]
+    if too_long:
+        yield f"{too_long} are too long for an interface"
+
+
+def _gateways(values: frozenset[Value]) -> Iterator[str]:
+    subnets = [(value.dev, ip_interface(value.cidr).network) for value in values if isinstance(value, Address)]
+    through = [value for value in values if isinstance(value, Route) and value.via and not value.onlink]
+    for route in through:
+        if not any(dev == route.dev and ip_address(route.via) in subnet for dev, subnet in subnets):
+            yield f"{route.via} is not reached on {route.dev}"
+
+
+def _pairs(want: State) -> Iterator[str]:
+    """Each veth names an end that names it, and one of the two is a bridge port."""
+    ends = {(netns, value.name): value for netns, values in want.items() for value in values if isinstance(value, Veth)}
+    ports = {(netns, value.name) for netns, values in want.items() for value in values if isinstance(value, BridgePort)}
+    for (netns, name), value in ends.items():
+        other, _, dev = value.peer.rpartition("/")
+        if other not in want or (other, dev) not in ends or ends[other, dev].peer != f"{netns}/{name}":
+            yield f"{netns}: {name} has no peer {value.peer}"
+        elif ((netns, name) in ports) == ((other, dev) in ports):
+            yield f"{netns}: of {name} and {value.peer} exactly one should be a bridge port"
