@@ -1,0 +1,179 @@
+"""A hook of a namespace: the chains a packet goes through there, and what they make of it.
+
+Conntrack as the kernel has it: the nat table sees only the first packet of a connection, once on each side; an answer
+is translated back by the entry the first packet made (`Trip.reply`), whatever the rules say by now.
+"""
+
+from collections.abc import Collection, Iterator
+from typing import Literal
+
+from msgspec.structs import replace
+
+from nsnet.state import Chain
+from nsnet.trace.rules import UNKNOWN, Facts, Rule, likelihood, number, pair, parse
+from nsnet.trace.values import Hop, Packet, Trip
+from nsnet.trace.view import View, lookup, source
+
+Outcome = Literal["accept", "drop", "reject"]
+Step = tuple[Outcome, Trip]
+
+TABLES = {
+    "PREROUTING": ("raw", "mangle", "nat"),
+    "INPUT": ("mangle", "filter", "nat"),
+    "FORWARD": ("mangle", "filter"),
+    "OUTPUT": ("raw", "mangle", "nat", "filter"),
+    "POSTROUTING": ("mangle", "nat"),
+}
+"""The tables of a hook, in the order of their priorities."""
+
+_DEEPEST = 64  # jumps in each other; the kernel refuses loops, observed text could hold one
+_ENDS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject"}
+
+
+def hook(name: str, trip: Trip, here: View, recent: Collection[tuple[str, str]] = ()) -> list[Step]:
+    """Every way through a hook, each with what becomes of the packet."""
+    steps: list[Step] = [("accept", trip)]
+    facts = Facts(here.is_local, recent)
+    for table in TABLES[name]:
+        if (table, name) in here.chains:
+            steps = [after for step in steps for after in _table(table, name, step, here, facts)]
+    return steps
+
+
+def _table(table: str, name: str, step: Step, here: View, facts: Facts) -> Iterator[Step]:
+    outcome, trip = step
+    if outcome != "accept" or (table == "nat" and (trip.reply or (trip.looped and name in {"PREROUTING", "INPUT"}))):
+        yield step
+        return
+    chain = here.chains[table, name]
+    for end, after in _chain(chain, trip, here, facts, 0):
+        yield end or ("drop" if chain.policy == "DROP" else "accept"), after
+
+
+def _chain(chain: Chain, trip: Trip, here: View, facts: Facts, depth: int) -> Iterator[tuple[Outcome | None, Trip]]:
+    """Every way through a chain; None: the packet came to its end, or returned."""
+    passing = [trip]
+    for text in chain.rules:
+        rule, still = parse(text), []
+        for one in passing:
+            chance = likelihood(rule, one, facts, number(one.packet.src), number(one.packet.dst))
+            if chance < 1.0:
+                still.append(one if chance in (0.0, UNKNOWN) else _weighed(one, 1.0 - chance))
+            if chance != 0.0:
+                taken = one if chance in (1.0, UNKNOWN) else _weighed(one, chance)
+                for end, after in _taken(chain, rule, taken, here, facts, depth):
+                    if end == "on":
+                        still.append(after)
+                    else:
+                        yield (None if end == "return" else end), after
+        passing = still
+        if not passing:
+            return
+    for one in passing:
+        yield None, one
+
+
+def _weighed(trip: Trip, chance: float) -> Trip:
+    return replace(trip, chance=trip.chance * chance)
+
+
+def _taken(
+    chain: Chain, rule: Rule, trip: Trip, here: View, facts: Facts, depth: int
+) -> Iterator[tuple[Outcome | Literal["on", "return"], Trip]]:
+    """What a rule does to a packet it matches; `on`: the next rule is asked."""
+    hop = Hop(trip.netns, f"{chain.table} {chain.name}", rule.text)
+    after = replace(trip, hops=(*trip.hops, hop))
+    if rule.target in _ENDS:
+        yield _ENDS[rule.target], after  # type: ignore[misc]
+    elif rule.target == "RETURN":
+        yield "return", after
+    elif (chain.table, rule.target) in here.chains and depth < _DEEPEST:
+        for end, back in _chain(here.chains[chain.table, rule.target], after, here, facts, depth + 1):
+            yield end or ("return" if rule.goto else "on"), back
+    elif rule.target in _TRANSLATIONS:
+        yield "accept", _TRANSLATIONS[rule.target](rule, after, here)
+    elif rule.target == "MARK":
+        yield "on", _marked(rule, after)
+    else:
+        yield "on", trip  # LOG, a rule without target and the like: nothing happens to the packet
+
+
+def _marked(rule: Rule, trip: Trip) -> Trip:
+    """`--set-xmark value/mask`: the mask's bits are cleared, then value is xored in."""
+    value, mask = pair(rule.argument("--set-xmark"))
+    return replace(trip, mark=(trip.mark & ~mask) ^ value)
+
+
+def _to_destination(rule: Rule, trip: Trip, _: View) -> Trip:
+    address, port = _address(rule.argument("--to-destination"))
+    packet = replace(trip.packet, dst=address or trip.packet.dst, dport=port or trip.packet.dport)
+    return replace(trip, packet=packet, translated=True)
+
+
+def _redirected(rule: Rule, trip: Trip, here: View) -> Trip:
+    """To this namespace itself: to the address of the device the packet came in by, or to loopback."""
+    own = here.addresses.get(trip.dev_in, ["127.0.0.1/8"])[0].partition("/")[0]
+    port = rule.argument("--to-ports").partition("-")[0]
+    packet = replace(trip.packet, dst=own, dport=int(port) if port else trip.packet.dport)
+    return replace(trip, packet=packet, translated=True)
+
+
+def _to_source(rule: Rule, trip: Trip, _: View) -> Trip:
+    address, port = _address(rule.argument("--to-source"))
+    return replace(trip, packet=replace(trip.packet, src=address, sport=port or trip.packet.sport))
+
+
+def _masqueraded(rule: Rule, trip: Trip, here: View) -> Trip:
+    """The address of the device it leaves by, as for a packet of the namespace's own to the same next hop."""
+    route = lookup(here, trip.packet.dst)
+    nexthop = (route.via if route else "") or trip.packet.dst
+    plain = replace(route, src="") if route and route.proto != "kernel" else route
+    own = source(here, plain, trip.dev_out, nexthop) if plain else ""
+    sport = 0 if "--random-fully" in rule.arguments else trip.packet.sport
+    return replace(trip, packet=replace(trip.packet, src=own or trip.packet.src, sport=sport))
+
+
+_TRANSLATIONS = {
+    "DNAT": _to_destination,
+    "REDIRECT": _redirected,
+    "SNAT": _to_source,
+    "MASQUERADE": _masqueraded,
+}
+
+
+def _address(text: str) -> tuple[str, int]:
+    """`ip:port`, `[ip]:port` or an address alone."""
+    if text.startswith("["):
+        address, _, port = text[1:].partition("]")
+        return address, int(port.lstrip(":") or 0)
+    if text.count(":") > 1:
+        return text, 0
+    address, _, port = text.partition(":")
+    return address, int(port.partition("-")[0] or 0)
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def is_answer(packet: Packet, left: Packet) -> bool:
+    """Is this packet an answer to the one that left like that? A port 0 stands for any."""
+    ends = ((packet.src, left.dst), (packet.dst, left.src))
+    ports = ((packet.sport, left.dport), (packet.dport, left.sport))
+    same = packet.protocol == left.protocol and all(a == b for a, b in ends)
+    return same and all(a == b or not a or not b for a, b in ports)
+
+
+def back_to(trip: Trip) -> Trip:
+    """On the way in, the answer's destination becomes who asked."""
+    if trip.reply is None:
+        return trip
+    came = trip.reply.came
+    return replace(trip, packet=replace(trip.packet, dst=came.src, dport=came.sport))
+
+
+def back_from(trip: Trip) -> Trip:
+    """On the way out, the answer's source becomes what was asked."""
+    if trip.reply is None:
+        return trip
+    came = trip.reply.came
+    return replace(trip, packet=replace(trip.packet, src=came.dst, sport=came.dport))

@@ -1,0 +1,84 @@
+"""A packet, the steps it takes and where it ends."""
+
+from typing import Literal
+
+import msgspec
+
+Result = Literal["delivered", "refused", "dropped", "unreachable"]
+
+
+class Packet(msgspec.Struct, frozen=True):
+    """The first packet of a connection. `src` empty: the kernel chooses it. A port 0: any (or none, for icmp)."""
+
+    protocol: str  # tcp, udp, sctp or icmp
+    dst: str
+    dport: int = 0
+    src: str = ""
+    sport: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.protocol} {_end(self.src, self.sport)} → {_end(self.dst, self.dport)}"
+
+
+def _end(address: str, port: int) -> str:
+    if not port:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+class Hop(msgspec.Struct, frozen=True):
+    """One step: in which namespace, what happened (`out eth0`, `nat KUBE-SERVICES`), by which rule or route."""
+
+    netns: str
+    what: str
+    rule: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.netns}: {self.what}" + (f": {self.rule}" if self.rule else "")
+
+
+class Flow(msgspec.Struct, frozen=True):
+    """A conntrack entry: how a connection came into a namespace and how it left it."""
+
+    netns: str
+    came: Packet
+    left: Packet
+
+
+class Trip(msgspec.Struct, frozen=True):
+    """A packet under way, in a namespace. `chance` is how likely the choices so far were."""
+
+    netns: str
+    packet: Packet
+    mark: int = 0
+    dev_in: str = ""
+    dev_out: str = ""
+    port_in: str = ""  # the bridge port it came in by
+    reply: Flow | None = None  # this namespace's conntrack entry, when the packet is an answer
+    came: Packet | None = None  # as it was when this namespace first saw it
+    looped: bool = False  # back through lo: conntrack knows it, nat is not asked again
+    translated: bool = False  # its destination was changed by a rule of this namespace
+    hops: tuple[Hop, ...] = ()
+    flows: tuple[Flow, ...] = ()
+    chance: float = 1.0
+    ttl: int = 64
+
+    @property
+    def state(self) -> str:
+        """What `-m conntrack --ctstate` sees."""
+        return "ESTABLISHED" if self.reply else "NEW"
+
+
+class Way(msgspec.Struct, frozen=True):
+    """One way a packet can go. `packet` as it is where it ended: the source seen there, the destination reached."""
+
+    result: Result
+    netns: str
+    packet: Packet
+    reason: str = ""
+    hops: tuple[Hop, ...] = ()
+    flows: tuple[Flow, ...] = ()
+    chance: float = 1.0
+
+    def __str__(self) -> str:
+        return f"{self.result} in {self.netns}: {self.packet}" + (f" ({self.reason})" if self.reason else "")

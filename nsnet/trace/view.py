@@ -1,0 +1,131 @@
+"""One namespace, indexed: what a packet asks of it. Made from its values alone, once for each set of values."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from ipaddress import ip_address, ip_interface, ip_network
+
+import msgspec
+
+from nsnet.state import (
+    Address,
+    Bridge,
+    BridgePort,
+    Chain,
+    FdbEntry,
+    Loopback,
+    Neighbour,
+    OtherLink,
+    Route,
+    Sysctl,
+    Value,
+    Veth,
+    Vxlan,
+)
+
+Link = Loopback | Bridge | Veth | Vxlan | OtherLink
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A route as numbers: `network` has `length` leading bits that count."""
+
+    network: int
+    length: int
+    route: Route
+    bits: int = 32
+
+
+class View(msgspec.Struct, frozen=True, eq=False):
+    links: dict[str, Link]
+    ports: dict[str, BridgePort]
+    addresses: dict[str, list[str]]  # device → address/length
+    local: frozenset[str]
+    entries: list[Entry]
+    neighbours: dict[tuple[str, str], str]
+    fdb: dict[tuple[str, str], str]
+    sysctls: dict[str, str]
+    chains: dict[tuple[str, str], Chain]
+
+    def is_up(self, dev: str) -> bool:
+        link = self.links.get(dev)
+        return link is not None and not isinstance(link, OtherLink) and link.up
+
+    def is_local(self, address: str) -> bool:
+        return address in self.local or (address.startswith("127.") and self.is_up("lo"))
+
+    def is_on(self, sysctl: str) -> bool:
+        return self.sysctls.get(sysctl, "0") not in ("", "0")
+
+    def mac(self, dev: str) -> str:
+        link = self.links.get(dev)
+        return link.mac if isinstance(link, Bridge | Veth | Vxlan) else ""
+
+    def bridge_of(self, dev: str) -> BridgePort | None:
+        return self.ports.get(dev)
+
+
+@lru_cache(maxsize=1 << 11)
+def view(values: frozenset[Value]) -> View:
+    """The namespace with these values. Connected routes, which the kernel makes, are made here from the addresses."""
+    links = {_name(value): value for value in values if isinstance(value, Link)}
+    addresses: dict[str, list[str]] = {}
+    for value in sorted((value for value in values if isinstance(value, Address)), key=lambda item: item.cidr):
+        addresses.setdefault(value.dev, []).append(value.cidr)
+    said = [value for value in values if isinstance(value, Route)]
+    routes = [route for route in [*said, *_connected(addresses)] if _works(route, links)]
+    return View(
+        links=links,
+        ports={value.name: value for value in values if isinstance(value, BridgePort)},
+        addresses=addresses,
+        local=frozenset(cidr.partition("/")[0] for cidrs in addresses.values() for cidr in cidrs),
+        entries=sorted(map(_entry, routes), key=lambda entry: (-entry.length, entry.route.metric)),
+        neighbours={(value.dev, value.ip): value.mac for value in values if isinstance(value, Neighbour)},
+        fdb={(value.dev, value.mac): value.dst for value in values if isinstance(value, FdbEntry)},
+        sysctls={value.name: value.value for value in values if isinstance(value, Sysctl)},
+        chains={
+            (value.table, value.name): value for value in values if isinstance(value, Chain) and value.family == "ip"
+        },
+    )
+
+
+def _name(link: Link) -> str:
+    return "lo" if isinstance(link, Loopback) else link.name
+
+
+def _connected(addresses: dict[str, list[str]]) -> Iterator[Route]:
+    for dev, cidrs in addresses.items():
+        for cidr in cidrs:
+            interface = ip_interface(cidr)
+            if interface.network.prefixlen < interface.max_prefixlen:
+                yield Route(str(interface.network), dev=dev, proto="kernel", src=str(interface.ip), scope="link")
+
+
+def _works(route: Route, links: dict[str, Link]) -> bool:
+    """The kernel takes a route away when its device goes down."""
+    link = links.get(route.dev)
+    return not route.dev or link is None or isinstance(link, OtherLink) or link.up
+
+
+def _entry(route: Route) -> Entry:
+    network = ip_network("0.0.0.0/0" if route.dst == "default" else route.dst, strict=False)
+    return Entry(int(network.network_address), network.prefixlen, route, network.max_prefixlen)
+
+
+def lookup(here: View, dst: str) -> Route | None:
+    """The route of the longest prefix, then of the lowest metric; a local address leads to `lo`."""
+    if here.is_local(dst):
+        return Route(dst, dev="lo", proto="kernel", src=dst if dst in here.local else "127.0.0.1", kind="local")
+    number = int(ip_address(dst))
+    for entry in here.entries:
+        if (number ^ entry.network) >> (entry.bits - entry.length) == 0:
+            return entry.route
+    return None
+
+
+def source(here: View, route: Route, dev: str, nexthop: str) -> str:
+    """The source address the kernel gives: the route's, else the device's in the next hop's subnet, else its first."""
+    if route.src:
+        return route.src
+    cidrs = here.addresses.get(dev, [])
+    near = [cidr for cidr in cidrs if nexthop and ip_address(nexthop) in ip_interface(cidr).network]
+    own = near or cidrs or [cidr for others in here.addresses.values() for cidr in others]
+    return own[0].partition("/")[0] if own else ""

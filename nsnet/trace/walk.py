@@ -1,0 +1,386 @@
+"""From namespace to namespace: routing, bridges, veth pairs and VXLAN, with netfilter's hooks where the kernel's are.
+
+A packet that a namespace sends goes OUTPUT → route → POSTROUTING → device; one that comes in goes PREROUTING → route →
+INPUT, or FORWARD → POSTROUTING → device. A bridge with `net.bridge.bridge-nf-call-iptables` shows what it forwards to
+PREROUTING, FORWARD and POSTROUTING too. Each step gives all trips that may come of it; a trip that ends is a Way.
+
+Two facts that decide real failures, found by sending packets (facts/FAILURES.md):
+- with bridge-nf-call-iptables a DNAT to an address behind the same bridge is bridged, not routed: the frame may leave
+  by the port it came in only when that port has hairpin on;
+- without it an answer between two pods of one bridge never passes the node's conntrack: its source is the wrong one.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+
+import msgspec
+from msgspec.structs import replace
+
+from nsnet import state as kernel
+from nsnet.state import Bridge, Route, State, Veth, Vxlan
+from nsnet.trace import netfilter
+from nsnet.trace.values import Flow, Hop, Packet, Result, Trip, Way
+from nsnet.trace.view import View, lookup, source, view
+
+BRIDGE_NF = "net.bridge.bridge-nf-call-iptables"
+ROUTE_LOCALNET = "net.ipv4.conf.all.route_localnet"
+
+
+class World(msgspec.Struct, frozen=True, eq=False):
+    """What a walk looks at: the state, the `recent` lists as they stand, and conntrack entries an answer may meet."""
+
+    state: State
+    recent: Collection[tuple[str, str]] = ()
+    flows: tuple[Flow, ...] = ()
+
+    def here(self, netns: str) -> View:
+        return view(self.state.get(netns, frozenset()))
+
+
+class Station(msgspec.Struct, frozen=True):
+    """A device that hears what is sent on a wire; bridges in between as (namespace, bridge, port in, port out)."""
+
+    netns: str
+    dev: str
+    crossed: tuple[tuple[str, str, str, str], ...] = ()
+    port: str = ""  # of a bridge: the port by which it hears
+
+
+def walk(state: State, netns: str, packet: Packet, recent: Collection[tuple[str, str]] = ()) -> list[Way]:
+    """Every way the first packet of a connection can go that a process in `netns` opens.
+
+    `recent`: what the xt_recent lists hold, as (list name, source address); by default nobody has been seen before.
+    """
+    return list(_send(World(state, recent), Trip(netns, packet)))
+
+
+def answer(state: State, way: Way, asked: Packet) -> list[Way]:
+    """The answer's way back. It counts as delivered only where it started, and from the address that was `asked`.
+
+    `asked` is the packet given to `walk`; an empty source there stands for the one the kernel chose.
+    """
+    came, start = way.packet, way.flows[0].netns if way.flows else way.netns
+    back = Packet(came.protocol, came.src, came.sport, came.dst, came.dport)
+    world = World(state, flows=way.flows)
+    return [_judged(end, start, asked) for end in _send(world, Trip(way.netns, back))]
+
+
+def _judged(end: Way, start: str, asked: Packet) -> Way:
+    if end.result != "delivered":
+        return end
+    if end.netns != start:
+        return replace(end, result="unreachable", reason=f"the answer comes to {end.netns}, not to {start}")
+    if end.packet.src != asked.dst or (asked.dport and end.packet.sport != asked.dport):
+        heard = f"{end.packet.src}:{end.packet.sport}"
+        return replace(end, result="dropped", reason=f"the answer comes from {heard}, which nobody asked")
+    return end
+
+
+# --- a namespace sends, or hears --------------------------------------------------------------------------------------
+
+
+def _send(world: World, trip: Trip) -> Iterator[Way]:
+    """A process of the namespace sends: the route decides the source, then OUTPUT may change the destination."""
+    here = world.here(trip.netns)
+    route = lookup(here, trip.packet.dst)
+    if route is None or route.kind in {"unreachable", "prohibit", "blackhole"}:
+        yield _end("unreachable", trip, _no_route(trip, route))
+        return
+    first = next(_branches(here, route), (route.dev, route.via))
+    src = trip.packet.src or source(here, route, *first)
+    trip = _known(world, replace(trip, packet=replace(trip.packet, src=src), dev_out=first[0]))
+    for outcome, after in netfilter.hook("OUTPUT", trip, here, world.recent):
+        if outcome != "accept":
+            yield _ended(outcome, after)
+        else:
+            yield from _onward(world, netfilter.back_to(after), here)
+
+
+def _hear(world: World, trip: Trip) -> Iterator[Way]:
+    """A packet comes in by `dev_in`."""
+    here = world.here(trip.netns)
+    trip = trip if trip.looped else _known(world, trip)
+    for outcome, one in netfilter.hook("PREROUTING", trip, here, world.recent):
+        after = one if trip.looped else netfilter.back_to(one)
+        if outcome != "accept":
+            yield _ended(outcome, after)
+        elif _is_martian(after, here):
+            yield _end("dropped", after, f"{trip.dev_in} takes no loopback address: route_localnet is 0")
+        elif here.is_local(after.packet.dst):
+            yield from _input(world, after, here)
+        elif not here.is_on("net.ipv4.ip_forward"):
+            yield _end("dropped", after, "net.ipv4.ip_forward is 0")
+        elif not _is_plausible(after, here):
+            yield _end("dropped", after, f"rp_filter: {after.packet.src} is not routed back by {after.dev_in}")
+        else:
+            yield from _forward(world, after, here)
+
+
+def _input(world: World, trip: Trip, here: View) -> Iterator[Way]:
+    for outcome, one in netfilter.hook("INPUT", trip, here, world.recent):
+        after = netfilter.back_from(one)
+        hops = (*after.hops, Hop(trip.netns, f"delivered to {after.packet.dst}"))
+        yield _ended(outcome, after) if outcome != "accept" else _end("delivered", _noted(replace(after, hops=hops)))
+
+
+def _forward(world: World, trip: Trip, here: View) -> Iterator[Way]:
+    if trip.ttl <= 1:
+        yield _end("dropped", trip, "the packet goes round in circles: its TTL is used up")
+        return
+    route = lookup(here, trip.packet.dst)
+    dev = next(_branches(here, route), ("", ""))[0] if route else ""
+    for outcome, after in netfilter.hook("FORWARD", replace(trip, ttl=trip.ttl - 1, dev_out=dev), here, world.recent):
+        if outcome != "accept":
+            yield _ended(outcome, after)
+        else:
+            yield from _onward(world, after, here)
+
+
+def _known(world: World, trip: Trip) -> Trip:
+    """What conntrack says of it: an answer to a connection that passed here, or something new."""
+    entries = (flow for flow in world.flows if flow.netns == trip.netns)
+    entry = next((flow for flow in entries if netfilter.is_answer(trip.packet, flow.left)), None)
+    return replace(trip, reply=entry, came=trip.packet, translated=False)
+
+
+def _noted(trip: Trip) -> Trip:
+    """The connection as it leaves the namespace: what conntrack will need to recognise the answer."""
+    if trip.came is None or trip.reply is not None or any(flow.netns == trip.netns for flow in trip.flows[-1:]):
+        return trip
+    return replace(trip, flows=(*trip.flows, Flow(trip.netns, trip.came, trip.packet)))
+
+
+def _is_martian(trip: Trip, here: View) -> bool:
+    """Loopback addresses are for `lo` only, unless route_localnet says otherwise."""
+    loopback = trip.packet.src.startswith("127.") or trip.packet.dst.startswith("127.")
+    return loopback and trip.dev_in != "lo" and not here.is_on(ROUTE_LOCALNET)
+
+
+def _is_plausible(trip: Trip, here: View) -> bool:
+    """Strict reverse path filtering: the way back to the source must be the device it came in by."""
+    if here.sysctls.get("net.ipv4.conf.all.rp_filter") != "1" or trip.dev_in == "lo":
+        return True
+    route = lookup(here, trip.packet.src)
+    return route is not None and trip.dev_in in {dev for dev, _ in _branches(here, route)}
+
+
+# --- out by a device --------------------------------------------------------------------------------------------------
+
+
+def _branches(here: View, route: Route) -> Iterator[tuple[str, str]]:
+    """(device, gateway) of a route; several for ECMP."""
+    if route.nexthops:
+        yield from ((dev, via) for via, dev in route.nexthops)
+        return
+    dev = route.dev
+    if not dev and route.via:
+        towards = lookup(here, route.via)
+        dev = towards.dev if towards else ""
+    yield dev, route.via
+
+
+def _onward(world: World, trip: Trip, here: View) -> Iterator[Way]:
+    """Routed (again, for the destination may have changed), then POSTROUTING, then out."""
+    route = lookup(here, trip.packet.dst)
+    if route is None or route.kind in {"unreachable", "prohibit", "blackhole"}:
+        yield _end("unreachable", trip, _no_route(trip, route))
+        return
+    branches = list(_branches(here, route))
+    if route.dev != "lo" and trip.packet.src.startswith("127.") and not here.is_on(ROUTE_LOCALNET):
+        yield _end("dropped", trip, f"a loopback source may not leave by {branches[0][0]}: route_localnet is 0")
+        return
+    for dev, via in branches:
+        text = kernel.text(route).removeprefix("ip route replace ")
+        what = Hop(trip.netns, f"out {dev}" + (f" via {via}" if via else ""), text)
+        leaving = replace(trip, dev_out=dev, hops=(*trip.hops, what), chance=trip.chance / len(branches))
+        for outcome, after in netfilter.hook("POSTROUTING", leaving, here, world.recent):
+            if outcome != "accept":
+                yield _ended(outcome, after)
+            else:
+                yield from _out(world, _noted(netfilter.back_from(after)), here, via)
+
+
+def _out(world: World, trip: Trip, here: View, via: str) -> Iterator[Way]:
+    dev = trip.dev_out
+    if dev == "lo" or here.is_local(trip.packet.dst):
+        yield from _hear(world, replace(trip, dev_in="lo", looped=True))
+    elif dev not in here.links:
+        yield _end("unreachable", trip, f"there is no device {dev}")
+    elif not here.is_up(dev):
+        yield _end("unreachable", trip, f"{dev} is down")
+    elif isinstance(here.links[dev], Vxlan):
+        yield from _tunnel(world, trip, here, via or trip.packet.dst)
+    else:
+        yield from _wire(world, trip, here, via or trip.packet.dst)
+
+
+def _next(trip: Trip, netns: str, dev: str, port: str = "") -> Trip:
+    """The packet in the next namespace: marks, devices and conntrack's knowledge stay behind."""
+    hops = (*trip.hops, Hop(netns, f"in {dev}"))
+    return Trip(
+        netns, trip.packet, dev_in=dev, port_in=port, hops=hops, flows=trip.flows, chance=trip.chance, ttl=trip.ttl
+    )
+
+
+# --- a wire: veth pairs and bridges -----------------------------------------------------------------------------------
+
+
+def _wire(world: World, trip: Trip, here: View, nexthop: str) -> Iterator[Way]:
+    dev = trip.dev_out
+    mac = here.neighbours.get((dev, nexthop))
+    found = next((one for one in _stations(world, trip.netns, dev) if _takes(world, one, mac, nexthop)), None)
+    if found is None:
+        why = f"nobody on {dev} has the MAC {mac} that {nexthop} has here" if mac else f"nobody on {dev} has {nexthop}"
+        yield _end("unreachable", trip, why)
+    elif _hairpin_missing(trip, here, found):
+        yield _end("dropped", trip, f"hairpin is off on {trip.port_in}: a frame may not leave by the port it came in")
+    else:
+        yield from _cross(world, trip, found, found.crossed)
+
+
+def _takes(world: World, station: Station, mac: str | None, nexthop: str) -> bool:
+    """By its MAC where a neighbour entry says which, else whoever answers ARP for the address."""
+    there = world.here(station.netns)
+    return there.mac(station.dev) == mac if mac else nexthop in there.local
+
+
+def _hairpin_missing(trip: Trip, here: View, station: Station) -> bool:
+    """A DNAT on the way in, to behind the same port: bridged, see the top of this file."""
+    bridge = isinstance(here.links.get(trip.dev_out), Bridge)
+    if not (bridge and trip.translated and trip.dev_in == trip.dev_out and here.is_on(BRIDGE_NF)):
+        return False
+    port = here.ports.get(trip.port_in)
+    return port is not None and not port.hairpin and _leads_to(here, trip.port_in) == f"{station.netns}/{station.dev}"
+
+
+def _leads_to(here: View, port: str) -> str:
+    link = here.links.get(port)
+    return link.peer if isinstance(link, Veth) else ""
+
+
+def _stations(world: World, netns: str, dev: str) -> Iterator[Station]:
+    """Every device on the wire of this one, nearest first."""
+    here = world.here(netns)
+    if isinstance(here.links.get(dev), Bridge):
+        yield from _behind(world, netns, dev, "", (), {(netns, dev)})
+    else:
+        yield from _across(world, netns, dev, (), set())
+
+
+Crossed = tuple[tuple[str, str, str, str], ...]
+
+
+def _across(world: World, netns: str, dev: str, crossed: Crossed, seen: set[tuple[str, str]]) -> Iterator[Station]:
+    """What is at the other end of a veth pair: a device of a namespace, or a bridge with all its other ports."""
+    link = world.here(netns).links.get(dev)
+    if not isinstance(link, Veth) or not link.up:
+        return
+    other, _, name = link.peer.rpartition("/")
+    there = world.here(other)
+    far = there.links.get(name)
+    if not isinstance(far, Veth) or not far.up or far.peer != f"{netns}/{dev}":
+        return
+    port = there.bridge_of(name)
+    if port is None:
+        yield Station(other, name, crossed)
+    elif (other, port.bridge) not in seen and there.is_up(port.bridge):
+        seen.add((other, port.bridge))
+        yield Station(other, port.bridge, crossed, name)
+        yield from _behind(world, other, port.bridge, name, crossed, seen)
+
+
+def _behind(
+    world: World, netns: str, bridge: str, port_in: str, crossed: Crossed, seen: set[tuple[str, str]]
+) -> Iterator[Station]:
+    """What is behind the ports of a bridge, without the one the frame came in by."""
+    for port in sorted(world.here(netns).ports.values(), key=lambda item: item.name):
+        if port.bridge == bridge and port.name != port_in:
+            step = (*crossed, (netns, bridge, port_in, port.name)) if port_in else crossed
+            yield from _across(world, netns, port.name, step, seen)
+
+
+def _cross(world: World, trip: Trip, station: Station, left: Crossed) -> Iterator[Way]:
+    """Over the bridges between here and the station, then in."""
+    if not left:
+        yield from _hear(world, _next(trip, station.netns, station.dev, station.port))
+        return
+    (netns, bridge, port_in, port_out), *rest = left
+    hop = Hop(netns, f"bridge {bridge}, {port_in} → {port_out}")
+    bridged = replace(trip, netns=netns, dev_in=bridge, dev_out=bridge, hops=(*trip.hops, hop), mark=0, looped=False)
+    for outcome, after in _bridged(world, bridged):
+        if outcome != "accept":
+            yield _ended(outcome, after)
+        else:
+            yield from _cross(world, after, station, tuple(rest))
+
+
+def _bridged(world: World, trip: Trip) -> Iterable[netfilter.Step]:
+    """What netfilter makes of a frame that a bridge forwards, when the bridge shows it to netfilter at all."""
+    here = world.here(trip.netns)
+    if not here.is_on(BRIDGE_NF):
+        return [("accept", trip)]
+    steps: list[netfilter.Step] = [("accept", _known(world, trip))]
+    for name, then in (("PREROUTING", netfilter.back_to), ("FORWARD", _same), ("POSTROUTING", netfilter.back_from)):
+        ended = [step for step in steps if step[0] != "accept"]
+        going = [step for before, one in steps if before == "accept" for step in netfilter.hook(name, one, here)]
+        steps = ended + [(outcome, then(after)) for outcome, after in going]
+    return [(outcome, _noted(after)) for outcome, after in steps]
+
+
+def _same(trip: Trip) -> Trip:
+    return trip
+
+
+# --- VXLAN ------------------------------------------------------------------------------------------------------------
+
+
+def _tunnel(world: World, trip: Trip, here: View, nexthop: str) -> Iterator[Way]:
+    """Frame → neighbour's MAC → FDB → the VTEP's address: a UDP packet of the node's own carries it there."""
+    link = here.links[trip.dev_out]
+    assert isinstance(link, Vxlan)
+    mac = here.neighbours.get((link.name, nexthop))
+    vtep = here.fdb.get((link.name, mac)) if mac else None
+    if mac is None:
+        yield _end("unreachable", trip, f"{link.name} has no neighbour entry for {nexthop}")
+    elif vtep is None:
+        yield _end("unreachable", trip, f"{link.name} has no FDB entry for {mac}, the MAC of {nexthop}")
+    else:
+        outer = Packet("udp", vtep, link.port, link.local)
+        hop = Hop(trip.netns, f"vxlan id {link.vni} to {vtep}", f"fdb {mac} dst {vtep}")
+        under = Trip(trip.netns, outer, mark=trip.mark, hops=(*trip.hops, hop), chance=trip.chance)
+        for end in _send(world, under):
+            yield from _arrived(world, trip, link, mac, end)
+
+
+def _arrived(world: World, trip: Trip, link: Vxlan, mac: str, end: Way) -> Iterator[Way]:
+    """The outer packet's end is where the frame comes out, if a VTEP of this VNI and port with this MAC is there."""
+    inner = replace(trip, hops=end.hops, chance=end.chance)
+    if end.result != "delivered":
+        yield _end("dropped", replace(inner, netns=end.netns), f"the VXLAN packet is {end.result}: {end.reason}")
+        return
+    there = world.here(end.netns)
+    same = [
+        one for one in there.links.values() if isinstance(one, Vxlan) and (one.vni, one.port) == (link.vni, link.port)
+    ]
+    lost = replace(inner, netns=end.netns)
+    if not same or not same[0].up:
+        yield _end("dropped", lost, f"no VXLAN device with id {link.vni} and port {link.port} is up here")
+    elif same[0].mac != mac:
+        yield _end("dropped", lost, f"the frame is for {mac}, and {same[0].name} has {same[0].mac}")
+    else:
+        yield from _hear(world, _next(inner, end.netns, same[0].name))
+
+
+# --- ends -------------------------------------------------------------------------------------------------------------
+
+
+def _no_route(trip: Trip, route: Route | None) -> str:
+    return f"no route to {trip.packet.dst}" if route is None else f"the route to {route.dst} is {route.kind}"
+
+
+def _ended(outcome: str, trip: Trip) -> Way:
+    rule = trip.hops[-1].rule if trip.hops else ""
+    return _end("refused" if outcome == "reject" else "dropped", trip, rule)
+
+
+def _end(result: Result, trip: Trip, reason: str = "") -> Way:
+    return Way(result, trip.netns, trip.packet, reason, trip.hops, trip.flows, trip.chance)
