@@ -1,0 +1,183 @@
+"""What the Cluster document may say, beyond the types of its fields (those come from the structs in `model`).
+
+Only the forms are checked here. That addresses lie in their networks, that ranges do not overlap and that everything
+fits is for `control` to say, which knows all defaults. Impairments are written as tc-netem(8) reads them.
+"""
+
+import re
+
+from nsnet.manifests.common import EFFECTS, annotations, unique
+from nsnet.manifests.forms import (
+    address,
+    address_of,
+    address_v4,
+    dns_label,
+    dns_subdomain,
+    exact_subnet,
+    label_key,
+    label_value,
+    labels,
+    one_of,
+    proposed,
+    subnet_of,
+    within,
+)
+from nsnet.manifests.problems import At
+from nsnet.manifests.reading import shown
+from nsnet.names import CLUSTER
+
+MODES = ("iptables", "nftables", "userspace")
+BACKENDS = ("vxlan", "host-gw")
+EXPECTATIONS = ("ok", "refused", "timeout")
+
+_DEVICE = re.compile(r"[^\s/:]{1,15}")
+_DELAY = re.compile(r"[0-9]+(\.[0-9]+)?(s|secs?|ms|msecs?|us|usecs?)")
+_LOSS = re.compile(r"[0-9]+(\.[0-9]+)?%")
+_RATE = re.compile(r"[0-9]+(\.[0-9]+)?([kmgt]i?)?(bit|bps)", re.IGNORECASE)
+_RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
+_TARGET = re.compile(r"(tcp|udp|http|icmp)://\S+")
+
+
+def check(doc: At) -> None:
+    """All value checks of the Cluster document; what is wrong goes to `doc.found`."""
+    cluster_name(doc["metadata"]["name"])
+    labels(doc["metadata"]["labels"])
+    annotations(doc["metadata"]["annotations"])
+    networking(doc["networking"])
+    flannel(doc["flannel"])
+    form(doc["bridge"], _DEVICE, "is not a device name", "at most 15 characters, neither / nor : nor space")
+    for item in doc["loadBalancer"]["addresses"].each():
+        address_range(item)
+    one_of(doc["loadBalancer"]["mode"], ("nodeport", "vip"))
+    underlay(doc["underlay"])
+    nodes(doc["nodes"])
+    for host in doc["hosts"].each():
+        dns_label(host["name"])
+        address_v4(host["address"])
+    unique(doc["hosts"], "name")
+    for item in doc["checks"].each():
+        expectation(item)
+
+
+def cluster_name(at: At) -> None:
+    """The rule of `names.CLUSTER`, with a name that would do."""
+    if at.value and not is_cluster_name(at.value):
+        at.wrong(f'"{shown(at.value)}" cannot be the name of a cluster', name_hint(at.value))
+
+
+def is_cluster_name(text: str) -> bool:
+    return CLUSTER.fullmatch(text) is not None
+
+
+def name_hint(text: str) -> str:
+    near = proposed(text, 20)
+    return f"lower-case letters, digits and -, at most 20 characters{f': {near}' if near else ''}"
+
+
+def form(at: At, pattern: re.Pattern[str], message: str, hint: str) -> None:
+    if at.value and not pattern.fullmatch(at.value):
+        at.wrong(f'"{shown(at.value)}" {message}', hint)
+
+
+def networking(at: At) -> None:
+    subnets(at["podSubnet"])
+    subnets(at["serviceSubnet"])
+    dns_subdomain(at["dnsDomain"])
+    one_of(at["kubeProxyMode"], MODES)
+    address(at["clusterDNS"])
+    _port_range(at["nodePortRange"])
+
+
+def subnets(at: At) -> None:
+    """One subnet, or a pair with a comma: dual stack."""
+    parts = at.value.split(",") if at.value else []
+    for part in parts:
+        exact_subnet(At(part.strip(), at.path, at.found))
+    versions = [found.version for part in parts if (found := subnet_of(part.strip()))]
+    if len(parts) > 2 or (len(parts) == 2 and len(set(versions)) != len(versions)):
+        at.wrong(
+            f'"{shown(at.value)}" is not a pair of one IPv4 and one IPv6 subnet', "as 10.244.0.0/16,fd00:10:244::/56"
+        )
+
+
+def _port_range(at: At) -> None:
+    if not at.value:
+        return
+    match = _RANGE.fullmatch(at.value)
+    if not match or not 1 <= int(match[1]) <= int(match[2]) <= 65535:
+        at.wrong(
+            f'"{shown(at.value)}" is not a range of ports', "the first and the last with a dash between: 30000-32767"
+        )
+
+
+def flannel(at: At) -> None:
+    address_v4(at["SubnetMin"])
+    address_v4(at["SubnetMax"])
+    if at["SubnetLen"].value:
+        within(at["SubnetLen"], 1, 30)
+    one_of(at["allocation"], ("first", "random"))
+    backend = at["Backend"]
+    one_of(backend["Type"], BACKENDS)
+    within(backend["VNI"], 1, 2**24 - 1)
+    within(backend["Port"], 0, 65535)
+    mtu(backend["MTU"])
+
+
+def mtu(at: At) -> None:
+    """IPv4 needs 68; 0 stands for the default."""
+    if at.value:
+        within(at, 68, 65535)
+
+
+def address_range(at: At) -> None:
+    """One address, a subnet, or the first and the last with a dash between, as MetalLB writes pools."""
+    first, dash, last = (part.strip() for part in at.value.partition("-"))
+    low, high = address_of(first), address_of(last)
+    whole = (
+        bool(low and high and low.version == high.version and int(low) <= int(high))
+        if dash
+        else low or subnet_of(first)
+    )
+    if not whole:
+        at.wrong(f'"{shown(at.value)}" is not a range of addresses', "as 172.18.0.200-172.18.0.250, or 172.18.0.192/26")
+
+
+def underlay(at: At) -> None:
+    unique(at["networks"], "name")
+    for item in at["networks"].each():
+        dns_label(item["name"])
+        exact_subnet(item["subnet"])
+        mtu(item["mtu"])
+    for item in at["links"].each():
+        if len(item["between"].value) != 2:
+            item["between"].wrong("names not two; a link has two ends", "as [node1, rack-a]")
+        form(item["delay"], _DELAY, "is not a delay", "as 5ms")
+        form(item["loss"], _LOSS, "is not a loss", "as 1%")
+        form(item["rate"], _RATE, "is not a rate", "as 100mbit")
+        mtu(item["mtu"])
+
+
+def nodes(at: At) -> None:
+    if isinstance(at.value, int):
+        within(at, 0, 5000)  # as many as Kubernetes itself is built for; none: those that stand as Node objects
+        return
+    unique(at, "name")
+    for item in at.each():
+        dns_subdomain(item["name"])
+        address_v4(item["address"])
+        exact_subnet(item["podCIDR"])
+        labels(item["labels"])
+        for further in item["addresses"].each():
+            address(further)
+        for taint in item["taints"].each():
+            label_key(taint["key"])
+            label_value(taint["value"])
+            one_of(taint["effect"], EFFECTS)
+
+
+def expectation(at: At) -> None:
+    one_of(at["expect"], EXPECTATIONS)
+    form(at["to"], _TARGET, "is not a URL", "as http://web/hostname, tcp://10.96.0.10:53, udp://… or icmp://…")
+    for name in ("name", "from", "to"):
+        if at[name].value == "":
+            at[name].wrong("is empty", "write a value after it")
