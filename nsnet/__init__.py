@@ -13,7 +13,7 @@ there, and writes the difference.
                                                  ▼ apply                 (batched)
                                               kernel ─observe→ … until nothing differs
 
-    floor 3, the roof     cli/ · controller.py              the only code that prints, exits or waits
+    floor 3, the roof     cli/ · controller/                the only code that prints, exits or waits
     floor 2, halls        reconcile.py · verify/            the order in which rooms are used
     floor 1, rooms        manifests.py · store/ · control/ · render/ · diff.py · kernel/ · programs/
     floor 0, words        model.py · state.py · names.py · errors.py

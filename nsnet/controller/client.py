@@ -1,0 +1,212 @@
+"""What verbs do with a controller: start it, stop it, wait until it has brought the kernel to a revision.
+
+The protocol is one line of JSON each way on `/run/nsnet/<cluster>/controller.sock`:
+
+    {"converge": 17}   →  {"ok": true, "revision": 17}, or {"error": "…", "hint": "…", "exit_code": 1}
+    {"status": true}   →  {"pid": 4711, "started": "…", "revision": 17, "error": "", "drift": 0, …}
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nsnet import names
+from nsnet.errors import InputError, MachineError, NotReachedError, NsnetError
+
+MODULE = "nsnet.controller"
+PACKAGES = Path(__file__).parent.parent.parent  # where this very nsnet lies
+KINDS = {kind.exit_code: kind for kind in (NsnetError, NotReachedError, InputError, MachineError)}
+KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONDONTWRITEBYTECODE", "NSNET_RESYNC")  # of our environment
+START_SECONDS = 15.0
+STOP_SECONDS = 5.0
+
+
+def socket_path(cluster: str) -> Path:
+    return names.run_dir(cluster) / "controller.sock"
+
+
+def log_path(cluster: str) -> Path:
+    return names.run_dir(cluster) / "log" / "controller.log"
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+def converge(cluster: str, revision: int, timeout: float = 60.0) -> int | None:
+    """Waits until the controller has brought the kernel to `revision` of the store; returns the revision it reached.
+
+    None where no controller lives (or it died meanwhile): then take the lock and sync yourself. Never call it while
+    holding the lock. Raises what the sync raised (NotReachedError, InputError, MachineError); NotReachedError when
+    `timeout` seconds are over.
+    """
+    try:
+        answer = _ask(cluster, {"converge": revision}, timeout)
+    except TimeoutError:
+        raise NotReachedError(
+            f"the controller has not reached revision {revision} within {timeout:.0f} s", f"read {log_path(cluster)}"
+        ) from None
+    if answer is None or answer.get("ok"):
+        return None if answer is None else int(answer["revision"])
+    kind = KINDS.get(answer.get("exit_code", 6), NsnetError)
+    raise kind(str(answer.get("error")), str(answer.get("hint", "")))
+
+
+def status(cluster: str, timeout: float = 2.0) -> dict[str, Any] | None:
+    """What the controller says about itself; None where none lives, or where it is busy for `timeout` seconds."""
+    try:
+        return _ask(cluster, {"status": True}, timeout)
+    except TimeoutError:
+        return None
+
+
+def _ask(cluster: str, question: dict[str, Any], timeout: float) -> dict[str, Any] | None:
+    """One line there, one line back. Raises TimeoutError; None where nobody answers."""
+    deadline = time.monotonic() + timeout
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(timeout)
+        try:
+            asking.connect(str(socket_path(cluster)))
+            asking.sendall(json.dumps(question).encode() + b"\n")
+            line = _line(asking, deadline)
+        except (FileNotFoundError, ConnectionError):
+            return None
+    answer = json.loads(line) if line.endswith(b"\n") else None
+    return answer if isinstance(answer, dict) else None
+
+
+def _line(asking: socket.socket, deadline: float) -> bytes:
+    said = b""
+    while not said.endswith(b"\n"):
+        asking.settimeout(max(0.001, deadline - time.monotonic()))
+        part = asking.recv(65536)
+        if not part:
+            break
+        said += part
+    return said
+
+
+# --- starting ---------------------------------------------------------------------------------------------------------
+
+
+def start(cluster: str, timeout: float = START_SECONDS) -> None:
+    """Starts the supervisor and with it the controller, and waits until that one can be asked. No root, no controller.
+
+    Nothing happens where a supervisor lives. Whoever calls has stored the cluster. Raises NotReachedError with the last
+    lines of its log when it does not come up.
+    """
+    if any(found.supervises for found in living(cluster)):
+        return
+    log = log_path(cluster)
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    reading, writing = os.pipe()
+    try:
+        _launch(cluster, log, writing)
+        os.close(writing)
+        if select.select([reading], [], [], timeout)[0] and os.read(reading, 1):
+            return
+        if not any(found.supervises for found in living(cluster)):  # else another verb has just started it too
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-3:])
+            raise NotReachedError(f"the controller of {cluster} did not start: {tail}", f"read {log}")
+    finally:
+        os.close(reading)
+
+
+def _launch(cluster: str, log: Path, ready: int) -> None:
+    """The launched process forks the supervisor and ends, so that no child of ours is left."""
+    with open(log, "ab", opener=_private) as out:
+        subprocess.run(
+            [sys.executable, "-m", MODULE, "--cluster", cluster, "--supervise"],
+            stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/", check=False,
+            env=environment(cluster) | {"NSNET_READY_FD": str(ready)}, pass_fds=[ready], start_new_session=True,
+        )  # fmt: skip
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def environment(cluster: str) -> dict[str, str]:
+    """What the controller runs with: little, so that nothing of a user's shell leaks into what it starts."""
+    kept = {name: value for name, value in os.environ.items() if name in KEPT}
+    return {**kept, "NSNET_CLUSTER": cluster, "PYTHONPATH": str(PACKAGES)}
+
+
+# --- stopping ---------------------------------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    pid: int
+    supervises: bool
+
+
+def stop(cluster: str, timeout: float = STOP_SECONDS) -> int:
+    """Ends the supervisor and then the controller, and waits until they are gone; returns how many there were.
+
+    None there is success. Whoever does not end in time is killed.
+    """
+    ended = 0
+    while found := sorted(living(cluster), key=lambda item: not item.supervises):
+        with contextlib.ExitStack() as stack:
+            for handle in [_held(item.pid, stack) for item in found]:
+                _end(handle, timeout)
+        ended += len(found)
+    return ended
+
+
+def _held(pid: int, stack: contextlib.ExitStack) -> int:
+    """A pidfd; -1 where the process is gone."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+    stack.callback(os.close, handle)
+    return handle
+
+
+def _end(handle: int, timeout: float) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL) if handle >= 0 else ():
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, number)
+            signal.pidfd_send_signal(handle, signal.SIGCONT)  # a stopped process ends only when it goes on
+        if select.select([handle], [], [], timeout)[0]:
+            return
+
+
+def living(cluster: str) -> list[Found]:
+    """The cluster's supervisors and controllers that live in our mount and pid namespaces."""
+    found = (_identify(int(name), cluster) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208 - names
+    return [item for item in found if item is not None and item.pid != os.getpid()]
+
+
+def _identify(pid: int, cluster: str) -> Found | None:
+    argv = _words(pid, "cmdline")
+    if MODULE not in argv or ("--cluster", cluster) not in pairwise(argv):
+        return None
+    if f"NSNET_CLUSTER={cluster}" not in _words(pid, "environ") or not _beside_us(pid):
+        return None
+    return Found(pid, "--supervise" in argv)
+
+
+def _beside_us(pid: int) -> bool:
+    """Does the process live in our mount and pid namespaces?"""
+    kinds = ("mnt", "pid")
+    try:
+        return all(Path(f"/proc/{pid}/ns/{kind}").stat() == Path(f"/proc/self/ns/{kind}").stat() for kind in kinds)
+    except OSError:
+        return False
+
+
+def _words(pid: int, name: str) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []

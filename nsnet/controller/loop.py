@@ -1,0 +1,408 @@
+"""The loop: waits until something may have changed, syncs, and tells whoever waits for it.
+
+What wakes it: the store's socket; notifications of node and fabric namespaces (pods have too many, and what happens to
+a pod's link shows at its node's end); pidfds of the programs that run; clients; and time. A hint leads to a look at the
+namespace it came from, a change of the store to a look at what it touches, and every few seconds everything is looked
+at. Hints that our own changes caused are read away after each sync.
+
+Looking must not cost more than a tenth of a processor: after a look that took 0.3 s of processor time, the next that
+nobody asked for comes 3 s later at the earliest. Changes of the store and clients never wait for that.
+
+A sync that fails is an answer for those who wait and a line in the log, and is tried again after 0.2 s … 30 s.
+"""
+
+import contextlib
+import json
+import math
+import os
+import selectors
+import shutil
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nsnet import kernel, names, reconcile
+from nsnet.controller.client import log_path, socket_path
+from nsnet.errors import NsnetError
+from nsnet.kernel import notify, process
+from nsnet.kernel.netns import identity
+from nsnet.reconcile import WHOLE, BusyError, Memory, Report
+from nsnet.state import Change, Key, Netns, Refusal
+from nsnet.store import sqlite
+from nsnet.store.keys import CLUSTERS
+
+RESYNC = float(os.environ.get("NSNET_RESYNC") or 5)  # seconds after which everything is looked at, if that is cheap
+SHARE = 0.1  # of one processor, for looks that nobody asked for
+DEBOUNCE = 0.05  # seconds in which further hints are awaited
+BUSY = 0.05  # seconds until the lock is asked for again
+POLL = 0.5  # seconds until the store is asked whether a wake-up was lost
+RETRY_FIRST, RETRY_LAST = 0.2, 30.0
+LOG_BYTES = 1 << 20
+LINE_BYTES, CLIENTS = 4096, 64
+
+Hints = dict[str, frozenset[Key]]
+
+
+def run(cluster: str) -> int:
+    """Runs the cluster's controller until the cluster is gone (0); 3 when another controller is running."""
+    os.umask(0o077)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(contextlib.closing(sqlite.open_store(cluster)))
+        server = _listen(socket_path(cluster))
+        if server is None:
+            _log(cluster, "another controller is running")
+            return 3
+        stack.enter_context(contextlib.closing(server))
+        loop = Loop(cluster, store, server)
+        stack.enter_context(contextlib.closing(loop))
+        _tell_ready()
+        _log(cluster, f"controller {os.getpid()} runs")
+        why = loop.run()
+        _log(cluster, f"ends: {why}")
+    return 0
+
+
+def _listen(path: Path) -> socket.socket | None:
+    """The socket for clients; None where a living controller has it. What a dead one left is replaced."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            with contextlib.suppress(TimeoutError):  # it is busy
+                probe.connect(str(path))
+            return None
+    path.unlink(missing_ok=True)
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    server.bind(str(path))  # mode 0600 by the umask
+    server.listen(CLIENTS)
+    return server
+
+
+def _tell_ready() -> None:
+    ready = os.environ.pop("NSNET_READY_FD", "")
+    if ready.isdigit():
+        with contextlib.suppress(OSError):
+            os.write(int(ready), b"!")
+            os.close(int(ready))
+
+
+class Client:
+    """A connection: what it said so far, and the revision it waits for."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self.said = b""
+        self.wanted: int | None = None
+
+    def answer(self, what: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.send(json.dumps(what).encode() + b"\n")
+        self.socket.close()
+
+
+class Loop:
+    """Everything the controller knows may be dropped at any time: `memory` is a cache, the rest are sockets."""
+
+    def __init__(self, cluster: str, store: sqlite.SqliteStore, server: socket.socket) -> None:
+        self.cluster = cluster
+        self.store = store
+        self.server = server
+        self.memory: Memory | None = None
+        self.revision = -1  # reached by the last good sync
+        self.error: NsnetError | None = None
+        self.failures = 0
+        self.drift = 0
+        self.syncs = 0
+        self.started = _now()
+        self.cost = 0.0  # processor seconds of the last look
+        self.hints: Hints = {}
+        self.clients: set[Client] = set()
+        self.sockets: dict[str, socket.socket] = {}  # namespace → its notifications
+        self.places: dict[str, object] = {}  # namespace → which one it was when subscribed to
+        self.rooms = reconcile.rooms()._replace(apply=self._apply)
+        self.programs: dict[int, int] = {}  # pid → pidfd
+        self.selector = selectors.EpollSelector()
+        self.due = self.resync = time.monotonic()
+        self.selector.register(server, selectors.EVENT_READ, self._accept)
+        self.selector.register(store, selectors.EVENT_READ, lambda: None)
+
+    def run(self) -> str:
+        """Waits and syncs; returns why it ended."""
+        while True:
+            self._wait()
+            why = self._gone()
+            if why:
+                return why
+            if time.monotonic() >= min(self.due, self.resync):
+                self._sync()
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.answer({"error": "the controller ends", "exit_code": 1})
+        for listener in self.sockets.values():
+            listener.close()
+        for handle in self.programs.values():
+            os.close(handle)
+        self.selector.close()
+        socket_path(self.cluster).unlink(missing_ok=True)
+
+    # --- waiting ------------------------------------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        left = min(self.due, self.resync) - time.monotonic()
+        for key, _ in self.selector.select(max(0.0, min(left, POLL))):
+            handler: Callable[[], None] = key.data
+            handler()
+        try:
+            if self.store.wait(0):
+                self.due = time.monotonic()  # also while syncs fail: this may be the cure
+        except NsnetError as error:
+            self._failed(error)
+            self._plan(whole=True)
+        for netns in [netns for netns, place in self.places.items() if place != identity(netns)]:
+            self._unsubscribe(netns)
+            self._hint(netns, 0)
+
+    def _soon(self, seconds: float) -> None:
+        """A sync that was asked for; while syncs fail, it does not come before its time."""
+        if not self.failures:
+            self.due = min(self.due, time.monotonic() + seconds)
+
+    def _hint(self, netns: str, seconds: float) -> None:
+        self.hints[netns] = WHOLE
+        self._soon(seconds)
+
+    def _gone(self) -> str:
+        if self.store.gone():
+            return "the cluster's store is gone"
+        if not names.run_dir(self.cluster).is_dir():
+            return "the cluster's run directory is gone"
+        with contextlib.suppress(NsnetError):  # a store that cannot be read is not gone
+            if not self.store.list(CLUSTERS)[0]:
+                return "the store holds no cluster any more"
+        return ""
+
+    # --- syncing ------------------------------------------------------------------------------------------------------
+
+    def _sync(self) -> None:
+        whole = self.memory is None or time.monotonic() >= self.resync
+        hints, self.hints = self.hints, {}
+        began, cpu = time.monotonic(), _cpu()
+        try:
+            with reconcile.lock(self.cluster, timeout=0):
+                if self.store.gone():
+                    return
+                report = reconcile.sync(self.store, self.cluster, only=None if whole else hints, memory=self.memory)
+        except BusyError:
+            self.hints = hints | self.hints
+            self.due = self.resync = time.monotonic() + BUSY
+            return
+        except NsnetError as error:
+            self._failed(error)
+        except Exception as error:  # noqa: BLE001 - one bad sync must not end the loop
+            _log(self.cluster, "".join(traceback.format_exception(error)))
+            self._failed(NsnetError(f"{type(error).__name__}: {error}", f"read {log_path(self.cluster)}"))
+        else:
+            self._reached(report, whole, time.monotonic() - began)
+            if whole and not report.changes:
+                self.cost = _cpu() - cpu
+        self._plan(whole)
+        self._answer()
+        self._watch()
+
+    def _apply(self, changes: Sequence[Change]) -> list[Refusal]:
+        """An open socket keeps its namespace alive: those of namespaces that are to go are closed before."""
+        for change in changes:
+            if change.verb == "delete" and isinstance(change.value, Netns) and change.netns in self.sockets:
+                self._unsubscribe(change.netns)
+        return kernel.apply(changes)
+
+    def _reached(self, report: Report, whole: bool, seconds: float) -> None:
+        if self.error is not None:
+            _log(self.cluster, "the sync succeeds again")
+        if report.revision == self.revision:
+            self.drift += report.changes
+        if report.changes:
+            look = "everything" if whole else "what was touched"
+            _log(self.cluster, f"revision {report.revision}: {report.changes} changes, {seconds:.3f} s, saw {look}")
+            for line in report.lines:
+                _log(self.cluster, f"    {line}")
+        self.memory, self.revision = report.memory, report.revision
+        self.error, self.failures = None, 0
+        self.syncs += 1
+
+    def _failed(self, error: NsnetError) -> None:
+        if self.error is None or str(self.error) != str(error):
+            _log(self.cluster, f"the sync failed: {error}")
+        self.error, self.memory = error, None
+        self.failures += 1
+
+    def _plan(self, whole: bool) -> None:
+        """When to look again if nobody asks: so that looking costs at most its share; after a failure with patience."""
+        now = time.monotonic()
+        self.due = math.inf
+        if self.failures:
+            self.due = self.resync = now + min(RETRY_FIRST * 2 ** min(self.failures - 1, 16), RETRY_LAST)
+        elif whole:
+            self.resync = now + max(RESYNC, self.cost / SHARE)
+
+    def _answer(self) -> None:
+        """Tells those whose revision is reached; where the sync failed all: what they wrote was there when it began."""
+        failed = self.error is not None
+        for client in [client for client in self.clients if client.wanted is not None]:
+            if failed or (client.wanted or 0) <= self.revision:
+                self._reply(client, self._outcome())
+
+    def _outcome(self) -> dict[str, Any]:
+        if self.error is None:
+            return {"ok": True, "revision": self.revision}
+        return {"error": str(self.error), "hint": self.error.hint, "exit_code": self.error.exit_code}
+
+    # --- what is watched ----------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Subscribes to what is there now; what our own changes made the sockets say is read away."""
+        if self.memory is None:
+            return
+        want = self.memory.want
+        wanted = {netns for netns in want if names.kind_of(netns) in {"node", "fabric"}}
+        for netns in self.sockets.keys() - wanted:
+            self._unsubscribe(netns)
+        for netns in wanted - self.sockets.keys():
+            self._subscribe(netns)
+        for netns in list(self.sockets):
+            self._read(netns)
+        self._watch_programs()
+
+    def _subscribe(self, netns: str) -> None:
+        with contextlib.suppress(OSError):
+            listener = notify.subscribe(netns)
+            self.sockets[netns], self.places[netns] = listener, identity(netns)
+            self.selector.register(listener, selectors.EVENT_READ, lambda: self._notified(netns))
+
+    def _unsubscribe(self, netns: str) -> None:
+        listener = self.sockets.pop(netns)
+        del self.places[netns]
+        self.selector.unregister(listener)
+        listener.close()
+
+    def _notified(self, netns: str) -> None:
+        if netns in self.sockets and self._read(netns):
+            self._hint(netns, max(DEBOUNCE, min(self.cost / SHARE, RESYNC)))
+
+    def _read(self, netns: str) -> bool:
+        try:
+            return notify.changed(self.sockets[netns])
+        except OSError:
+            self._unsubscribe(netns)
+            return True
+
+    def _watch_programs(self) -> None:
+        living = {found.pid: found.netns for found in process.running(self.cluster)}
+        for pid in self.programs.keys() - living.keys():
+            self._forget(pid)
+        for pid in living.keys() - self.programs.keys():
+            with contextlib.suppress(ProcessLookupError):
+                handle = self.programs[pid] = os.pidfd_open(pid)
+                self.selector.register(handle, selectors.EVENT_READ, self._when_dead(pid, living[pid]))
+
+    def _when_dead(self, pid: int, netns: str) -> Callable[[], None]:
+        def died() -> None:
+            self._forget(pid)
+            _log(self.cluster, f"process {pid} in {netns} has ended")
+            self._hint(netns, 0)
+
+        return died
+
+    def _forget(self, pid: int) -> None:
+        handle = self.programs.pop(pid)
+        self.selector.unregister(handle)
+        os.close(handle)
+
+    # --- clients ------------------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = self.server.accept()
+            connection.setblocking(False)
+            if len(self.clients) >= CLIENTS:
+                connection.close()
+                return
+            client = Client(connection)
+            self.clients.add(client)
+            self.selector.register(connection, selectors.EVENT_READ, lambda: self._listen_to(client))
+
+    def _listen_to(self, client: Client) -> None:
+        part = b""
+        with contextlib.suppress(OSError):
+            part = client.socket.recv(LINE_BYTES)
+        client.said += part
+        if part and b"\n" not in client.said and len(client.said) < LINE_BYTES:
+            return
+        self.selector.unregister(client.socket)
+        if b"\n" in client.said:
+            self._asked(client)
+        else:
+            self.clients.discard(client)
+            client.socket.close()
+
+    def _asked(self, client: Client) -> None:
+        match _parsed(client.said):
+            case {"converge": int(revision)} if self.error is None and revision <= self.revision:
+                self._reply(client, self._outcome())
+            case {"converge": int(revision)}:
+                client.wanted = revision
+                self.due = min(self.due, time.monotonic())  # also while syncs fail: somebody waits for an answer
+            case {"status": True}:
+                self._reply(client, self._status())
+            case _:
+                self._reply(client, {"error": "not a question that a controller answers", "exit_code": 6})
+
+    def _reply(self, client: Client, what: dict[str, Any]) -> None:
+        self.clients.discard(client)
+        client.answer(what)
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "started": self.started,
+            "revision": self.revision,
+            "error": str(self.error or ""),
+            "drift": self.drift,
+            "syncs": self.syncs,
+            "look": round(self.cost, 3),
+            "watched": len(self.sockets) + len(self.programs),
+        }
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _cpu() -> float:
+    """Processor seconds of this process and of the tools it has run."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def _log(cluster: str, line: str) -> None:
+    """One line in the log; a log of a megabyte is put aside first (everybody who has it open appends)."""
+    with contextlib.suppress(OSError):
+        log = log_path(cluster)
+        if log.stat().st_size > LOG_BYTES:
+            shutil.copyfile(log, log.with_suffix(".log.1"))
+            os.truncate(log, 0)
+    with contextlib.suppress(OSError):  # a log that cannot be written must not end the controller
+        sys.stderr.write(f"{_now()} {line}\n")
+        sys.stderr.flush()

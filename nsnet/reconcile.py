@@ -1,0 +1,449 @@
+"""sync(): ask the kernel what is there, write the difference to what is wanted, and look again until nothing differs.
+
+    store ─→ objects ─render→ want ┐
+                                   ├─diff→ changes ─apply→ kernel ─┐
+    kernel ──────────────observe→ have                             │ look again
+      ↑            listeners in it │                               │
+      │                            └─control→ objects changed? save, render, once more
+      └────────────────────────────────────────────────────────────┘
+
+The order matters. What is wanted and missing is made *before* readiness is computed: a pod server that died is started
+again, and `apply` returns when its sockets are open, so its death never empties a Service. A look proves each namespace
+after its last change; the second look is the same reading and the same comparison as the first (nmstate's verify).
+
+What the store holds is what `control.complete` left there (verbs complete before they write), so it can be rendered.
+
+A whole look costs a third of a second for 300 pods, so whoever syncs again and again (the controller) hands in the last
+report's `memory` and names what to look at: that, and what the changes of the objects since can touch, is all that is
+read then. The memory is a cache of pure results; from time to time everything is looked at again without it having any
+say in what differs: the kernel has the last word.
+
+One writer: whoever holds the cluster's `lock`. It is a lock on a file outside the cluster's own run directory, so that
+`down` can remove that; the kernel drops it when its holder dies, however that happens.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from nsnet import names
+from nsnet.errors import MachineError, NotReachedError
+from nsnet.model import Key, Object, Objects
+from nsnet.state import (
+    Bridge,
+    BridgePort,
+    Change,
+    File,
+    Listener,
+    Loopback,
+    Netns,
+    OtherLink,
+    Process,
+    Refusal,
+    Scope,
+    State,
+    Value,
+    Veth,
+    Vxlan,
+)
+from nsnet.store import Conflict, Store
+from nsnet.store.objects import differences, load_objects, refresh, save_objects
+
+T = TypeVar("T")
+Listening = Mapping[str, frozenset[tuple[str, int]]]
+Progress = Callable[[str, int], None]  # the phase that begins, and how many things it is about (0: not known)
+
+ROUNDS = 12
+SHOWN = 5  # refusals that an error names
+WHOLE: frozenset[tuple[str, ...]] = frozenset()  # in a Scope: the whole namespace
+LISTENERS = frozenset({("listener",)})
+STRUCTURE = (
+    Netns,
+    Loopback,
+    Bridge,
+    Veth,
+    Vxlan,
+    OtherLink,
+    BridgePort,
+)  # what takes other values with it when it goes
+
+
+class Rooms(NamedTuple):
+    """The rooms a sync goes through; tests may furnish their own."""
+
+    observe: Callable[..., Mapping[str, frozenset[Value]]]
+    apply: Callable[[Sequence[Change]], list[Refusal]]
+    render: Callable[[Objects], State]
+    complete: Callable[[Objects, Listening], dict[Key, Object]]
+    diff: Callable[..., list[Change]]
+    touched: Callable[[State, State], Scope]
+
+
+class Memory(NamedTuple):
+    """What the last sync ended with: pure results and the listeners it saw. May be dropped at any time."""
+
+    objects: dict[Key, Object]
+    revision: int
+    want: State
+    listening: Listening
+
+
+class Report(msgspec.Struct, frozen=True):
+    """How a sync went. `seconds` per phase: store, observe, control, render, diff, apply."""
+
+    revision: int
+    rounds: int
+    changes: int
+    refusals: tuple[Refusal, ...]
+    seconds: dict[str, float]
+    memory: Memory
+    lines: tuple[str, ...] = ()  # the first few changes, for a log
+
+
+class BusyError(NotReachedError):
+    """Another nsnet works on the cluster, and the time to wait for it is over."""
+
+
+def rooms() -> Rooms:
+    """The real rooms."""
+    from nsnet import control, diff, kernel, render
+
+    def complete(objects: Objects, listening: Listening) -> dict[Key, Object]:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return control.complete(objects, control.Facts(listening=listening, now=now))
+
+    return Rooms(kernel.observe, kernel.apply, render.render, complete, diff.diff, diff.touched)
+
+
+def quiet(_phase: str, _count: int) -> None: ...
+
+
+# --- the one writer ---------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def lock(cluster: str, *, waiting: Callable[[int], None] | None = None, timeout: float | None = None) -> Iterator[None]:
+    """Holds the cluster's lock. `waiting` is told (the holder's pid, 0 if not known) when somebody else has it.
+
+    Raises BusyError after `timeout` seconds (None: waits for ever); MachineError where /run/nsnet cannot be written.
+    Never wait for the controller (`controller.converge`) while holding it: the controller waits for the lock.
+    """
+    path = names.RUN / f"{cluster}.lock"
+    try:
+        fd = _acquire(path, waiting, timeout)
+    except OSError as error:
+        raise MachineError(f"cannot lock {path}: {error.strerror}", "run it as root") from error
+    try:
+        yield
+    finally:
+        if _is_at(fd, path):
+            path.unlink()  # still held: who waits for it sees afterwards that it is not there any more, and opens anew
+        os.close(fd)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()  # when nothing of any cluster is in it
+
+
+def _acquire(path: Path, waiting: Callable[[int], None] | None, timeout: float | None) -> int:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        with contextlib.suppress(FileNotFoundError, FileExistsError):  # the directory goes away or comes just now
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                waiting = _flock(fd, waiting, deadline, path)
+                if _is_at(fd, path):
+                    os.truncate(fd, 0)
+                    os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+                    return fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+
+def _flock(
+    fd: int, waiting: Callable[[int], None] | None, deadline: float | None, path: Path
+) -> Callable[[int], None] | None:
+    """Locks; returns `waiting` if it has not been called yet."""
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is not None:
+                waiting(_holder(fd))
+                waiting = None
+            if deadline is None:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                return waiting
+            if time.monotonic() >= deadline:
+                raise BusyError(
+                    f"another nsnet (pid {_holder(fd)}) is changing cluster {path.stem}", "try again when it is done"
+                ) from None
+            time.sleep(0.02)
+        else:
+            return waiting
+
+
+def _holder(fd: int) -> int:
+    said = os.pread(fd, 32, 0).strip()
+    return int(said) if said.isdigit() else 0
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Is the file we locked still the one that others will find?"""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), there)
+
+
+# --- sync -------------------------------------------------------------------------------------------------------------
+
+
+def sync(
+    store: Store,
+    cluster: str,
+    *,
+    only: Scope | None = None,
+    memory: Memory | None = None,
+    progress: Progress = quiet,
+    using: Rooms | None = None,
+) -> Report:
+    """Brings the kernel to what the store says; whoever calls holds the lock.
+
+    Looks at everything; with `only` (and the `memory` of the last sync) at what that names and at what the changes of
+    the objects since can touch. Raises NotReachedError where the kernel refuses the same change twice or nothing
+    settles; and what control raises.
+    """
+    return _Sync(store, cluster, using or rooms(), progress).run(only, memory)
+
+
+class _Sync:
+    """One run: the rooms, and how long each took."""
+
+    def __init__(self, store: Store, cluster: str, using: Rooms, progress: Progress) -> None:
+        self.store = store
+        self.cluster = cluster
+        self.rooms = using
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+        self.count = 0
+        self.lines: list[str] = []
+        self.refusals: list[Refusal] = []
+        self.refused: set[Any] = set()
+
+    def run(self, only: Scope | None, memory: Memory | None) -> Report:
+        objects, revision = self._load(memory)
+        want = self._render(objects)
+        scope: Scope | None = None
+        old: State = {}
+        before: Listening = {}
+        if only is not None and memory is not None:
+            old, before = memory.want, memory.listening
+            scope = union(only, self._timed("diff", self.rooms.touched, old, want))
+        have = self._observe(scope)
+        listening = heard(have, scope, before)
+        for number in range(1, ROUNDS + 1):
+            changes = self._diff(have, want, scope, old)
+            if changes:
+                self._apply(changes)
+                have, scope, listening = self._look_again(changes, have, want, scope, listening)
+                continue
+            completed = self._timed("control", self.rooms.complete, objects, listening)
+            if not self._differ(objects, completed):
+                return self._report(number, Memory(objects, revision, want, listening))
+            objects, revision = self._save(objects, completed, revision)
+            old, want = want, self._render(objects)
+            if scope is not None:
+                scope = self._timed("diff", self.rooms.touched, old, want)
+                have = self._observe(scope)
+                listening = heard(have, scope, listening)
+        raise self._unsettled(changes)
+
+    def _look_again(
+        self, changes: Sequence[Change], have: State, want: State, scope: Scope | None, listening: Listening
+    ) -> tuple[State, Scope | None, Listening]:
+        """Reads again what the changes can have touched."""
+        if scope is not None:
+            scope = with_listeners(changes, want, union(scope, scope_of(changes)))
+            seen = self._observe(scope)
+            return seen, scope, heard(seen, scope, listening)
+        again = with_listeners(changes, want, {change.netns: WHOLE for change in changes})
+        have = merged(have, self._observe(again), again)
+        return have, None, heard(have, None, {})
+
+    def _load(self, memory: Memory | None) -> tuple[dict[Key, Object], int]:
+        self.progress("store", 0)
+        if memory is None:
+            return self._timed("store", load_objects, self.store)
+        return self._timed("store", refresh, self.store, memory.objects, memory.revision)
+
+    def _render(self, objects: Objects) -> State:
+        self.progress("render", len(objects))
+        return self._timed("render", self.rooms.render, objects)
+
+    def _observe(self, scope: Scope | None) -> State:
+        self.progress("observe", 0 if scope is None else len(scope))
+        if scope is not None and not scope:
+            return {}
+        return self._timed("observe", self.rooms.observe, self.cluster, only=scope)
+
+    def _diff(self, have: State, want: State, scope: Scope | None, old: State) -> list[Change]:
+        aim = want if scope is None else narrowed(have, want, scope, old)
+        return self._timed("diff", self.rooms.diff, have, aim, only=scope)
+
+    def _apply(self, changes: Sequence[Change]) -> None:
+        self.progress("apply", len(changes))
+        self.count += len(changes)
+        self.lines += [str(change).split("\n")[0] for change in changes[: SHOWN - len(self.lines)]]
+        refusals = self._timed("apply", self.rooms.apply, changes)
+        again = [refusal for refusal in refusals if _identity(refusal.change) in self.refused]
+        if again:
+            raise NotReachedError(_sentences(again), "`nsnet doctor` says what this machine lacks")
+        self.refused = {_identity(refusal.change) for refusal in refusals}
+        self.refusals += refusals
+
+    def _differ(self, before: Objects, after: Objects) -> bool:
+        return bool(self._timed("control", differences, before, after))
+
+    def _save(
+        self, before: dict[Key, Object], after: dict[Key, Object], revision: int
+    ) -> tuple[dict[Key, Object], int]:
+        """Writes what control made of it; where somebody else wrote meanwhile, takes that instead."""
+        try:
+            return after, self._timed("store", save_objects, self.store, before, after, revision)
+        except Conflict:
+            return self._timed("store", refresh, self.store, before, revision)
+
+    def _timed(self, phase: str, function: Callable[..., T], *args: Any, **named: Any) -> T:
+        start = time.perf_counter()
+        try:
+            return function(*args, **named)
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+
+    def _report(self, rounds: int, memory: Memory) -> Report:
+        refusals = tuple(self.refusals)
+        return Report(memory.revision, rounds, self.count, refusals, self.seconds, memory, tuple(self.lines))
+
+    def _unsettled(self, changes: Sequence[Change]) -> NotReachedError:
+        first = str(changes[0]).split("\n")[0] if changes else "the objects"
+        return NotReachedError(
+            f"after {ROUNDS} rounds something still changes by itself: {first}",
+            "is another program changing the cluster's namespaces?",
+        )
+
+
+def _identity(change: Change) -> tuple[str, str, tuple[str, ...]]:
+    return change.verb, change.netns, change.value.key
+
+
+def _sentences(refusals: Sequence[Refusal]) -> str:
+    more = f"\nand {len(refusals) - SHOWN} more" if len(refusals) > SHOWN else ""
+    return "\n".join(str(refusal) for refusal in refusals[:SHOWN]) + more
+
+
+# --- what to look at --------------------------------------------------------------------------------------------------
+
+
+def union(one: Scope, two: Scope) -> Scope:
+    """Both scopes; whole namespaces win over some of their keys."""
+    found = dict(one)
+    for netns, keys in two.items():
+        there = found.get(netns)
+        found[netns] = keys if there is None else WHOLE if WHOLE in (there, keys) else there | keys
+    return found
+
+
+def scope_of(changes: Iterable[Change]) -> Scope:
+    """What must be looked at to prove the changes: their keys, the whole namespace where links come or go."""
+    found: Scope = {}
+    for change in changes:
+        keys = WHOLE if isinstance(change.value, STRUCTURE) else frozenset({change.value.key})
+        found = union(found, {change.netns: keys})
+    return found
+
+
+def narrowed(have: State, want: State, scope: Scope, old: State) -> State:
+    """What is wanted, without what is not looked at anyway: a node with 1,000 Services has 9,000 chains.
+
+    `scope` is where `want` differs from `old`. Only where that is chains or files: what links carry with them when they
+    are made anew is more than what differs.
+    """
+    small = {netns for netns, keys in scope.items() if keys and all(key[0] in _ALONE for key in keys)}
+    parts = {netns: want[netns] - old[netns] for netns in small if netns in have and netns in want and netns in old}
+    return {**want, **parts}
+
+
+_ALONE = frozenset({"chain", "table", "file"})
+
+
+def with_listeners(changes: Iterable[Change], want: State, scope: Scope) -> Scope:
+    """The scope, and the listeners of every pod and node where a program or the file it reads changed."""
+    if not any(_may_listen(change, want) for change in changes):
+        return scope
+    return union(scope, {netns: LISTENERS for netns in want if names.kind_of(netns) in {"pod", "node"}})
+
+
+def _may_listen(change: Change, want: State) -> bool:
+    if not isinstance(change.value, File):
+        return isinstance(change.value, Process)
+    programs = (value for value in want.get(change.netns, ()) if isinstance(value, Process))
+    return any(change.value.path in program.argv for program in programs)
+
+
+def heard(have: State, scope: Scope | None, before: Listening) -> Listening:
+    """Who listens where: what was heard before, and what this look says of the namespaces whose listeners it read."""
+    looked = have if scope is None else [netns for netns, keys in scope.items() if not keys or keys >= LISTENERS]
+    found = {} if scope is None else {netns: ports for netns, ports in before.items() if netns not in looked}
+    return found | {netns: _listening(have[netns]) for netns in looked if netns in have}
+
+
+def _listening(values: Iterable[Value]) -> frozenset[tuple[str, int]]:
+    return frozenset((value.protocol, value.port) for value in values if isinstance(value, Listener))
+
+
+def merged(have: State, seen: State, scope: Scope) -> State:
+    """The first look with what a second, limited to `scope` (whole namespaces or their listeners), says differently."""
+    found = dict(have)
+    for netns, keys in scope.items():
+        if keys and netns in seen and netns in found:
+            kept = frozenset(value for value in found[netns] if not isinstance(value, Listener))
+            found[netns] = kept | frozenset(value for value in seen[netns] if isinstance(value, Listener))
+        elif netns in seen:
+            found[netns] = seen[netns]
+        else:
+            found.pop(netns, None)
+    return found
+
+
+# --- down -------------------------------------------------------------------------------------------------------------
+
+
+def destroy(cluster: str, *, timeout: float = 10.0) -> bool:
+    """Removes everything of the cluster: namespaces, processes, files, and then its state directory.
+
+    Needs no store; nothing there is success. Whoever calls holds the lock and has stopped the controller. Waits at most
+    `timeout` seconds until the kernel has taken down every link; returns whether it has. Raises NotReachedError where
+    something of the cluster is left.
+    """
+    from nsnet.kernel import destroy, teardown
+
+    gone = destroy(cluster, timeout=timeout)
+    left = teardown.left(cluster)
+    if left:
+        more = f"\nand {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+        raise NotReachedError(
+            "\n".join(f"still there: {line}" for line in left[:SHOWN]) + more, "run `nsnet down` again"
+        )
+    shutil.rmtree(names.state_dir(cluster), ignore_errors=True)
+    return gone

@@ -1,0 +1,130 @@
+"""Whole sets of objects in a store: read them, follow their changes, write what is different, all or nothing.
+
+What a controller computes depends on *all* objects (an address is free when nobody has it), so two writers must never
+both succeed from the same reading: every write compares and rewrites one further key, the fence. Whoever loses reads
+again and computes again (`update`). Records that are no objects of ours are left alone and reported to `warn`.
+"""
+
+from collections.abc import Callable, Iterable
+
+from nsnet.errors import InputError, NsnetError
+from nsnet.model import Key, Object, Objects, SubnetLease, key_of
+from nsnet.store import Compacted, Conflict, Entry, Event, Store
+from nsnet.store.keys import FENCE, LEASE_META, LEASES, REGISTRY, decode, path, records, with_metadata
+
+Warn = Callable[[str], None]
+MANY = 64  # from so many keys on, one listing is cheaper than asking for each
+ATTEMPTS = 20
+
+
+def _silent(_: str) -> None: ...
+
+
+def load_objects(store: Store, warn: Warn = _silent) -> tuple[dict[Key, Object], int]:
+    """All objects, and the revision they stand for."""
+    entries, revision = store.list("/")
+    objects = _decoded(((entry.key, entry.value) for entry in entries), warn)
+    return _with_metadata(objects, entries), revision
+
+
+def refresh(store: Store, objects: Objects, revision: int, warn: Warn = _silent) -> tuple[dict[Key, Object], int]:
+    """The objects of `revision` brought up to date: reads only what changed, or everything if that is not known."""
+    try:
+        events, now = store.changes("/", revision)
+    except Compacted:
+        return load_objects(store, warn)
+    if any(event.key.startswith((LEASES, LEASE_META)) for event in events):
+        return load_objects(store, warn)  # rare, and their two records belong together
+    last = {event.key: event for event in events}
+    return _followed(objects, list(last.values()), warn), now
+
+
+def differences(before: Objects, after: Objects) -> dict[str, bytes | None]:
+    """What a store that holds `before` must put (None: delete) to hold `after`; compares what would be stored."""
+    puts: dict[str, bytes | None] = {}
+    for key in before.keys() | after.keys():
+        old, new = before.get(key), after.get(key)
+        if old is new or old == new:
+            continue
+        there = records(old) if old is not None else {}
+        wanted = records(new) if new is not None else {}
+        puts |= dict.fromkeys(there.keys() - wanted.keys())
+        puts |= {name: value for name, value in wanted.items() if there.get(name) != value}
+    return puts
+
+
+def save_objects(store: Store, before: Objects, after: Objects, revision: int) -> int:
+    """Writes the differences in one transaction; returns the revision at which they stand.
+
+    `before` is what was read at `revision`. Raises Conflict where anything was written since, and then writes nothing.
+    """
+    puts = differences(before, after)
+    if not puts:
+        return revision
+    puts[FENCE] = b"{}"
+    return store.txn(_last_written(store, puts, revision), puts)
+
+
+def update(store: Store, change: Callable[[Objects], Objects], warn: Warn = _silent) -> tuple[dict[Key, Object], int]:
+    """Reads, lets `change` compute the new set, writes it; again from the start when somebody else was faster.
+
+    Returns the objects as they stand then, and the revision. Raises what `change` raises; Conflict after 20 attempts.
+    """
+    lost: NsnetError | None = None
+    for _ in range(ATTEMPTS):
+        before, revision = load_objects(store, warn)
+        after = dict(change(before))
+        try:
+            return after, save_objects(store, before, after, revision)
+        except Conflict as conflict:
+            lost = conflict
+    assert lost is not None
+    raise lost
+
+
+def _last_written(store: Store, keys: Iterable[str], revision: int) -> dict[str, int]:
+    """When each key was last written, for the compare; refuses at once what is younger than our reading."""
+    wanted = list(keys)
+    if len(wanted) > MANY:
+        there = {entry.key: entry.mod_revision for entry in store.list("/")[0]}
+    else:
+        there = {entry.key: entry.mod_revision for key in wanted if (entry := store.get(key)) is not None}
+    for key in wanted:
+        if there.get(key, 0) > revision:
+            raise Conflict(key)
+    return {key: there.get(key, 0) for key in wanted}
+
+
+def _decoded(pairs: Iterable[tuple[str, bytes]], warn: Warn) -> dict[Key, Object]:
+    objects = {}
+    for name, value in pairs:
+        obj = _object(name, value, warn)
+        if obj is not None:
+            objects[key_of(obj)] = obj
+    return objects
+
+
+def _object(name: str, value: bytes, warn: Warn) -> Object | None:
+    if name == FENCE or name.startswith(LEASE_META) or not name.startswith((REGISTRY, LEASES)):
+        return None
+    try:
+        return decode(name, value)
+    except InputError as error:
+        warn(str(error))
+        return None
+
+
+def _with_metadata(objects: dict[Key, Object], entries: list[Entry]) -> dict[Key, Object]:
+    for entry in entries:
+        key = Key("SubnetLease", "", entry.key.removeprefix(LEASE_META))
+        lease = objects.get(key)
+        if entry.key.startswith(LEASE_META) and isinstance(lease, SubnetLease):
+            objects[key] = with_metadata(lease, entry.value)
+    return objects
+
+
+def _followed(objects: Objects, events: list[Event], warn: Warn) -> dict[Key, Object]:
+    written = {event.key: _object(event.key, event.value, warn) for event in events if event.value is not None}
+    gone = {event.key for event in events if written.get(event.key) is None} - {FENCE}
+    found = {key: obj for key, obj in objects.items() if path(obj) not in gone} if gone else dict(objects)
+    return found | {key_of(obj): obj for obj in written.values() if obj is not None}
