@@ -1,0 +1,278 @@
+"""apply: changes written to the kernel, in the order that is fast, whatever order they come in.
+
+The order, and why (figures: shared facts, FLOOR.md):
+
+    1  programs that go                      they hold sockets, and sockets hold namespaces
+    2  links that go                         all of a namespace in one wait of the kernel (20 ms), by group
+    3  namespaces, all of them               phase-wise costs half of pod by pod
+    4  sysctls                               a device copies conf.default when it is made
+    5  bridges, then veth pairs              from the side that is a bridge port: enslaved and up in the same message
+    6  one send per namespace                VXLAN, the far ends, ports, addresses, neighbours, FDB, routes
+    7  sysctls of devices, files             and programs are started; they get ready while iptables runs
+    8  iptables and nftables                 the processes of several namespaces side by side; of two modes the
+                                             one that comes first, then the one that goes
+    9  programs are ready, or have read      their files again
+    10 namespaces that go                    the kernel takes their links down by itself
+
+`wiring.py` is what goes by rtnetlink (2, 5, 6), `places.py` what is known of the namespaces meanwhile.
+
+Every step tolerates that it was done before, and a kill between any two leaves something that the next look shows as
+different. A namespace is only written to when it bears the mark. What the kernel refuses is collected, with its own
+sentence, and stops nothing else.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from nsnet import names
+from nsnet.errors import NsnetError
+from nsnet.kernel import files, netns, process, sysctl
+from nsnet.kernel.places import Places
+from nsnet.kernel.wiring import WIRED, Wiring
+from nsnet.state import (
+    Chain,
+    Change,
+    File,
+    Listener,
+    Netns,
+    NftChain,
+    NftElement,
+    NftSet,
+    NftTable,
+    OtherLink,
+    Process,
+    Refusal,
+    Sysctl,
+)
+
+_WORKERS = max(2, os.cpu_count() or 1)
+_NFT = (NftTable, NftSet, NftChain, NftElement)
+_WRITTEN = {*WIRED, Netns, Sysctl, Chain, *_NFT, Process, File}
+_OBSERVED = {OtherLink, Listener}  # deleting a foreign link is wiring's; a listener goes with its program
+
+
+def apply(changes: Sequence[Change]) -> list[Refusal]:
+    """Writes the changes to the kernel; returns what it refused, each with its reason. Their order does not matter."""
+    return _Apply(changes).run()
+
+
+class _Apply:
+    """One call of `apply`: what it has learnt on the way. Nothing of it outlives the call."""
+
+    def __init__(self, changes: Sequence[Change]) -> None:
+        self.going = {c.netns: c for c in changes if c.verb == "delete" and isinstance(c.value, Netns)}
+        self.clusters = {c.netns.partition(".")[0] for c in changes}
+        self.by_type: defaultdict[type, list[Change]] = defaultdict(list)
+        for change in changes:
+            if change.netns not in self.going:
+                self.by_type[type(change.value)].append(change)
+        self.places = Places()
+        self.wiring = Wiring(self.places, self.by_type)
+        self.unread: dict[Path, tuple[Change, list[process.Running]]] = {}
+
+    def run(self) -> list[Refusal]:
+        self._end_programs()
+        programs = self._programs()
+        self.wiring.delete_links()
+        self._mark_unread(programs)
+        self._create_namespaces()
+        self._write_sysctls(of_interfaces=False)
+        self.wiring.make_links()
+        self.wiring.configure()
+        self._write_sysctls(of_interfaces=True)
+        self._write_files(programs)
+        started = self._start(programs)
+        self._write_chains()
+        self._await(started)
+        self._tell_readers()
+        self._refuse_others()
+        self._delete_namespaces()
+        return self.places.refusals
+
+    # --- what a step may know ---
+
+    def of(self, *types: type) -> Iterator[Change]:
+        for each in types:
+            yield from self.by_type[each]
+
+    def refuse(self, change: Change, reason: str) -> None:
+        self.places.refuse(change, reason)
+
+    # --- programs ---
+
+    def _end_programs(self) -> None:
+        ending = {(c.netns, _argv(c)): c for c in self.of(Process) if c.verb != "add"}
+        if not ending:
+            return
+        for cluster in self.clusters:
+            stayed = process.end_programs(cluster, lambda found: (found.netns, found.argv) in ending)
+            for pid in stayed:
+                self.refuse(next(iter(ending.values())), f"process {pid} does not end")
+
+    def _programs(self) -> list[process.Running]:
+        """The programs that run now, where that matters for one of the changes."""
+        if not (self.by_type[Process] or self.by_type[File] or self._adds(Netns)):
+            return []
+        return [found for cluster in self.clusters for found in process.running(cluster)]
+
+    def _adds(self, kind: type) -> list[Change]:
+        return [change for change in self.by_type[kind] if change.verb != "delete"]
+
+    def _mark_unread(self, programs: Sequence[process.Running]) -> None:
+        """A program of ours may hold sockets in a namespace that is made anew: it will read its file again."""
+        adds = self._adds(Netns)
+        for program in programs if adds else ():
+            for path in map(Path, program.argv):
+                if path.is_relative_to(names.RUN) and process.is_ours(program.argv):
+                    files.must_be_read(path)
+                    self.unread.setdefault(path, (adds[0], []))[1].append(program)
+
+    def _write_files(self, programs: Sequence[process.Running]) -> None:
+        for change in self.of(File):
+            value = change.value
+            assert isinstance(value, File)
+            if not files.belongs(value.path, change.netns):
+                self.refuse(change, "the path is not one of the namespace's")
+                continue
+            readers = [found for found in programs if found.netns == change.netns and value.path in found.argv]
+            try:
+                self._write_file(change, value, readers)
+            except OSError as error:
+                self.refuse(change, str(error))
+
+    def _write_file(self, change: Change, value: File, readers: list[process.Running]) -> None:
+        if change.verb == "delete":
+            files.delete(value.path)
+            self.unread.pop(Path(value.path), None)
+            return
+        files.write(value, unread=bool(readers))
+        if readers:
+            self.unread[Path(value.path)] = (change, readers)
+
+    def _start(self, programs: Sequence[process.Running]) -> list[tuple[Change, process.Started]]:
+        there = {(found.netns, found.argv) for found in programs}
+        started = []
+        for name, _, changes in self.places.each(self._adds(Process)):
+            for change in changes:
+                value = change.value
+                assert isinstance(value, Process)
+                if (name, value.argv) in there:
+                    continue
+                try:
+                    started.append((change, process.start(name, value.argv)))
+                except OSError as error:
+                    self.refuse(change, str(error))
+        return started
+
+    def _await(self, started: Iterable[tuple[Change, process.Started]]) -> None:
+        for change, program in started:
+            reason = process.await_ready(program)
+            if reason:
+                self.refuse(change, reason)
+
+    def _tell_readers(self) -> None:
+        for path, (change, readers) in self.unread.items():
+            reasons = [reason for reader in readers if (reason := process.reload(reader, str(path)))]
+            for reason in reasons:
+                self.refuse(change, reason)
+            if not reasons:
+                files.has_been_read(path)
+
+    # --- namespaces ---
+
+    def _create_namespaces(self) -> None:
+        adds = {change.netns: change for change in self._adds(Netns)}
+        if not adds:
+            return
+        wanted = [(name, _mark(change)) for name, change in adds.items()]
+        try:
+            self.places.fresh, failures = netns.create(wanted)
+        except OSError as why:  # /run/netns itself
+            failures = dict.fromkeys(adds, why)
+        for name, error in failures.items():
+            reason = error.strerror or str(error)
+            self.places.shut(name, reason)
+            self.refuse(adds[name], reason)
+
+    def _delete_namespaces(self) -> None:
+        ours = [name for name, change in self.going.items() if self._may_go(name, change)]
+        if ours:
+            process.end_inhabitants(ours)
+            for cluster in self.clusters:
+                process.end_programs(cluster, lambda found: found.netns in self.going)
+        for name in ours:
+            try:
+                files.delete_all(name)
+                netns.delete(name)
+            except OSError as error:
+                self.refuse(self.going[name], str(error))
+        if self.going or self.by_type[Netns]:
+            for cluster in self.clusters:
+                for name in netns.half_made(cluster):
+                    netns.delete(name)
+
+    def _may_go(self, name: str, change: Change) -> bool:
+        mark = netns.mark_of(name)
+        if mark is None or mark == names.mark(name.partition(".")[0]):
+            return True
+        self.refuse(change, "the namespace does not bear the cluster's mark")
+        return False
+
+    # --- sysctls and packet filters ---
+
+    def _write_sysctls(self, *, of_interfaces: bool) -> None:
+        some = (change for change in self.of(Sysctl) if sysctl.of_interface(change.value.key[1]) is of_interfaces)
+        for name, _, changes in self.places.each(some):
+            self._guarded(changes, partial(sysctl.write, name, changes))
+
+    def _write_chains(self) -> None:
+        chains, tables = (list(self.places.each(self.of(*kinds))) for kinds in ((Chain,), _NFT))
+        if not chains and not tables:
+            return
+        from nsnet.kernel import iptables, nftables
+
+        going = [job for job in tables if any(_is_table_gone(change) for change in job[2])]
+        self._side_by_side(nftables.write, [job for job in tables if job not in going])
+        self._side_by_side(iptables.write, chains)
+        self._side_by_side(nftables.write, going)
+
+    def _side_by_side(
+        self, write: Callable[[str, Sequence[Change]], list[Refusal]], jobs: Iterable[tuple[str, object, list[Change]]]
+    ) -> None:
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            futures = [(changes, pool.submit(write, name, changes)) for name, _, changes in jobs]
+        for changes, future in futures:
+            self._guarded(changes, future.result)
+
+    def _guarded(self, changes: Sequence[Change], work: Callable[[], list[Refusal]]) -> None:
+        """A failure of the whole work is a refusal of all of it."""
+        try:
+            self.places.refusals += work()
+        except (OSError, NsnetError) as why:
+            for change in changes:
+                self.refuse(change, str(why))
+
+    def _refuse_others(self) -> None:
+        """What is only ever observed cannot be written."""
+        for kind, changes in self.by_type.items():
+            for change in () if kind in _WRITTEN else changes:
+                if change.verb != "delete" or kind not in _OBSERVED:
+                    self.refuse(change, f"nothing here writes a value of kind {kind.__name__}")
+
+
+def _argv(change: Change) -> tuple[str, ...]:
+    assert isinstance(change.value, Process)
+    return change.value.argv
+
+
+def _is_table_gone(change: Change) -> bool:
+    return change.verb == "delete" and isinstance(change.value, NftTable)
+
+
+def _mark(change: Change) -> str:
+    assert isinstance(change.value, Netns)
+    return change.value.mark

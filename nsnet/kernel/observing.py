@@ -1,0 +1,281 @@
+"""observe: what the kernel has, as values; nothing is written, nothing is remembered.
+
+Per namespace one route socket and one sock_diag socket, all dumps of each in one send; only the main routing table is
+asked for, and link statistics are not. Everything else costs a process or a walk and is done only where it can say
+something:
+
+- iptables: `iptables-save` costs a process and 20 ms, so it is run only where netfilter has any table. That is one
+  netlink dump (NFT_MSG_GETTABLE), or a look into /proc/net/ip_tables_names for the legacy build; neither creates a
+  table, which `iptables-save` itself would never do either but `iptables -L` does. Pods have no rules of ours, so there
+  nobody looks. The processes of several nodes run side by side.
+- nftables: other tables than iptables' are read by netlink, which costs a millisecond where there is none.
+- sysctls: where `state.SYSCTLS` names some.
+- processes and files: one walk for the whole cluster.
+
+A namespace that does not bear the mark is not there.
+"""
+
+import errno
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from struct import Struct
+from typing import NamedTuple
+
+from nsnet import names
+from nsnet.errors import MachineError
+from nsnet.kernel import files, netns, process, rtnl, sockdiag, sysctl
+from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request
+from nsnet.state import SYSCTLS, Key, Listener, Netns, Scope, Sysctl, Value
+
+_LINKS = {"netns", "link", "port"}
+_DUMPS: Mapping[str, Request] = {
+    "address": rtnl.GET_ADDRESSES,
+    "neighbour": rtnl.GET_NEIGHBOURS,
+    "route": rtnl.GET_ROUTES,
+}
+_ROUTE_KINDS = {*_LINKS, *_DUMPS, "fdb"}
+_ALL = frozenset({*_ROUTE_KINDS, "sysctl", "chain", "nft", "process", "file", "listener"})
+
+_NFT_GETTABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
+_NFGENMSG = Struct("=BBH")
+_NF_FAMILIES = {2, 10}  # iptables' and ip6tables' tables
+_LEGACY = "/proc/thread-self/net/ip_tables_names"
+
+_WORKERS = max(2, os.cpu_count() or 1)
+
+
+class _Look(NamedTuple):
+    """What rtnetlink says of one namespace; veth ends are not matched yet."""
+
+    netns: str
+    links: rtnl.Interfaces
+    values: list[Value]
+
+
+def observe(cluster: str, only: Scope | None = None) -> dict[str, frozenset[Value]]:
+    """The cluster's namespaces that bear its mark, each with its values.
+
+    With `only`: of those namespaces the values under those keys (an empty set: all; a key of one word: all of that
+    kind), and no more is read than that takes. Raises MachineError without the rights to enter namespaces.
+    """
+    try:
+        return _observe(cluster, only)
+    except FileNotFoundError:  # a namespace went away while we looked: once more, without it
+        return _observe(cluster, only)
+    except PermissionError as error:
+        raise MachineError(f"cannot look into network namespaces: {error.strerror}", "run it as root") from error
+
+
+def _observe(cluster: str, only: Scope | None) -> dict[str, frozenset[Value]]:
+    there = netns.candidates(cluster)
+    wanted = {name: _kinds(only, name) for name in there if only is None or name in only}
+    looks: dict[str, _Look] = {}
+    more: dict[str, list[Value]] = {}
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        filters: list[tuple[str, Future[frozenset[Value]]]] = []
+        for name in sorted(wanted, key=_nodes_first):
+            look, further = _look(name, names.mark(cluster), wanted[name])
+            if look is None:
+                continue
+            looks[name], more[name] = look, list(further)
+            keys = frozenset() if only is None else only[name]
+            if "chain" in wanted[name] and _has_chains(name, keys):
+                filters.append((name, pool.submit(_read_chains, name, keys)))
+            if "nft" in wanted[name] and (keys or names.kind_of(name) != "pod"):
+                filters.append((name, pool.submit(_read_nft, name, keys)))
+            more[name] += _sysctls(name, keys) if "sysctl" in wanted[name] else ()
+        _add_files_and_processes(cluster, wanted, more)
+        _add_links(cluster, looks, there, wanted, more)
+        for name, future in filters:
+            more[name] += future.result()
+    return {name: _chosen(look.values + more[name], only, name) for name, look in looks.items()}
+
+
+def _kinds(only: Scope | None, name: str) -> frozenset[str]:
+    """Which kinds of value must be read."""
+    keys = frozenset[Key]() if only is None else only[name]
+    return frozenset(key[0] for key in keys) if keys else _ALL
+
+
+def _nodes_first(name: str) -> tuple[bool, str]:
+    """Their iptables processes then run while pods are read."""
+    return names.kind_of(name) == "pod", name
+
+
+def _chosen(values: Iterable[Value], only: Scope | None, name: str) -> frozenset[Value]:
+    if only is None or not only[name]:
+        return frozenset(values)
+    keys = only[name]
+    return frozenset(value for value in values if value.key in keys or value.key[:1] in keys)
+
+
+# --- one namespace ----------------------------------------------------------------------------------------------------
+
+
+def _look(name: str, mark: str, kinds: frozenset[str]) -> tuple[_Look | None, frozenset[Listener]]:
+    """Reads a namespace by netlink; None when it is not ours, or gone."""
+    with ExitStack() as stack:
+        try:
+            with netns.inside(name):
+                route = stack.enter_context(Netlink(NETLINK_ROUTE))
+                diag = stack.enter_context(sockdiag.socket()) if "listener" in kinds else None
+        except FileNotFoundError:
+            return None, frozenset()
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # a name that leads to no namespace
+                return None, frozenset()
+            raise
+        look = _read_route(name, mark, route, kinds)
+        if look is None or diag is None:
+            return look, frozenset()
+        return look, sockdiag.listeners(diag)
+
+
+def _read_route(name: str, mark: str, route: Netlink, kinds: Collection[str]) -> _Look | None:
+    if not _ROUTE_KINDS.intersection(kinds):
+        lo = rtnl.interface(route.get(rtnl.GET_LO))
+        return _Look(name, {}, []) if lo.alias == mark else None
+    asked = [kind for kind in _DUMPS if kind in kinds]
+    heard, *answers = route.dump([rtnl.GET_LINKS, *(_DUMPS[kind] for kind in asked)])
+    links = rtnl.interfaces(heard)
+    if links[rtnl.LO].alias != mark:
+        return None
+    values: list[Value] = [Netns(mark), *rtnl.ports(links)]
+    for kind, messages in zip(asked, answers, strict=True):
+        values += _decode(kind, messages, links)
+    if "fdb" in kinds:
+        tunnels = [rtnl.get_fdb(one.number) for one in links.values() if one.kind == "vxlan"]
+        for messages in route.dump(tunnels) if tunnels else ():
+            values += rtnl.fdb(messages, links)
+    return _Look(name, links, values)
+
+
+def _decode(kind: str, messages: list[Message], links: rtnl.Interfaces) -> Iterator[Value]:
+    match kind:
+        case "address":
+            yield from rtnl.addresses(messages, links)
+        case "neighbour":
+            yield from rtnl.neighbours(messages, links)
+        case _:
+            yield from rtnl.routes(messages, links)
+
+
+def _sysctls(name: str, keys: frozenset[Key]) -> frozenset[Sysctl]:
+    some = [key[1] for key in keys if key[0] == "sysctl" and len(key) > 1]
+    all_of_them = not keys or len(some) < _count(keys, "sysctl")
+    wanted = SYSCTLS.get(names.kind_of(name), ()) if all_of_them else some
+    return sysctl.read(name, wanted) if wanted else frozenset()
+
+
+def _count(keys: Iterable[Key], kind: str) -> int:
+    return sum(key[0] == kind for key in keys)
+
+
+# --- chains -----------------------------------------------------------------------------------------------------------
+
+
+def _has_chains(name: str, keys: frozenset[Key]) -> bool:
+    """Whether it is worth a process to read them."""
+    if _count(keys, "chain"):
+        return True
+    return names.kind_of(name) != "pod" and _has_tables(name)
+
+
+def _has_tables(name: str) -> bool:
+    request = Request(_NFT_GETTABLE, 0, _NFGENMSG.pack(0, 0, 0))
+    with netns.inside(name):
+        with suppress(OSError):  # a kernel without nf_tables
+            with Netlink(NETLINK_NETFILTER) as netfilter:
+                (tables,) = netfilter.dump([request])
+            if any(data[start] in _NF_FAMILIES for _, data, start, _ in tables):
+                return True
+        with suppress(OSError):  # a kernel without the legacy tables
+            return bool(Path(_LEGACY).read_bytes())
+    return False
+
+
+def _read_chains(name: str, keys: frozenset[Key]) -> frozenset[Value]:
+    from nsnet.kernel import iptables
+
+    some = frozenset((key[2], key[3]) for key in keys if key[0] == "chain" and len(key) > 1)
+    return iptables.read(name, some if keys and len(some) == _count(keys, "chain") else None)
+
+
+def _read_nft(name: str, keys: frozenset[Key]) -> frozenset[Value]:
+    from nsnet.kernel import nftables
+
+    return nftables.read(name, frozenset(key for key in keys if key[0] == "nft") if keys else None)
+
+
+# --- the whole cluster ------------------------------------------------------------------------------------------------
+
+
+def _add_files_and_processes(cluster: str, wanted: Mapping[str, frozenset[str]], more: dict[str, list[Value]]) -> None:
+    if any("process" in wanted[name] for name in more):
+        for name, programs in process.observe(cluster).items():
+            if name in more:
+                more[name] += programs
+    if any("file" in wanted[name] for name in more):
+        for name, found in files.observe(cluster).items():
+            if name in more:
+                more[name] += found
+
+
+def _add_links(
+    cluster: str,
+    looks: Mapping[str, _Look],
+    there: Collection[str],
+    wanted: Mapping[str, frozenset[str]],
+    more: dict[str, list[Value]],
+) -> None:
+    """Matches the ends of pairs and adds the links of every namespace whose links were asked for."""
+    asked = [look for name, look in looks.items() if _LINKS.intersection(wanted[name])]
+    ends = _ends([*asked, *_further(cluster, asked, looks, there)])
+    for look in asked:
+        for one in look.links.values():
+            value = rtnl.link(look.links, one, _peer(look.netns, one, ends))
+            if value is not None:
+                more[look.netns].append(value)
+
+
+_Ends = dict[str, tuple[str, rtnl.Interface]]
+
+
+def _ends(looks: Iterable[_Look]) -> _Ends:
+    """Every veth, under the alias by which its other end names it."""
+    return {
+        rtnl.alias_of(f"{look.netns}/{one.name}"): (look.netns, one)
+        for look in looks
+        for one in look.links.values()
+        if one.kind == "veth"
+    }
+
+
+def _peer(name: str, one: rtnl.Interface, ends: _Ends) -> str:
+    """The other end as `netns/device`, when both ends say so; empty otherwise."""
+    other_netns, other = ends.get(one.alias, ("", None))
+    if one.kind != "veth" or other is None:
+        return ""
+    mutual = other.peer == one.number and one.peer == other.number
+    return f"{other_netns}/{other.name}" if mutual and other.alias == rtnl.alias_of(f"{name}/{one.name}") else ""
+
+
+def _further(
+    cluster: str, asked: Iterable[_Look], looks: Mapping[str, _Look], there: Collection[str]
+) -> Iterator[_Look]:
+    """The links of namespaces that were not asked for, but hold the other end of a pair of those that were."""
+    seen = {look.netns for look in asked}
+    aliases = {one.alias for look in asked for one in look.links.values() if one.kind == "veth"}
+    named = {alias.rpartition("/")[0] for alias in aliases}
+    shortened = any(alias and "/" not in alias for alias in aliases)
+    for name in there:
+        if name in seen or not (name in named or shortened):
+            continue
+        look = looks.get(name)
+        if look is None or not look.links:
+            look, _ = _look(name, names.mark(cluster), frozenset(_LINKS))
+        if look is not None:
+            yield look

@@ -1,0 +1,68 @@
+"""Sysctls of a namespace, read and written through /proc/sys/net, which shows the namespace of whoever opens it.
+
+Every write is read back: in a child namespace some knobs are read-only and `sysctl -w` still exits 0, and a kernel
+may clamp a value. What reads back differently is a refusal. A write costs the more, the more namespaces the machine
+has, so only nodes and the fabric have sysctls (`state.SYSCTLS`).
+
+Source: procps `sysctl.conf(5)` (a dot inside an interface name is written /), Linux `net/sysctl_net.c`.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from nsnet.kernel.netns import inside
+from nsnet.state import Change, Refusal, Sysctl
+
+_ROOT = Path("/proc/sys")
+
+
+def _path(name: str) -> Path:
+    return _ROOT.joinpath(*(part.replace("/", ".") for part in name.split(".")))
+
+
+def _name(path: Path) -> str:
+    return ".".join(part.replace(".", "/") for part in path.relative_to(_ROOT).parts)
+
+
+def of_interface(name: str) -> bool:
+    """Whether it belongs to a device, and so can only be written when that is there; `all` and `default` always are."""
+    parts = name.split(".")
+    return len(parts) > 3 and parts[2] in {"conf", "neigh"} and parts[3] not in {"all", "default"}
+
+
+def read(netns: str, wanted: Iterable[str]) -> frozenset[Sysctl]:
+    """The sysctls of these names in a namespace, `*` being any one interface. What the kernel lacks is left out."""
+    with inside(netns):
+        return frozenset(found for name in wanted for path in _expand(name) for found in _read(path))
+
+
+def _expand(name: str) -> list[Path]:
+    path = _path(name)
+    return sorted(_ROOT.glob(str(path.relative_to(_ROOT)))) if "*" in name else [path]
+
+
+def _read(path: Path) -> Iterator[Sysctl]:
+    try:
+        yield Sysctl(_name(path), path.read_text(encoding="ascii").rstrip("\n"))
+    except OSError:  # not in this kernel, write-only, or gone with its interface
+        return
+
+
+def write(netns: str, changes: Sequence[Change]) -> list[Refusal]:
+    """Writes the sysctls of one namespace and reads each back. Deleting one does nothing: there is no absent sysctl."""
+    with inside(netns):
+        answers = [(change, _write(change.value)) for change in changes if change.verb != "delete"]
+    return [Refusal(change, reason) for change, reason in answers if reason]
+
+
+def _write(value: object) -> str:
+    """Why it was refused, or nothing."""
+    assert isinstance(value, Sysctl)
+    path = _path(value.name)
+    try:
+        with path.open("w", encoding="ascii") as knob:
+            knob.write(value.value)
+        now = path.read_text(encoding="ascii").rstrip("\n")
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return "" if now.split() == value.value.split() else f"{path} reads back as {now!r}"

@@ -1,0 +1,481 @@
+"""What must be reachable, and from where it must not be: expectations computed from completed objects. Pure.
+
+Kubernetes' own three rules (pod to pod without NAT, node to pod without NAT, a pod's address is what others see),
+localhost inside a pod, and every Service port from every node, from a pod on every node and from outside as its type
+allows.
+
+Where upstream itself hides an address, the expectation says so: flannel masquerades what pods send to *other* nodes'
+addresses (its rule `-s CLUSTER ! -d 224.0.0.0/4`), kube-proxy what nodes send to a ClusterIP and what comes by a
+NodePort.
+
+ICMP errors are rationed by the kernel (six at once to one destination, then one a second: net/ipv4/icmp.c), and
+kube-proxy's REJECT is such an error. So only so many refusals are asked of one rejecter by one source; the others of a
+long list of Services without endpoints are asked by other pods, or not at all.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import msgspec
+
+from nsnet.errors import InputError
+from nsnet.kernel.probe import Learned
+from nsnet.model import Objects, Service, ServicePort
+from nsnet.verify import chance, sample
+from nsnet.verify import world as worlds
+from nsnet.verify.world import Backend, Place, World
+
+Want = Literal["ok", "refused", "timeout", "unreachable"]
+Ask = Literal["identity", "http", "connect", "line", "ping"]
+
+SENDER = "sender"  # the server must see the very address that the asking socket has
+STICKY_CALLS = 15  # upstream's e2e: as many equal answers in a row
+FULL_NODES = 4  # up to so many nodes every source asks every node's port, and every node's spread is tested
+REFUSALS = {"near": 40, "far": 5}  # what one rejecter is asked by one source on its own node namespace, or elsewhere
+
+IDENTITY = b"GET /nsnet HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
+WHOAMI = b"whoami\n"
+
+
+class Expectation(msgspec.Struct, frozen=True, kw_only=True):
+    """One sentence about the network.
+
+    `answers` are the pods (`namespace/pod`) that may answer; empty: anybody. `seen` is the address the one who answers
+    must see (SENDER: the asker's own; empty: no matter), except for the answerers in `hidden`. `spread`: the answers of
+    all `calls` must look like a fair choice among `answers`; `sticky`: they must be one and the same.
+    `want` unreachable is also met by silence: routers ration their errors.
+    """
+
+    group: str
+    source: str
+    netns: str
+    target: str
+    protocol: Literal["TCP", "UDP", "ICMP"]
+    address: str
+    port: int = 0
+    want: Want = "ok"
+    ask: Ask = "identity"
+    answers: frozenset[str] = frozenset()
+    seen: str = ""
+    hidden: frozenset[str] = frozenset()
+    calls: int = 1
+    spread: bool = False
+    sticky: bool = False
+    path: str = "/"
+    title: str = ""
+    learns: tuple[Learned, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """`pod-to-pod: pod/default/a → pod/default/b TCP 10.244.2.3:80`; the topology's own checks have their own."""
+        where = self.address if self.protocol == "ICMP" else f"{self.address}:{self.port}"
+        return f"{self.group}: {self.title or f'{self.source} → {self.target} {self.protocol} {where}'}"
+
+    @property
+    def payload(self) -> bytes:
+        match self.ask:
+            case "identity":
+                return WHOAMI if self.protocol == "UDP" else IDENTITY % self.address.encode()
+            case "http":
+                return b"GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % (
+                    self.path.encode(),
+                    self.target.encode(),
+                )
+            case "line":
+                return b"hostname\n"
+        return b""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {describe(self)}"
+
+
+def describe(item: Expectation) -> str:
+    """What is expected, in words: `web-0|web-1 answer, spread fairly over 39 calls`."""
+    if item.want != "ok":
+        return {"refused": "refused", "timeout": "no answer", "unreachable": "out of reach"}[item.want]
+    who = " or ".join(sorted(item.answers)[:4]) + (f" … ({len(item.answers)})" if len(item.answers) > 4 else "")
+    words = f"{who} answers" if who else "an answer"
+    if item.seen:
+        words += f" and sees {'the sender' if item.seen == SENDER else item.seen}"
+    if item.spread:
+        words += f", all of them, fairly over {item.calls} calls"
+    if item.sticky:
+        words += f", always the same in {item.calls} calls"
+    return words
+
+
+def expectations(objects: Objects, *, all_pairs: bool = False, seed: int = 0) -> list[Expectation]:
+    """Everything that follows from the objects (as `control.complete` left them).
+
+    Above `sample.ALL_PAIRS_UP_TO` pods a sample, the same for the same seed, unless `all_pairs`.
+    """
+    world = worlds.world(objects)
+    parts = (
+        _pods(world, all_pairs, seed),
+        _nodes(world, all_pairs),
+        _localhost(world),
+        _services(world, all_pairs),
+        _outside(world),
+    )
+    return [item for part in parts for item in part]
+
+
+def only(found: Sequence[Expectation], pattern: str) -> list[Expectation]:
+    """Those whose name the regular expression finds. Raises InputError when it is none, or finds nothing."""
+    try:
+        wanted = re.compile(pattern)
+    except re.error as error:
+        raise InputError(
+            f"--only {pattern}: {error}", "it is a Python regular expression, searched in names"
+        ) from error
+    kept = [item for item in found if wanted.search(item.name)]
+    if not kept:
+        raise InputError(f"--only {pattern}: no expectation has such a name", "`nsnet verify --list` prints them all")
+    return kept
+
+
+# --- one source, one target -------------------------------------------------------------------------------------------
+
+
+def _ping(group: str, source: Place, target: Place, learns: tuple[Learned, ...] = ()) -> Expectation:
+    return Expectation(
+        group=group,
+        source=source.label,
+        netns=source.netns,
+        target=target.label,
+        protocol="ICMP",
+        address=target.address,
+        ask="ping",
+        learns=learns,
+    )
+
+
+def _port(
+    group: str,
+    source: Place,
+    target: Place,
+    protocol: Literal["TCP", "UDP"],
+    port: int,
+    seen: str,
+    *,
+    address: str = "",
+    learns: tuple[Learned, ...] = (),
+) -> Expectation:
+    return Expectation(
+        group=group,
+        source=source.label,
+        netns=source.netns,
+        target=target.label,
+        protocol=protocol,
+        address=address or target.address,
+        port=port,
+        ask="connect" if target.runs else "identity",
+        answers=frozenset() if target.runs else frozenset((target.name,)),
+        seen="" if target.runs else seen,
+        learns=learns,
+    )
+
+
+def _ports(target: Place, turn: int | None = None) -> Iterator[tuple[Literal["TCP", "UDP"], int]]:
+    """The ports to ask: all, or the `turn`-th of each protocol. What a manifest's own process does with UDP is open."""
+    for protocol, ports in (("TCP", target.tcp), ("UDP", () if target.runs else target.udp)):
+        chosen = ports if turn is None or not ports else (ports[turn % len(ports)],)
+        for port in chosen:
+            yield ("TCP" if protocol == "TCP" else "UDP"), port
+
+
+def _arp(one: Place, other: Place) -> tuple[Learned, ...]:
+    """What two pods on one bridge learn of each other; everybody else's neighbours are permanent entries."""
+    if one.own and other.own and one.kind == other.kind == "pod" and one.node == other.node and one != other:
+        return Learned(one.netns, other.address), Learned(other.netns, one.address)
+    return ()
+
+
+# --- pods and nodes ---------------------------------------------------------------------------------------------------
+
+
+def _pods(world: World, everything: bool, seed: int) -> Iterator[Expectation]:
+    """Every pair: ICMP, and one port per protocol, in turns."""
+    turns: Counter[str] = Counter()
+    for source, target in sample.pairs(world.pods, lambda pod: pod.node, everything=everything, seed=seed):
+        learns = _arp(source, target)
+        yield _ping("pod-to-pod", source, target, learns)
+        for protocol, port in _ports(target, turns[target.name]):
+            yield _port("pod-to-pod", source, target, protocol, port, SENDER, learns=learns)
+        turns[target.name] += 1
+
+
+def _nodes(world: World, everything: bool) -> Iterator[Expectation]:
+    """Nodes and pods, both ways (many pods: the own node and two others), and nodes among themselves."""
+    many = not everything and len(world.pods) > sample.ALL_PAIRS_UP_TO
+    for index, pod in enumerate(world.pods):
+        nodes = [node for node in world.nodes if node.name == pod.node]
+        others = [node for node in world.nodes if node.name != pod.node]
+        nodes += sample.rotated(others, index, 2) if many else others
+        yield from _nodes_to_pod(nodes, pod, index)
+        yield from _pod_to_nodes(world, pod, nodes, index)
+    for source in world.nodes:
+        for target in world.nodes:
+            if source != target:
+                yield _ping("node-to-node", source, target)
+        for guest in world.guests:
+            for protocol, port in _ports(guest):
+                yield _port("node-to-node", source, guest, protocol, port, SENDER)
+
+
+def _nodes_to_pod(nodes: Sequence[Place], pod: Place, turn: int) -> Iterator[Expectation]:
+    """The pod's own node asks all its ports, so that every port is asked from elsewhere at least once."""
+    for node in nodes:
+        yield _ping("node-to-pod", node, pod)
+        for protocol, port in _ports(pod, None if node.name == pod.node else turn):
+            yield _port("node-to-pod", node, pod, protocol, port, SENDER)
+
+
+def _pod_to_nodes(world: World, pod: Place, nodes: Sequence[Place], turn: int) -> Iterator[Expectation]:
+    asked = {node.name for node in nodes}
+    for node in nodes:
+        yield _ping("pod-to-node", pod, node)
+    for guest in world.guests:
+        if guest.node in asked:
+            for protocol, port in _ports(guest, turn):
+                yield _port("pod-to-node", pod, guest, protocol, port, _as_seen_by_node(world, pod, guest.node))
+
+
+def _as_seen_by_node(world: World, pod: Place, node: str) -> str:
+    """A pod's address as a node's own address sees it: flannel masquerades what leaves for other nodes."""
+    home = world.node(pod.node)
+    if node == pod.node or not world.cluster.flannel.ipMasq or home is None:
+        return SENDER
+    return home.address
+
+
+def _localhost(world: World) -> Iterator[Expectation]:
+    """Containers of a pod share its loopback; a hostNetwork pod's is its node's."""
+    for pod in (*world.pods, *world.guests):
+        for protocol, port in _ports(pod):
+            yield _port("localhost", pod, pod, protocol, port, "127.0.0.1", address="127.0.0.1")
+
+
+# --- Services ---------------------------------------------------------------------------------------------------------
+
+
+class _Port(msgspec.Struct, frozen=True):
+    """A Service port with its endpoints."""
+
+    service: Service
+    port: ServicePort
+    protocol: Literal["TCP", "UDP"]
+    candidates: tuple[Backend, ...]
+
+    @property
+    def label(self) -> str:
+        meta = self.service.metadata
+        return f"svc/{meta.namespace}/{meta.name}" + (f":{self.port.name}" if self.port.name else "")
+
+
+class _Asker:
+    """Makes Service expectations; knows who serves an address, and counts refusals."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.refusals: Counter[tuple[str, str]] = Counter()
+        self.servers: dict[tuple[str, str, int], Place] = {}
+        self.owners = {pod.address: pod for pod in world.pods}
+        self.on_node: dict[str, list[Place]] = {}
+        for pod in world.pods:
+            self.on_node.setdefault(pod.node, []).append(pod)
+        for pod in (*world.guests, *world.pods):
+            for protocol, port in (*(("TCP", port) for port in pod.tcp), *(("UDP", port) for port in pod.udp)):
+                self.servers.setdefault((pod.address, protocol, port), pod)
+
+    def ask(
+        self,
+        source: Place,
+        item: _Port,
+        found: list[Backend],
+        address: str,
+        port: int,
+        *,
+        rejecter: Place,
+        group: str,
+        kept: bool = False,
+    ) -> Iterator[Expectation]:
+        """What `source` must get from `address`:`port` where `found` are the endpoints that apply to it.
+
+        `kept`: the source's address reaches the endpoint unchanged. Nothing where nobody knows who would answer.
+        """
+        base = Expectation(
+            group=group,
+            source=source.label,
+            netns=source.netns,
+            target=item.label,
+            protocol=item.protocol,
+            address=address,
+            port=port,
+        )
+        if not found:
+            yield from self.without(base, source, rejecter, dropped=bool(worlds.usable(item.candidates)))
+            return
+        servers = [self.servers.get((backend.address, item.protocol, backend.port)) for backend in found]
+        known = [server for server in servers if server is not None]
+        if not known and all(backend.address in self.owners for backend in found):
+            yield msgspec.structs.replace(base, want="refused")  # pods, and none of them listens
+        if len(known) < len(found) or (item.protocol == "UDP" and any(server.runs for server in known)):
+            return
+        speaks = not any(server.runs for server in known)
+        yield msgspec.structs.replace(
+            base,
+            ask="identity" if speaks else "connect",
+            answers=frozenset(server.name for server in known) if speaks else frozenset(),
+            seen=SENDER if kept and speaks else "",
+            hidden=frozenset(server.name for server in known if not server.own or server == source),
+            learns=tuple(entry for server in known for entry in _arp(source, server)),
+        )
+
+    def without(self, base: Expectation, source: Place, rejecter: Place, *, dropped: bool) -> Iterator[Expectation]:
+        if dropped:  # endpoints elsewhere, none that this policy allows
+            yield msgspec.structs.replace(base, want="timeout")
+            return
+        near = source.netns == rejecter.netns
+        behind = source.node if source.kind == "pod" and source.node != rejecter.name else source.netns
+        key = (rejecter.netns, behind)
+        if self.refusals[key] < REFUSALS["near" if near else "far"]:
+            self.refusals[key] += 1
+            yield msgspec.structs.replace(base, want="refused")
+
+    def pod_on(self, node: Place, turn: int, backends: Sequence[Backend] = ()) -> Place | None:
+        """A pod of the node, another each turn; one of the endpoints if there is one (it may be sent to itself)."""
+        pods = self.on_node.get(node.name, [])
+        addresses = {backend.address for backend in backends}
+        preferred = [pod for pod in pods if pod.address in addresses] or pods
+        return preferred[turn % len(preferred)] if preferred else None
+
+
+def _services(world: World, everything: bool) -> Iterator[Expectation]:
+    asker = _Asker(world)
+    few = everything or len(world.nodes) <= FULL_NODES
+    turn = 0
+    for service in world.services:
+        for port in service.spec.ports or ():
+            if port.protocol in {"TCP", "UDP"}:
+                candidates = tuple(worlds.backends(world, service, port))
+                item = _Port(service, port, "TCP" if port.protocol == "TCP" else "UDP", candidates)
+                yield from _cluster_ip(asker, item, turn)
+                yield from _many_calls(asker, item, turn, few)
+                if port.nodePort:
+                    yield from _node_port(asker, item, turn, few)
+                turn += 1
+
+
+def _internal(item: _Port, node: Place) -> list[Backend]:
+    """The endpoints that `node`'s rules offer for the ClusterIP."""
+    local = item.service.spec.internalTrafficPolicy == "Local"
+    return worlds.for_local(item.candidates, node) if local else worlds.for_cluster(item.candidates, node)
+
+
+def _external(item: _Port, node: Place, source: Place, world: World) -> list[Backend]:
+    """The endpoints that `node`'s rules offer for its NodePort to `source`.
+
+    externalTrafficPolicy Local binds only those from outside: the node itself and its pods reach all endpoints, as do
+    pods of other nodes where flannel does not hide them behind their node.
+    """
+    if item.service.spec.externalTrafficPolicy != "Local":
+        return worlds.for_cluster(item.candidates, node)
+    inside = source.node == node.name or (source.kind == "pod" and not world.cluster.flannel.ipMasq)
+    return worlds.for_cluster(item.candidates, node) if inside else worlds.for_local(item.candidates, node)
+
+
+def _cluster_ip(asker: _Asker, item: _Port, turn: int) -> Iterator[Expectation]:
+    """Every node and a pod on every node, one call each."""
+    for node in asker.world.nodes:
+        for source in (node, asker.pod_on(node, turn)):
+            if source is not None:
+                yield from asker.ask(
+                    source,
+                    item,
+                    _internal(item, node),
+                    item.service.spec.clusterIP,
+                    item.port.port,
+                    rejecter=node,
+                    group="service",
+                    kept=source.kind == "pod" and asker.world.plain,
+                )
+
+
+def _many_calls(asker: _Asker, item: _Port, turn: int, few: bool) -> Iterator[Expectation]:
+    """That every endpoint is chosen, fairly (affinity: always the same); asked by an endpoint if the node has one."""
+    nodes = list(asker.world.nodes) if few else sample.rotated(asker.world.nodes, turn, 1)
+    sticky = item.service.spec.sessionAffinity == "ClientIP"
+    for node in nodes:
+        found = _internal(item, node)
+        source = asker.pod_on(node, turn, found) or node
+        address, port = item.service.spec.clusterIP, item.port.port
+        if len(found) == 1 and source.address == found[0].address and source.own:
+            yield from asker.ask(source, item, found, address, port, rejecter=node, group="hairpin")
+        elif len(found) > 1:
+            for one in asker.ask(source, item, found, address, port, rejecter=node, group="spread"):
+                if one.answers and sticky:
+                    yield msgspec.structs.replace(one, group="affinity", calls=STICKY_CALLS, sticky=True)
+                elif one.answers:
+                    yield msgspec.structs.replace(one, calls=chance.calls(len(one.answers)), spread=True)
+
+
+def _node_port(asker: _Asker, item: _Port, turn: int, few: bool) -> Iterator[Expectation]:
+    """From outside by every node; from every node and a pod on every node by all nodes, or by its own and two more."""
+    world = asker.world
+    pods = [asker.pod_on(node, turn) for node in world.nodes]
+    for index, source in enumerate((*world.hosts, *world.nodes, *(pod for pod in pods if pod is not None))):
+        targets = list(world.nodes)
+        if not few and source.kind != "host":
+            targets = [node for node in world.nodes if node.name == source.node]
+            targets += [node for node in sample.rotated(world.nodes, turn + index, 2) if node not in targets]
+        for node in targets:
+            local = item.service.spec.externalTrafficPolicy == "Local"
+            yield from asker.ask(
+                source,
+                item,
+                _external(item, node, source, world),
+                node.address,
+                item.port.nodePort or 0,
+                rejecter=node,
+                group="outside" if source.kind == "host" else "nodeport",
+                kept=local and source.kind == "host" and world.plain,
+            )
+
+
+# --- outside ----------------------------------------------------------------------------------------------------------
+
+
+def _outside(world: World) -> Iterator[Expectation]:
+    """Hosts reach nodes, and nothing behind them: there is no route to pods and Services."""
+    for host in world.hosts:
+        for node in world.nodes:
+            yield _ping("outside", host, node)
+        for guest in world.guests:
+            for protocol, port in _ports(guest):
+                yield _port("outside", host, guest, protocol, port, SENDER)
+        for pod in world.pods[:3]:
+            yield _no_way(host, pod.label, pod.address, (pod.tcp or (80,))[0])
+        for service in world.services[:2]:
+            yield _no_way(
+                host,
+                f"svc/{service.metadata.namespace}/{service.metadata.name}",
+                service.spec.clusterIP,
+                next((port.port for port in service.spec.ports or () if port.protocol == "TCP"), 80),
+            )
+
+
+def _no_way(host: Place, target: str, address: str, port: int) -> Expectation:
+    return Expectation(
+        group="outside",
+        source=host.label,
+        netns=host.netns,
+        target=target,
+        protocol="TCP",
+        address=address,
+        port=port,
+        want="unreachable",
+        ask="connect",
+    )

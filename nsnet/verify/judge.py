@@ -1,0 +1,142 @@
+"""An expectation and what came back: kept or not, and why not in one sentence. Pure."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from nsnet.kernel.probe import Answer
+from nsnet.verify import chance
+from nsnet.verify.expect import SENDER, Expectation, describe
+
+WORDS = {
+    "ok": "an answer",
+    "refused": "refused",
+    "reset": "the connection was reset",
+    "timeout": "no answer",
+    "unreachable": "out of reach",
+    "error": "not asked",
+}
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """One expectation's end. `reason` is empty when it was kept; `skipped`: it was never asked.
+
+    `seconds` is the time of the slowest of `calls`; `tries` above 1 says that packets were lost on the way.
+    """
+
+    name: str
+    group: str
+    ok: bool
+    reason: str = ""
+    source: str = ""
+    target: str = ""
+    seconds: float = 0.0
+    calls: int = 1
+    tries: int = 1
+    skipped: bool = False
+
+
+class Said(msgspec.Struct, frozen=True):
+    """What the pod server says of itself and of the asker."""
+
+    pod: str
+    namespace: str
+    client: str
+
+
+def judge(item: Expectation, answers: Sequence[Answer]) -> Result:
+    """The result of an expectation, by the answers to all its calls."""
+    reason = _reason(item, answers)
+    return Result(
+        name=item.name,
+        group=item.group,
+        ok=not reason,
+        reason=reason,
+        source=item.source,
+        target=item.target,
+        seconds=max((answer.seconds for answer in answers), default=0.0),
+        calls=len(answers),
+        tries=max((answer.tries for answer in answers), default=1),
+    )
+
+
+def _reason(item: Expectation, answers: Sequence[Answer]) -> str:
+    wrong = [problem for problem in (_one(item, answer) for answer in answers) if problem]
+    if wrong:
+        most, count = Counter(wrong).most_common(1)[0]
+        return f"{most} ({count} of {len(answers)} calls)" if len(answers) > 1 else most
+    if item.sticky or item.spread:
+        return _together(item, Counter(_who(_said(answer)) for answer in answers))
+    return ""
+
+
+def _one(item: Expectation, answer: Answer) -> str:
+    """What is wrong with one answer."""
+    if not _met(item, answer):
+        return f"{_outcome(item, answer)}, wanted {describe(item)}"
+    if item.want != "ok":
+        return ""
+    if item.ask == "http":
+        return _status(answer.body)
+    if not item.answers:
+        return ""
+    said = _said(answer)
+    if said is None:
+        return f"an answer that is not the pod server's: {answer.body[:60]!r}"
+    who = _who(said)
+    if who not in item.answers:
+        return f"{who} answered, wanted {describe(item)}"
+    seen, wanted = said.client.rpartition(":")[0], answer.local[0] if item.seen == SENDER else item.seen
+    if wanted and who not in item.hidden and seen != wanted:
+        return f"{who} saw {seen}, wanted {wanted} (the address was translated on the way)"
+    return ""
+
+
+def _met(item: Expectation, answer: Answer) -> bool:
+    if item.want == "unreachable":
+        return answer.outcome in {"unreachable", "timeout"}
+    return answer.outcome == item.want
+
+
+def _outcome(item: Expectation, answer: Answer) -> str:
+    said = _said(answer) if item.ask == "identity" else None
+    words = f"{_who(said)} answered" if said else WORDS[answer.outcome]
+    return f"{words} ({answer.error})" if answer.error and answer.error != words else words
+
+
+def _status(body: bytes) -> str:
+    """What is wrong with an HTTP answer."""
+    head, _, _ = body.partition(b"\r\n")
+    words = head.split(b" ", 2)
+    if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
+        return f"an answer that is not HTTP: {body[:60]!r}"
+    return "" if int(words[1]) < 400 else f"HTTP status {head.decode('latin-1')[9:]}, wanted one below 400"
+
+
+def _said(answer: Answer) -> Said | None:
+    body = answer.body
+    if body.startswith(b"HTTP/"):
+        body = body.partition(b"\r\n\r\n")[2]
+    try:
+        return msgspec.json.decode(body, type=Said)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _who(said: Said | None) -> str:
+    return f"{said.namespace}/{said.pod}" if said else "?"
+
+
+def _together(item: Expectation, counts: Counter[str]) -> str:
+    """What is wrong with all answers together."""
+    listed = ", ".join(f"{who} {count}x" for who, count in sorted(counts.items()))
+    if item.sticky:
+        return "" if len(counts) == 1 else f"{len(counts)} endpoints answered ({listed}), wanted always the same one"
+    found = [counts[who] for who in sorted(item.answers)]
+    silent = [who for who in sorted(item.answers) if not counts[who]]
+    if chance.likelihood(found) >= chance.ERROR_RATE:
+        return ""
+    if silent:
+        return f"{', '.join(silent)} never answered in {sum(found)} calls ({listed})"
+    return f"no fair spread: {listed}; chance does that less than once in {1 / chance.ERROR_RATE:,.0f} tests"

@@ -1,0 +1,124 @@
+"""Expectations answered with packets, and drift as failed checks."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from time import sleep
+
+from nsnet.kernel import probe as kernel
+from nsnet.kernel.probe import Answer, Probe
+from nsnet.state import Change, lines
+from nsnet.verify.expect import Expectation
+from nsnet.verify.judge import Result, judge
+
+CALLS_AT_ONCE = 20_000  # calls of one part; between parts progress is told, and a failure may end the run
+CONCURRENCY = 512
+TIMEOUT = 1.3  # s; TCP sends a lost SYN again after 1 s
+PAUSE = 1.0  # s before a retry: what converges needs time, and the kernel's ration of ICMP errors grows by one a second
+
+Progress = Callable[[int, int], None]
+
+
+def run(
+    expectations: Sequence[Expectation],
+    *,
+    progress: Progress | None = None,
+    retry: int = 0,
+    keep_going: bool = True,
+    timeout: float = TIMEOUT,
+) -> list[Result]:
+    """Asks every expectation with packets; the results stand in the same order.
+
+    What failed is asked again up to `retry` times. Without `keep_going` the first part that has a failure is the last:
+    the rest is `skipped`. `progress` gets (calls answered, calls in all). Never raises for what the network does.
+    """
+    results: list[Result] = []
+    total, done = sum(item.calls for item in expectations), 0
+    for part in parts(expectations):
+        results += _part(part, progress and _shifted(progress, done, total), retry, timeout)
+        done += sum(item.calls for item in part)
+        if not keep_going and not all(result.ok for result in results):
+            break
+    return results + [_skipped(item) for item in expectations[len(results) :]]
+
+
+def parts(expectations: Sequence[Expectation]) -> Iterator[list[Expectation]]:
+    """Runs of expectations with some CALLS_AT_ONCE calls each."""
+    part: list[Expectation] = []
+    size = 0
+    for item in expectations:
+        part.append(item)
+        size += item.calls
+        if size >= CALLS_AT_ONCE:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+def _shifted(progress: Progress, done: int, total: int) -> Progress:
+    return lambda now, _: progress(min(done + now, total), total)
+
+
+def _part(part: list[Expectation], progress: Progress | None, retry: int, timeout: float) -> list[Result]:
+    results = _ask(part, progress, timeout)
+    for _ in range(retry):
+        failed = [index for index, result in enumerate(results) if not result.ok]
+        if not failed:
+            break
+        sleep(PAUSE)
+        for index, result in zip(failed, _ask([part[index] for index in failed], None, timeout), strict=True):
+            results[index] = result
+    return results
+
+
+def _ask(part: Sequence[Expectation], progress: Progress | None, timeout: float) -> list[Result]:
+    """Everything once; affinity's first call before the others, so that there is something to stick to."""
+    answers: list[list[Answer]] = [[] for _ in part]
+    first = [index for index, item in enumerate(part) if item.sticky]
+    rest = chain.from_iterable([index] * (item.calls - item.sticky) for index, item in enumerate(part))
+    for indexes in (first, list(rest)):
+        probes = [question(part[index]) for index in indexes]
+        for index, answer in zip(
+            indexes,
+            kernel.probe(probes, timeout=timeout, concurrency=CONCURRENCY, progress=progress),
+            strict=True,
+        ):
+            answers[index].append(answer)
+    return [judge(item, found) for item, found in zip(part, answers, strict=True)]
+
+
+def question(item: Expectation) -> Probe:
+    """One call of an expectation, as the kernel room asks it.
+
+    Silence is not asked again where it is what is wanted, nor where several may answer: a second try would choose
+    another endpoint and hide a dead one.
+    """
+    tries = 1 if item.want in {"timeout", "unreachable"} or len(item.answers) > 1 else 0
+    return Probe(item.netns, item.protocol, item.address, item.port, item.payload, learns=item.learns, tries=tries)
+
+
+def _skipped(item: Expectation) -> Result:
+    return Result(
+        name=item.name,
+        group=item.group,
+        ok=False,
+        reason="not asked: an earlier one failed",
+        source=item.source,
+        target=item.target,
+        skipped=True,
+    )
+
+
+def drift(changes: Iterable[Change]) -> list[Result]:
+    """`diff(observe, render)` as results: every change it would make is something that is not as it was written."""
+    found = [
+        Result(
+            name=f"drift: {change.netns}: {change.verb} {' '.join(change.value.key)}",
+            group="drift",
+            ok=False,
+            reason=lines(change)[0],
+            source=change.netns,
+        )
+        for change in changes
+    ]
+    return found or [Result(name="drift: the kernel holds what was written, and nothing else", group="drift", ok=True)]

@@ -1,0 +1,206 @@
+"""Who is where, and who may answer for a Service: what expectations are computed from. Pure.
+
+This reads the same facts as `render` (KUBEPROXY.md: traffic policies, readiness, topology hints) and shares no code
+with it, on purpose: an oracle that asked the rules' author would find the author right.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from ipaddress import ip_address
+from typing import NamedTuple
+
+import msgspec
+
+from nsnet import model, names
+from nsnet.model import Cluster, EndpointSlice, Node, Objects, Pod, Service
+
+SERVICE_NAME = "kubernetes.io/service-name"
+ZONE = "topology.kubernetes.io/zone"
+NOT_PROXIED = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where packets start or end. `label` is a TARGET (`pod/default/web-0`, `node/node1`, `host/client`).
+
+    A pod's `name` is `namespace/pod`; a hostNetwork pod's place is its node's namespace and address. `ports` are those
+    the pod server opened there; a pod that runs what its manifest says (`runs`) answers in its own words.
+    """
+
+    kind: str
+    name: str
+    netns: str
+    address: str
+    node: str = ""
+    zone: str = ""
+    own: bool = True
+    runs: bool = False
+    tcp: tuple[int, ...] = ()
+    udp: tuple[int, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind}/{self.name}"
+
+
+class World(msgspec.Struct, frozen=True):
+    """`pods` have their own network, `guests` use their node's."""
+
+    cluster: Cluster
+    nodes: tuple[Place, ...]
+    pods: tuple[Place, ...]
+    guests: tuple[Place, ...]
+    hosts: tuple[Place, ...]
+    services: tuple[Service, ...]
+    slices: Mapping[tuple[str, str], tuple[EndpointSlice, ...]]
+    plain: bool  # kube-proxy keeps a pod's address on its way to a ClusterIP
+
+    def node(self, name: str) -> Place | None:
+        return next((place for place in self.nodes if place.name == name), None)
+
+
+def world(objects: Objects) -> World:
+    """The world of objects as `control.complete` left them. Raises InputError where there is no Cluster."""
+    cluster = model.cluster_of(objects)
+    name = cluster.metadata.name
+    nodes = tuple(_node(name, node) for node in model.of(objects, Node))
+    services = tuple(model.of(objects, Service))
+    pods = tuple(_pods(name, objects, services, {node.name for node in nodes}))
+    return World(
+        cluster=cluster,
+        nodes=nodes,
+        pods=tuple(pod for pod in pods if pod.own),
+        guests=tuple(pod for pod in pods if not pod.own),
+        hosts=tuple(
+            Place(kind="host", name=host.name, netns=names.host_netns(name, host.name), address=host.address)
+            for host in cluster.hosts or ()
+        ),
+        services=tuple(service for service in services if proxied(service)),
+        slices=_slices(objects),
+        plain=cluster.networking.kubeProxyMode != "userspace"
+        and not any(key.kind == "KubeProxyConfiguration" for key in objects),
+    )
+
+
+def _node(cluster: str, node: Node) -> Place:
+    name = node.metadata.name
+    return Place(
+        kind="node",
+        name=name,
+        netns=names.node_netns(cluster, name),
+        address=model.internal_ip(node),
+        node=name,
+        zone=node.metadata.labels.get(ZONE, ""),
+    )
+
+
+def _pods(cluster: str, objects: Objects, services: Sequence[Service], nodes: set[str]) -> Iterator[Place]:
+    """Pods that stand in the network: placed, with an address, not ended."""
+    by_namespace: dict[str, list[Service]] = {}
+    for service in services:
+        by_namespace.setdefault(service.metadata.namespace, []).append(service)
+    for pod in model.of(objects, Pod):
+        if pod.spec.nodeName in nodes and pod.status.podIP and pod.status.phase not in {"Succeeded", "Failed"}:
+            yield _pod(cluster, pod, by_namespace.get(pod.metadata.namespace, []))
+
+
+def _pod(cluster: str, pod: Pod, services: list[Service]) -> Place:
+    meta, own = pod.metadata, not pod.spec.hostNetwork
+    ports = model.served_ports(pod, services)
+    return Place(
+        kind="pod",
+        name=f"{meta.namespace}/{meta.name}",
+        netns=names.pod_netns(cluster, meta.namespace, meta.name)
+        if own
+        else names.node_netns(cluster, pod.spec.nodeName),
+        address=pod.status.podIP,
+        node=pod.spec.nodeName,
+        own=own,
+        runs=model.annotation(pod, "nsnet/run") == "true",
+        tcp=tuple(sorted(port for protocol, port in ports if protocol == "TCP")),
+        udp=tuple(sorted(port for protocol, port in ports if protocol == "UDP")),
+    )
+
+
+def proxied(service: Service) -> bool:
+    """Does kube-proxy do anything for it?"""
+    spec = service.spec
+    return (
+        spec.clusterIP not in {"", "None"}
+        and ip_address(spec.clusterIP).version == 4
+        and spec.type != "ExternalName"
+        and not any(label in service.metadata.labels for label in NOT_PROXIED)
+    )
+
+
+def _slices(objects: Objects) -> dict[tuple[str, str], tuple[EndpointSlice, ...]]:
+    found: dict[tuple[str, str], list[EndpointSlice]] = {}
+    for item in model.of(objects, EndpointSlice):
+        labels = item.metadata.labels
+        if item.addressType == "IPv4" and not any(label in labels for label in NOT_PROXIED):
+            found.setdefault((item.metadata.namespace, labels.get(SERVICE_NAME, "")), []).append(item)
+    return {key: tuple(items) for key, items in found.items()}
+
+
+# --- who may answer ---------------------------------------------------------------------------------------------------
+
+
+class Backend(NamedTuple):
+    """One endpoint of a Service port."""
+
+    address: str
+    port: int
+    node: str
+    ready: bool
+    draining: bool  # serving and terminating
+    zones: tuple[str, ...]
+    nodes: tuple[str, ...]
+
+
+def backends(world: World, service: Service, port: model.ServicePort) -> list[Backend]:
+    """All endpoints of the port, usable or not, one per address and port."""
+    found: dict[tuple[str, int], Backend] = {}
+    for item in world.slices.get((service.metadata.namespace, service.metadata.name), ()):
+        numbers = [
+            each.port
+            for each in item.ports or ()
+            if (each.name or "") == port.name and (each.protocol or "TCP") == port.protocol and each.port
+        ]
+        for backend in (_backend(endpoint, number) for endpoint in item.endpoints or () for number in numbers):
+            known = found.get((backend.address, backend.port))
+            if known is None or not known.ready:
+                found[backend.address, backend.port] = backend
+    return list(found.values())
+
+
+def _backend(endpoint: model.Endpoint, port: int) -> Backend:
+    conditions = endpoint.conditions or model.EndpointConditions()
+    hints = endpoint.hints or model.EndpointHints()
+    return Backend(
+        address=endpoint.addresses[0],
+        port=port,
+        node=endpoint.nodeName or "",
+        ready=conditions.ready is not False,
+        draining=conditions.serving is not False and bool(conditions.terminating),
+        zones=tuple(zone.name for zone in hints.forZones or ()),
+        nodes=tuple(node.name for node in hints.forNodes or ()),
+    )
+
+
+def usable(candidates: Iterable[Backend]) -> list[Backend]:
+    """All that are ready; where none is, those that still serve while they terminate."""
+    found = list(candidates)
+    return [item for item in found if item.ready] or [item for item in found if item.draining]
+
+
+def for_cluster(candidates: Sequence[Backend], node: Place) -> list[Backend]:
+    """Policy Cluster from `node`: usable ones, narrowed by hints if every ready one has them and one is ours."""
+    ready = [item for item in candidates if item.ready]
+    if ready and all(item.nodes for item in ready) and any(node.name in item.nodes for item in ready):
+        return [item for item in ready if node.name in item.nodes]
+    if node.zone and ready and all(item.zones for item in ready) and any(node.zone in item.zones for item in ready):
+        return [item for item in ready if node.zone in item.zones]
+    return usable(candidates)
+
+
+def for_local(candidates: Sequence[Backend], node: Place) -> list[Backend]:
+    """Policy Local as seen from `node`."""
+    return usable(item for item in candidates if item.node == node.name)
