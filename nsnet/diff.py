@@ -21,6 +21,7 @@ and an `add`: never one change, because a veth pair would then be deleted twice 
 there must succeed (`ip route replace`), and so must deleting what is gone.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -40,13 +41,16 @@ from nsnet.state import (
     Loopback,
     Neighbour,
     Netns,
+    NftChain,
+    NftElement,
+    NftSet,
+    NftTable,
     OtherLink,
     Process,
     Route,
     Scope,
     State,
     Sysctl,
-    Table,
     Value,
     Verb,
     Veth,
@@ -310,11 +314,12 @@ def _goes_with(value: Value, devices: set[str]) -> bool:
 _FIRST: Mapping[type, int] = {Process: 0, OtherLink: 3, Vxlan: 3, Veth: 3, Bridge: 3, Address: 9}  # deletes
 _WRITE: Mapping[type, int] = {
     Netns: 1, Sysctl: 2, Loopback: 4, Bridge: 4, Veth: 5, OtherLink: 7, Vxlan: 7, BridgePort: 8, Address: 10,
-    Neighbour: 11, FdbEntry: 12, Route: 13, File: 15, Process: 16, Chain: 17, Table: 18,
+    Neighbour: 11, FdbEntry: 12, Route: 13, File: 15, Process: 16, Chain: 17,
+    NftTable: 18, NftSet: 19, NftChain: 20, NftElement: 21,
 }  # fmt: skip
 _LAST: Mapping[type, int] = {
-    Table: 20, Chain: 21, Route: 22, FdbEntry: 23, Neighbour: 24, Address: 25, BridgePort: 26, File: 27,
-    Netns: 28, OtherLink: 29, Vxlan: 29, Veth: 30, Bridge: 31,
+    NftElement: 22, NftChain: 23, NftSet: 24, NftTable: 25, Chain: 26, Route: 27, FdbEntry: 28, Neighbour: 29,
+    Address: 30, BridgePort: 31, File: 32, Netns: 33, OtherLink: 34, Vxlan: 34, Veth: 35, Bridge: 36,
 }  # fmt: skip
 
 
@@ -325,7 +330,7 @@ def _ordered(steps: list[Change]) -> list[Change]:
     def place(step: Change) -> tuple[int, str, int, Key]:
         key = step.value.key
         rank = _rank(step.verb, step.value, step.netns, written)
-        level = depth.get((step.netns, key), 0) if isinstance(step.value, Chain) else 0
+        level = depth.get((step.netns, key), 0) if isinstance(step.value, Chain | NftChain) else 0
         return rank, step.netns, -level if step.verb == "delete" else level, key
 
     return sorted(steps, key=place)
@@ -351,14 +356,14 @@ def _of_interface(sysctl: str) -> bool:
 
 def _depths(steps: Iterable[Change]) -> dict[tuple[str, Key], int]:
     """How many jumps lead on from each chain among these changes: none is 0, and those are written first."""
-    chains = {(step.netns, step.value.key): step.value for step in steps if isinstance(step.value, Chain)}
+    chains = {(step.netns, step.value.key): step.value for step in steps if isinstance(step.value, Chain | NftChain)}
     known: dict[tuple[str, Key], int] = {}
 
     def depth(at: tuple[str, Key]) -> int:
         if at not in known:
             known[at] = 0  # the kernel refuses a loop; this ends one all the same
             netns, key = at
-            nexts = ((netns, (*key[:3], target)) for target in targets(chains[at]))
+            nexts = ((netns, (*key[:-1], target)) for target in targets(chains[at]))
             known[at] = max((depth(item) + 1 for item in nexts if item in chains), default=0)
         return known[at]
 
@@ -367,7 +372,12 @@ def _depths(steps: Iterable[Change]) -> dict[tuple[str, Key], int]:
     return known
 
 
-def targets(chain: Chain) -> set[str]:
+_LEADS = re.compile(r"\b(?:jump|goto) ([^\s,}]+)")
+
+
+def targets(chain: Chain | NftChain) -> set[str]:
     """What the chain's rules jump or go to: chains, and targets such as ACCEPT."""
+    if isinstance(chain, NftChain):
+        return {name for rule in chain.rules for name in _LEADS.findall(rule)}
     words = (rule.rpartition("-j " if "-j " in rule else "-g ")[2] for rule in chain.rules)
     return {word.partition(" ")[0] for word in words}

@@ -719,6 +719,11 @@ def is_ready(pod: Pod) -> bool:
     return condition(pod.status.conditions, "Ready")
 
 
+def is_terminating(pod: Pod) -> bool:
+    """Has it been deleted, and is its grace period not over yet? Without a clock only the period is known."""
+    return pod.metadata.deletionTimestamp is not None or pod.metadata.deletionGracePeriodSeconds is not None
+
+
 def internal_ip(node: Node) -> str:
     return next((item.address for item in node.status.addresses if item.type == "InternalIP"), "")
 

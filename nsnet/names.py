@@ -138,3 +138,23 @@ def kube_chain(prefix: str, port_name: str, protocol: str) -> str:
 def kube_sep(port_name: str, protocol: str, endpoint: str) -> str:
     """`KUBE-SEP-…` of one endpoint; `endpoint` is `ip:port` (IPv6 `[ip]:port`)."""
     return f"KUBE-SEP-{_kube_hash(port_name + protocol.lower() + endpoint)}"
+
+
+def nft_service(port_name: str, protocol: str) -> str:
+    """In nftables mode: what a Service port's chains are called after `service-`, `local-`, `external-`, `firewall-`.
+
+    `ULMVA6XW-ns1/svc1/tcp/p80` of `ns1/svc1:p80` (kube-proxy `pkg/proxy/nftables/proxier.go`).
+    """
+    service, _, port = port_name.partition(":")
+    return _nft_hashed(f"{service}/{protocol.lower()}/{port}")
+
+
+def nft_endpoint(port_name: str, protocol: str, ip: str, port: int) -> str:
+    """The same of an endpoint, after `endpoint-` and `affinity-`: `5OJB2KTY-ns1/svc1/tcp/p80__10.180.0.1/80`."""
+    service, _, name = port_name.partition(":")
+    return _nft_hashed(f"{service}/{protocol.lower()}/{name}__{ip.replace(':', '.')}/{port}")
+
+
+def _nft_hashed(name: str) -> str:
+    hashed = f"{b32encode(hashlib.sha256(name.encode()).digest()[:5]).decode()}-{name}"  # 5 bytes are 8 characters
+    return hashed if len(hashed) <= 240 else f"{hashed[:237]}..."

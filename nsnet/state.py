@@ -9,6 +9,7 @@ fallback tunnel devices, empty built-in chains with policy ACCEPT.
 """
 
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
 from shlex import quote
 from typing import Literal
 
@@ -190,16 +191,75 @@ class Chain(msgspec.Struct, frozen=True, tag=True):
         return ("chain", self.family, self.table, self.name)
 
 
-class Table(msgspec.Struct, frozen=True, tag=True):
-    """An nftables table of ours, whole, as `nft list table` prints its body."""
+class NftTable(msgspec.Struct, frozen=True, tag=True):
+    """An nftables table that is not one of iptables' own; what is in it are values of their own."""
 
-    family: str
     name: str
-    text: str
+    comment: str = ""
+    family: str = "ip"
 
     @property
     def key(self) -> Key:
-        return ("table", self.family, self.name)
+        return ("nft", self.family, self.name)
+
+
+class NftChain(msgspec.Struct, frozen=True, tag=True):
+    """A chain of an nftables table, whole; `rules` as `nft list` prints them, without handles.
+
+    `hook` is empty, or says where a base chain stands: `type nat hook prerouting priority -100; policy accept;`.
+    """
+
+    table: str
+    name: str
+    rules: tuple[str, ...] = ()
+    hook: str = ""
+    comment: str = ""
+    family: str = "ip"
+
+    @property
+    def key(self) -> Key:
+        return ("nft", self.family, self.table, "chain", self.name)
+
+
+class NftSet(msgspec.Struct, frozen=True, tag=True):
+    """A named set, or a map (`kind` is then `key : data`), without its elements. `timeout` in seconds; 0: none.
+
+    What a `dynamic` set holds was put there by packets, and is no value.
+    """
+
+    table: str
+    name: str
+    kind: str
+    flags: tuple[str, ...] = ()
+    timeout: int = 0
+    comment: str = ""
+    family: str = "ip"
+
+    @property
+    def is_map(self) -> bool:
+        return " : " in self.kind
+
+    @property
+    def key(self) -> Key:
+        return ("nft", self.family, self.table, "set", self.name)
+
+
+class NftElement(msgspec.Struct, frozen=True, tag=True):
+    """One element of a set or map: `element` is its key (`10.96.0.10 . udp . 53`), `data` what a map has for it."""
+
+    table: str
+    set: str
+    element: str
+    data: str = ""
+    comment: str = ""
+    family: str = "ip"
+
+    @property
+    def key(self) -> Key:
+        return ("nft", self.family, self.table, "element", self.set, self.element)
+
+
+Nft = NftTable | NftChain | NftSet | NftElement
 
 
 class Process(msgspec.Struct, frozen=True, tag=True):
@@ -255,7 +315,10 @@ Value = (
     | FdbEntry
     | Sysctl
     | Chain
-    | Table
+    | NftTable
+    | NftChain
+    | NftSet
+    | NftElement
     | Process
     | File
     | Listener
@@ -369,8 +432,8 @@ def _words(value: Value) -> Iterator[str]:
             yield f"{tool} -t {table} -P {name} {policy}" if policy else f"{tool} -t {table} -N {name}"
             for rule in rules:
                 yield f"{tool} -t {table} -A {name} {rule}"
-        case Table(family, name, _):
-            yield f"nft add table {family} {name}"
+        case NftTable() | NftChain() | NftSet() | NftElement():
+            yield from (f"nft {quote(line)}" for line in nft_lines(value))
         case Process(argv):
             yield f"setsid {' '.join(map(quote, argv))} &"
         case File(path, content, mode):
@@ -426,6 +489,10 @@ def _replace(change: Change) -> Iterator[str]:
                 return
             case Process(argv):
                 yield f"pkill -f {quote(' '.join(argv))}"
+            case NftTable() | NftChain() | NftSet() | NftElement():
+                assert isinstance(change.old, Nft)
+                yield from (f"nft {quote(line)}" for line in nft_replace_lines(change.old, value))
+                return
             case _:
                 pass
     yield from _words(value)
@@ -455,11 +522,85 @@ def _delete(value: Value) -> Iterator[str]:
             tool = "iptables" if family == "ip" else "ip6tables"
             yield f"{tool} -t {table} -F {name}"
             yield f"{tool} -t {table} -P {name} ACCEPT" if policy else f"{tool} -t {table} -X {name}"
-        case Table(family, name):
-            yield f"nft delete table {family} {name}"
+        case NftTable() | NftChain() | NftSet() | NftElement():
+            yield from (f"nft {quote(line)}" for line in nft_delete_lines(value))
         case Process(argv):
             yield f"pkill -f {quote(' '.join(argv))}"
         case File(path):
             yield f"rm {quote(path)}"
         case Listener(protocol, port, address):
             yield f"# {protocol} {address}:{port} closes"
+
+
+# --- nftables: lines of `nft -f` --------------------------------------------------------------------------------------
+
+
+def nft_lines(value: Nft) -> Iterator[str]:
+    """What makes the value, as lines that `nft -f` takes; a chain that is there keeps its rules in front."""
+    where = f"{value.family} {value.name if isinstance(value, NftTable) else value.table}"
+    match value:
+        case NftTable():
+            yield f"add table {where}{_braces(_comment(value.comment))}"
+        case NftChain(_, name, rules):
+            yield f"add chain {where} {name}{_braces(value.hook, _comment(value.comment))}"
+            yield from (f"add rule {where} {name} {rule}" for rule in rules)
+        case NftSet(_, name):
+            yield f"add {'map' if value.is_map else 'set'} {where} {name}{_braces(*_set(value))}"
+        case NftElement(_, name, element, data, comment):
+            said = f' comment "{comment}"' if comment else ""
+            yield f"add element {where} {name} {{ {element}{said}{f' : {data}' if data else ''} }}"
+
+
+def nft_delete_lines(value: Nft) -> Iterator[str]:
+    """What removes the value. With a table goes all that is in it; a chain that is jumped to cannot go."""
+    match value:
+        case NftTable(name):
+            yield f"delete table {value.family} {name}"
+        case NftChain(table, name):
+            yield f"flush chain {value.family} {table} {name}"
+            yield f"delete chain {value.family} {table} {name}"
+        case NftSet(table, name):
+            yield f"delete {'map' if value.is_map else 'set'} {value.family} {table} {name}"
+        case NftElement(table, name, element):
+            yield f"delete element {value.family} {table} {name} {{ {element} }}"
+
+
+def nft_replace_lines(old: Nft, new: Nft) -> Iterator[str]:
+    """What makes `new` of `old`, which has the same key. A set of another type, and a table, are made anew."""
+    match old, new:
+        case NftChain(), NftChain() if (old.hook, old.comment) == (new.hook, new.comment):
+            yield f"flush chain {new.family} {new.table} {new.name}"
+            yield from (f"add rule {new.family} {new.table} {new.name} {rule}" for rule in new.rules)
+        case NftSet(), NftSet() if (old.kind, old.flags, old.comment) == (new.kind, new.flags, new.comment):
+            yield from nft_lines(new)  # another timeout: the kernel changes it in place (6.3)
+        case _:
+            yield from nft_delete_lines(old)
+            yield from nft_lines(new)
+
+
+def nft_interval(first: str, last: str) -> str:
+    """A range of addresses as nft prints it: one address, a prefix, or `first-last`."""
+    if first == last:
+        return first
+    start, end = ip_address(first), ip_address(last)
+    host = int(start) ^ int(end)
+    aligned = host & (host + 1) == 0 and not int(start) & host
+    return f"{first}/{start.max_prefixlen - host.bit_length()}" if aligned else f"{first}-{last}"
+
+
+def _set(value: NftSet) -> Iterator[str]:
+    yield f"type {value.kind} ;"
+    if value.flags:
+        yield f"flags {','.join(value.flags)} ;"
+    if value.timeout:
+        yield f"timeout {value.timeout}s ;"
+    yield _comment(value.comment)
+
+
+def _comment(words: str) -> str:
+    return f'comment "{words}" ;' if words else ""
+
+
+def _braces(*words: str) -> str:
+    inside = " ".join(word for word in words if word)
+    return f" {{ {inside} }}" if inside else ""

@@ -16,6 +16,7 @@ from nsnet.model import (
     Flannel,
     HostEntry,
     Network,
+    Networking,
     NodeAddress,
     NodeEntry,
     NodeSpec,
@@ -54,12 +55,14 @@ def built(
     bridge: str = "cni0",
     links: Sequence[model.LinkSpec] = (),
     services: Mapping[str, str] = {},
+    mode: str = "iptables",
 ) -> dict[model.Key, model.Object]:
     """A completed cluster. Each pod serves TCP 80; `services` (name → clusterIP) select all pods."""
     free = {item.name: iter(list(ip_network(item.subnet).hosts())[1:250]) for item in networks}
     ips = {node: place.address or str(next(free[place.network])) for node, place in nodes.items()}
     cluster = Cluster(
         ObjectMeta(name=name),
+        networking=Networking(kubeProxyMode=mode),
         flannel=Flannel(SubnetLen=24, Backend=backend),
         bridge=bridge,
         underlay=Underlay(tuple(networks), tuple(links)),

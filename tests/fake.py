@@ -14,9 +14,11 @@ kernel's as documented, and tests/kernel/test_render_real.py takes the same ways
 - a process reads its file when it starts; a sysctl cannot go away;
 - deleting what is not there succeeds, and so does writing an address, route, neighbour or FDB entry that is there.
 
-Consecutive chain changes of one namespace are one `iptables-restore`: all or nothing.
+Consecutive chain changes of one namespace are one `iptables-restore`, consecutive changes of nftables values one `nft`:
+all or nothing. An nftables table takes along what is in it.
 """
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_interface
@@ -36,6 +38,11 @@ from nsnet.state import (
     Loopback,
     Neighbour,
     Netns,
+    Nft,
+    NftChain,
+    NftElement,
+    NftSet,
+    NftTable,
     OtherLink,
     Process,
     Refusal,
@@ -83,9 +90,9 @@ class Kernel:
     def apply(self, changes: Sequence[Change]) -> list[Refusal]:
         """Each change in turn; a refused one does not stop the rest."""
         refusals: list[Refusal] = []
-        for netns, group in groupby(changes, lambda c: c.netns if isinstance(c.value, Chain) else None):
-            if netns is not None:
-                refusals += self._restore(netns, list(group))
+        for (netns, tool), group in groupby(changes, _transaction):
+            if tool:
+                refusals += self._restore(netns, tool, list(group))
                 continue
             for change in group:
                 try:
@@ -256,22 +263,32 @@ class Kernel:
         if not self._on(netns, dev, Address):
             self._drop(netns, dev, Route, Neighbour)
 
-    # --- iptables-restore ---
+    # --- iptables-restore and nft ---
 
-    def _restore(self, netns: str, changes: list[Change]) -> list[Refusal]:
+    def _restore(self, netns: str, tool: str, changes: list[Change]) -> list[Refusal]:
         if netns not in self.spaces:
             return [Refusal(c, f"No such namespace {netns}") for c in changes if c.verb != "delete"]
         space = dict(self.spaces[netns])
         for change in changes:
             if change.verb == "delete":
                 space.pop(change.value.key, None)
+                if isinstance(change.value, NftTable):
+                    for key in [key for key in space if key[:3] == change.value.key]:
+                        del space[key]
             else:
                 space[change.value.key] = change.value
-        missing = list(dangling(space.values()))
+        missing = [*dangling(space.values()), *nft_dangling(space.values())]
         if missing:
-            return [Refusal(change, f"iptables-restore: {missing[0]}") for change in changes]
+            return [Refusal(change, f"{tool}: {missing[0]}") for change in changes]
         self.spaces[netns] = space
         return []
+
+
+def _transaction(change: Change) -> tuple[str, str]:
+    """(namespace, tool) for what goes in one transaction, else two empty words."""
+    tools = {Chain: "iptables-restore", NftTable: "nft", NftSet: "nft", NftChain: "nft", NftElement: "nft"}
+    tool = tools.get(type(change.value), "")
+    return (change.netns, tool) if tool else ("", "")
 
 
 def _end(peer: str) -> tuple[str, str]:
@@ -286,6 +303,19 @@ def dangling(values: Iterable[Value]) -> Iterator[str]:
         for target in targets(chain) - TARGETS:
             if target and not target.startswith("-") and (*key[:3], target) not in chains:
                 yield f"{chain.table} {chain.name} jumps to {target}, which is not there"
+
+
+def nft_dangling(values: Iterable[Value]) -> Iterator[str]:
+    """What nftables values lead to and is not there, as sentences."""
+    there = {value.key: value for value in values if isinstance(value, Nft)}
+    for key, value in there.items():
+        rules = value.rules if isinstance(value, NftChain) else (value.data,) if isinstance(value, NftElement) else ()
+        named = [
+            (*key[:3], "chain", name) for rule in rules for name in re.findall(r"\b(?:goto|jump) ([^\s,}]+)", rule)
+        ]
+        named += [(*key[:3], "set", name) for rule in rules for name in re.findall(r"@([^\s,}]+)", rule)]
+        named += [key[:3]] + ([(*key[:3], "set", value.set)] if isinstance(value, NftElement) else [])
+        yield from (f"{' '.join(key)} needs {' '.join(other)}" for other in named if other not in there)
 
 
 def sync(kernel: Kernel, want: State, *, holds: Sequence[Hold] = (), rounds: int = 1) -> list[list[Change]]:

@@ -25,6 +25,8 @@ _OBJECTS = {
     "docker0": built(_TWO, bridge="docker0", backend=model.Backend(VNI=7), services=_WEB),
     "other port": built(_TWO, backend=model.Backend(Port=4789)),
     "one node": built(_ALONE),
+    "nftables": built(_TWO, mode="nftables", services=_WEB),
+    "nftables, moved": built(_MOVED, mode="nftables", services={**_WEB, "db": "10.96.0.30"}),
 }
 
 VARIANTS: dict[str, State] = {"nothing": {}} | {name: render(objects) for name, objects in _OBJECTS.items()}

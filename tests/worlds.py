@@ -72,7 +72,7 @@ def built_in() -> frozenset[Chain]:
     return frozenset(Chain(table, chain, tuple(rules), "ACCEPT") for (table, chain), rules in found.items())
 
 
-def network(rules: Mapping[str, frozenset[Chain]]) -> dict[str, frozenset[Value]]:
+def network(rules: Mapping[str, frozenset[Value]]) -> dict[str, frozenset[Value]]:
     """The whole state: every namespace with its values, the nodes with these chains."""
     state: dict[str, list[Value]] = {}
     for name in NODES:

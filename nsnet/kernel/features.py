@@ -52,7 +52,12 @@ TOOLS: tuple[tuple[str, str, bool], ...] = (  # command, Debian package, is it n
 )
 FEATURES: tuple[Feature, ...] = (
     Feature("network namespaces", ("true",), "kernel option CONFIG_NET_NS", "every pod and node is one"),
-    Feature("veth", ("ip", "link", "add", "veth1", "type", "veth", "peer", "name", "veth2"), _module("veth", "CONFIG_VETH")),
+    Feature(
+        "veth",
+        ("ip", "link", "add", "veth1", "type", "veth", "peer", "name", "veth2"),
+        _module("veth", "CONFIG_VETH"),
+        "every pod's eth0",
+    ),
     Feature("bridge", ("ip", "link", "add", "cni0", "type", "bridge"), _module("bridge", "CONFIG_BRIDGE"), "cni0"),
     Feature(
         "vxlan",

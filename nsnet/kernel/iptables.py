@@ -39,6 +39,7 @@ FAMILIES: tuple[Family, ...] = ("ip",)  # what is read; IPv6 comes with dual sta
 Piece = tuple[str, Change | None]  # one or more lines of iptables-restore, with the change they belong to
 Pieces = Iterator[Piece]
 
+TABLES = frozenset({"raw", "mangle", "nat", "filter", "security"})
 BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 
 CHAINS_ONE_BY_ONE = 48  # more than that are read whole
@@ -306,13 +307,20 @@ def _edited(change: Change) -> Pieces:
 
 _NFT_GETCHAIN, _NFT_NEWCHAIN, _NFT_GETRULE, _NFT_NEWRULE = ((10 << 8) | kind for kind in (4, 3, 7, 6))
 _NFTA_CHAIN_HOOK = 4
+_NFTA_TABLE = 1
 
 
 def _is_empty(family: Family) -> bool:
-    """Has nf_tables neither rules nor chains (but built-in ones) in this family? It takes microseconds."""
-    if any(True for _ in _dumped(_NFT_GETRULE, _NFT_NEWRULE, family)):
+    """Has nf_tables neither rules nor chains (but built-in ones) in iptables' tables? It takes microseconds."""
+    if any(_is_iptables(body) for body in _dumped(_NFT_GETRULE, _NFT_NEWRULE, family)):
         return False
-    return all(_NFTA_CHAIN_HOOK in inner(body) for body in _dumped(_NFT_GETCHAIN, _NFT_NEWCHAIN, family))
+    chains = (body for body in _dumped(_NFT_GETCHAIN, _NFT_NEWCHAIN, family) if _is_iptables(body))
+    return all(_NFTA_CHAIN_HOOK in inner(body) for body in chains)
+
+
+def _is_iptables(body: bytes) -> bool:
+    """Rules and chains name their table first; kube-proxy's nftables mode, for one, has a table of its own."""
+    return inner(body)[_NFTA_TABLE].rstrip(b"\0").decode() in TABLES
 
 
 def _dumped(request: int, answer: int, family: Family) -> Iterator[bytes]:

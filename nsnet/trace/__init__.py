@@ -6,6 +6,7 @@ back. A way names each device and each rule that mattered; `service_of` finds th
 
     values.py     Packet, Hop, Trip (a packet under way), Way (where it ended, and why)
     rules.py      one iptables rule: parsed, and does it match this packet?
+    nft.py        nftables chains, sets and maps
     netfilter.py  chains: a hook of a namespace, NAT and conntrack included
     view.py       one namespace, indexed: links, addresses, routes, neighbours
     walk.py       routing, bridges, veth pairs, VXLAN: from namespace to namespace

@@ -5,11 +5,13 @@ is translated back by the entry the first packet made (`Trip.reply`), whatever t
 """
 
 from collections.abc import Collection, Iterator
+from functools import partial
 from typing import Literal
 
 from msgspec.structs import replace
 
 from nsnet.state import Chain
+from nsnet.trace import nft
 from nsnet.trace.rules import UNKNOWN, Facts, Rule, likelihood, number, pair, parse
 from nsnet.trace.values import Hop, Packet, Trip
 from nsnet.trace.view import View, lookup, source
@@ -17,37 +19,61 @@ from nsnet.trace.view import View, lookup, source
 Outcome = Literal["accept", "drop", "reject"]
 Step = tuple[Outcome, Trip]
 
-TABLES = {
-    "PREROUTING": ("raw", "mangle", "nat"),
-    "INPUT": ("mangle", "filter", "nat"),
-    "FORWARD": ("mangle", "filter"),
-    "OUTPUT": ("raw", "mangle", "nat", "filter"),
-    "POSTROUTING": ("mangle", "nat"),
+PRIORITIES: dict[str, dict[str, int]] = {
+    "PREROUTING": {"raw": -300, "mangle": -150, "nat": -100},
+    "INPUT": {"mangle": -150, "filter": 0, "nat": 100},
+    "FORWARD": {"mangle": -150, "filter": 0},
+    "OUTPUT": {"raw": -300, "mangle": -150, "nat": -100, "filter": 0},
+    "POSTROUTING": {"mangle": -150, "nat": 100},
 }
-"""The tables of a hook, in the order of their priorities."""
+"""Where iptables' tables stand in a hook; nftables' base chains say their own priority."""
 
 _DEEPEST = 64  # jumps in each other; the kernel refuses loops, observed text could hold one
+_POLICIES: dict[str, Outcome] = {"accept": "accept", "drop": "drop"}
 _ENDS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject"}
 
 
 def hook(name: str, trip: Trip, here: View, recent: Collection[tuple[str, str]] = ()) -> list[Step]:
     """Every way through a hook, each with what becomes of the packet."""
     steps: list[Step] = [("accept", trip)]
-    facts = Facts(here.is_local, recent)
-    for table in TABLES[name]:
-        if (table, name) in here.chains:
-            steps = [after for step in steps for after in _table(table, name, step, here, facts)]
+    for _, is_nat, chain in _places(name, here):
+        steps = [after for step in steps for after in _place(name, chain, step, trip, here, recent, is_nat=is_nat)]
     return steps
 
 
-def _table(table: str, name: str, step: Step, here: View, facts: Facts) -> Iterator[Step]:
+def _places(name: str, here: View) -> list[tuple[int, bool, Chain | nft.Base]]:
+    """The chains that stand in a hook, in the order of their priorities: (priority, is it a nat chain?, chain)."""
+    found: list[tuple[int, bool, Chain | nft.Base]] = [
+        (priority, table == "nat", here.chains[table, name])
+        for table, priority in PRIORITIES[name].items()
+        if (table, name) in here.chains
+    ]
+    found += [(base.priority, base.kind == "nat", base) for base in here.nft.bases.get(name, ())]
+    return sorted(found, key=lambda place: place[0])
+
+
+def _place(
+    name: str,
+    chain: Chain | nft.Base,
+    step: Step,
+    first: Trip,
+    here: View,
+    recent: Collection[tuple[str, str]],
+    *,
+    is_nat: bool,
+) -> Iterator[Step]:
+    """One chain of a hook. A connection that one nat chain has translated there is shown to no other."""
     outcome, trip = step
-    if outcome != "accept" or (table == "nat" and (trip.reply or (trip.looped and name in {"PREROUTING", "INPUT"}))):
+    done = trip.reply or (trip.looped and name in {"PREROUTING", "INPUT"}) or trip.packet != first.packet
+    if outcome != "accept" or (is_nat and done):
         yield step
-        return
-    chain = here.chains[table, name]
-    for end, after in _chain(chain, trip, here, facts, 0):
-        yield end or ("drop" if chain.policy == "DROP" else "accept"), after
+    elif isinstance(chain, nft.Base):
+        told = nft.Facts(here.nft, here.is_local, partial(_leaving, here=here), recent)
+        for ended, after in nft.through(chain.chain, trip, told):
+            yield _POLICIES[chain.policy] if ended in {"on", "return"} else ended, after  # type: ignore[misc]
+    else:
+        for end, after in _chain(chain, trip, here, Facts(here.is_local, recent), 0):
+            yield end or ("drop" if chain.policy == "DROP" else "accept"), after
 
 
 def _chain(chain: Chain, trip: Trip, here: View, facts: Facts, depth: int) -> Iterator[tuple[Outcome | None, Trip]]:
@@ -124,13 +150,17 @@ def _to_source(rule: Rule, trip: Trip, _: View) -> Trip:
 
 
 def _masqueraded(rule: Rule, trip: Trip, here: View) -> Trip:
+    return _leaving(trip, "--random-fully" in rule.arguments, here)
+
+
+def _leaving(trip: Trip, any_port: bool, here: View) -> Trip:
     """The address of the device it leaves by, as for a packet of the namespace's own to the same next hop."""
     route = lookup(here, trip.packet.dst)
     nexthop = (route.via if route else "") or trip.packet.dst
     plain = replace(route, src="") if route and route.proto != "kernel" else route
     own = source(here, plain, trip.dev_out, nexthop) if plain else ""
-    sport = 0 if "--random-fully" in rule.arguments else trip.packet.sport
-    return replace(trip, packet=replace(trip.packet, src=own or trip.packet.src, sport=sport))
+    packet = replace(trip.packet, src=own or trip.packet.src, sport=0 if any_port else trip.packet.sport)
+    return replace(trip, packet=packet)
 
 
 _TRANSLATIONS = {

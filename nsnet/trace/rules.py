@@ -217,8 +217,19 @@ def _in_range(port: int, text: str) -> bool:
 _SERVICE = re.compile(r"(?:^|\b(?:for|to) )([a-z0-9][-a-z0-9.]*/[a-z0-9][-a-z0-9.]*(?::[-a-z0-9]+)?)(?= |$)")
 
 
+_NFT_SERVICE = re.compile(
+    r"\b(?:service|local|external|firewall|endpoint)-[A-Z2-7]{8}-([-a-z0-9.]+/[-a-z0-9.]+)/(?:tcp|udp|sctp)/([-a-z0-9]*)"
+)
+
+
 def service_of(rule: str) -> str:
-    """The Service port a rule belongs to (`ns/name:port`), from kube-proxy's comment; empty for any other rule."""
+    """The Service port a rule belongs to (`ns/name:port`); empty for any other rule.
+
+    From kube-proxy's comment, in nftables mode from the name of its chain, which stands in a hop's words or rule.
+    """
+    named = _NFT_SERVICE.search(rule)
+    if named:
+        return f"{named[1]}:{named[2]}" if named[2] else named[1]
     found = _SERVICE.search(parse(rule).comment)
     return found[1] if found else ""
 

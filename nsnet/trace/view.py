@@ -21,6 +21,7 @@ from nsnet.state import (
     Veth,
     Vxlan,
 )
+from nsnet.trace.nft import Tables, tables
 
 Link = Loopback | Bridge | Veth | Vxlan | OtherLink
 
@@ -44,6 +45,7 @@ class View(msgspec.Struct, frozen=True, eq=False):
     fdb: dict[tuple[str, str], str]
     sysctls: dict[str, str]
     chains: dict[tuple[str, str], Chain]
+    nft: Tables
 
     def is_up(self, dev: str) -> bool:
         link = self.links.get(dev)
@@ -84,6 +86,7 @@ def view(values: frozenset[Value]) -> View:
         chains={
             (value.table, value.name): value for value in values if isinstance(value, Chain) and value.family == "ip"
         },
+        nft=tables(values),
     )
 
 

@@ -1,0 +1,5 @@
+"""`python -m nsnet`."""
+
+from nsnet.cli.main import main
+
+main()

@@ -1,0 +1,158 @@
+"""`verify`: every expectation that follows from the objects and the topology's own checks, answered by real packets."""
+
+import re
+import time
+from pathlib import Path
+
+import click
+import msgspec
+
+from nsnet import diff, kernel, render, verify
+from nsnet.cli import options
+from nsnet.cli.context import Running, running
+from nsnet.cli.output import coloured, error, out, print_json, print_table, progress
+from nsnet.errors import InputError, NotReachedError
+from nsnet.verify import Expectation, Result, report
+
+SHOWN = 20
+DRIFT = "drift"
+
+
+class Wish(msgspec.Struct, frozen=True):
+    """What shall be verified, and how stubbornly."""
+
+    only: str = ""
+    all_pairs: bool = False
+    retry: int = 0
+    keep_going: bool = False
+
+
+@options.verb("verify")
+@click.option("--list", "listing", is_flag=True, help="Print the expectations; send nothing.")
+@click.option("--only", default="", metavar="REGEX", help="Only those whose name it finds (`drift` is one, too).")
+@click.option("--all-pairs", is_flag=True, help="All pairs of pods; above some hundred pods a sample is the default.")
+@click.option("--retry", type=click.IntRange(min=0), default=0, metavar="N", help="Ask what failed again, N times.")
+@click.option("--keep-going", is_flag=True, help="Ask everything, also after failures.")
+@click.option("--junit-file", type=click.Path(dir_okay=False), metavar="FILE", help="Write a JUnit report.")
+@options.output("json")
+@options.cluster
+def verify_(
+    listing: bool,
+    only: str,
+    all_pairs: bool,
+    retry: int,
+    keep_going: bool,
+    junit_file: str | None,
+    output: str | None,
+    cluster: str | None,
+) -> int:
+    """Prove with packets that what should be reachable is, and what should not be is not.
+
+    Sockets are opened inside every namespace by one process. Drift, kernel state that is not as wanted, fails as well.
+    """
+    now = running("verify", cluster)
+    wish = Wish(only, all_pairs, retry, keep_going)
+    found, drift = wished(now, wish)
+    if listing:
+        _print_list(found, output)
+        return 0
+    started = time.perf_counter()
+    results = results_of(now, found, wish, drift=drift)
+    seconds = time.perf_counter() - started
+    if junit_file:
+        _write(junit_file, report.junit(results))
+    if output == "json":
+        print_json({"passed": report.passed(results), "results": [report.document(item) for item in results]})
+    else:
+        _print(results, seconds)
+    return 0 if report.passed(results) else NotReachedError.exit_code
+
+
+def wished(now: Running, wish: Wish) -> tuple[list[Expectation], bool]:
+    """The expectations asked for, and whether drift is. Raises InputError where --only finds nothing."""
+    found = [*verify.expectations(now.objects, all_pairs=wish.all_pairs), *verify.checks(now.objects)]
+    if not wish.only:
+        return found, True
+    try:
+        return verify.only(found, wish.only), _finds_drift(wish.only)
+    except InputError:
+        if _finds_drift(wish.only):
+            return [], True
+        raise
+
+
+def _finds_drift(pattern: str) -> bool:
+    try:
+        return re.search(pattern, DRIFT) is not None
+    except re.error:
+        return False
+
+
+def results_of(now: Running, found: list[Expectation], wish: Wish, *, drift: bool) -> list[Result]:
+    """Drift first, then packets."""
+    lines = _drift(now) if drift else []
+    results = verify.run(found, progress=_show, retry=wish.retry, keep_going=wish.keep_going)
+    progress("")
+    return [*lines, *results]
+
+
+def _drift(now: Running) -> list[Result]:
+    progress("comparing the kernel with what is wanted")
+    return verify.drift(diff.diff(kernel.observe(now.cluster), render.render(now.objects)))
+
+
+def _show(done: int, total: int) -> None:
+    progress(f"verifying: {done} of {total} calls")
+
+
+def _print_list(found: list[Expectation], form: str | None) -> None:
+    if form == "json":
+        print_json([report.listed(item) for item in found])
+        return
+    for item in found:
+        out(f"{item.name}: {verify.describe(item)}")
+
+
+def _print(results: list[Result], seconds: float) -> None:
+    print_table(
+        [("CHECKED", "PASSED", "FAILED", "SKIPPED"), *(tuple(map(str, row)) for row in report.summary(results))]
+    )
+    print_failures(results)
+    out(closing(results, seconds))
+
+
+def print_failures(results: list[Result]) -> None:
+    """A line for each failure, on stdout: they are what was asked for."""
+    failures = report.rows(results)
+    for _, name, reason in failures[:SHOWN]:
+        out(f"{coloured('FAILED', 'red')}  {name}: {reason}")
+    if len(failures) > SHOWN:
+        out(f"and {len(failures) - SHOWN} more (--only REGEX, -o json and --junit-file show all)")
+
+
+def closing(results: list[Result], seconds: float) -> str:
+    """`63 checks passed, 214 calls (0.21 s)`."""
+    calls = sum(result.calls for result in results if not result.skipped)
+    good = len([result for result in results if result.ok])
+    word = f"all {good} checks passed" if good == len(results) else f"{good} of {len(results)} checks passed"
+    return f"{coloured(word, 'green' if good == len(results) else 'red')}, {calls} calls  ({seconds:.2f} s)"
+
+
+def after_up(now: Running) -> int:
+    """What `up` does with a cluster that stands: everything, once more for what failed; the exit code."""
+    started = time.perf_counter()
+    found, _ = wished(now, Wish())
+    results = results_of(now, found, Wish(retry=1), drift=True)
+    print_failures(results)
+    out(closing(results, time.perf_counter() - started))
+    if report.passed(results):
+        return 0
+    error("the cluster does not do what it should", "nsnet verify --keep-going; nsnet status")
+    return NotReachedError.exit_code
+
+
+def _write(name: str, text: str) -> None:
+    try:
+        Path(name).write_text(text)
+    except OSError as failed:
+        raise InputError(f"{name}: {failed.strerror}", "name a file that can be written") from failed

@@ -1,0 +1,121 @@
+"""Which cluster is meant, and may we: what every verb asks before it calls a room.
+
+Reading a cluster needs root as well: its state directory is 0700, and entering a namespace is root's alone.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from nsnet import names
+from nsnet.errors import InputError, MachineError
+from nsnet.model import Key, Object
+from nsnet.store import Store
+
+
+class Running(msgspec.Struct, frozen=True):
+    """A cluster as its store has it: all objects, and the revision they stand for."""
+
+    cluster: str
+    objects: dict[Key, Object]
+    revision: int = 0
+
+
+def need_root(what: str) -> None:
+    """Raises MachineError where we are not root; `what` is the verb."""
+    if os.geteuid() != 0:
+        raise MachineError(f"`nsnet {what}` needs root", f"run it with sudo: sudo nsnet {what} …")
+
+
+def changing(verb: str) -> None:
+    """Before a verb that changes a cluster: we are root, and what we (and what we start) write is for us alone."""
+    need_root(verb)
+    os.umask(0o077)
+
+
+def clusters() -> list[str]:
+    """The clusters of this machine: those that have namespaces, a store, or anything that a killed `down` left."""
+    return sorted({*_of_namespaces(), *_of_directories(names.STATE), *_of_directories(names.RUN)})
+
+
+def _of_namespaces() -> Iterator[str]:
+    """By the mark; names that lead nowhere count, too."""
+    from nsnet.kernel import netns
+
+    yield from netns.clusters()
+    for name in _entries(names.NETNS):
+        if names.kind_of(name) and netns.identity(name) is None:
+            yield name.partition(".")[0]
+
+
+def _of_directories(parent: Path) -> Iterator[str]:
+    return (name for name in _entries(parent) if names.CLUSTER.fullmatch(name) and (parent / name).is_dir())
+
+
+def _entries(directory: Path) -> list[str]:
+    try:
+        return [entry.name for entry in directory.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def chosen(name: str | None) -> str:
+    """The cluster that is meant; without a name the only one there is. Raises InputError where that is not one."""
+    if name:
+        return checked(name)
+    found = clusters()
+    if not found:
+        raise InputError("no cluster is up", "sudo nsnet up topologies/quickstart.yaml")
+    if len(found) > 1:
+        listed = ", ".join(found)
+        raise InputError(f"{len(found)} clusters are up: {listed}", "say which: --cluster NAME, or NSNET_CLUSTER=NAME")
+    return found[0]
+
+
+def checked(name: str) -> str:
+    """The name, if it can be a cluster's; it becomes part of file names."""
+    if names.CLUSTER.fullmatch(name) is None:
+        raise InputError(
+            f'"{name}" is not a cluster\'s name', "a DNS label of at most 20 characters: a-z, 0-9 and - inside"
+        )
+    return name
+
+
+@contextmanager
+def opened(cluster: str, *, create: bool = False) -> Iterator[Store]:
+    """The cluster's store. Raises InputError where there is no such cluster (and `create` is not set)."""
+    from nsnet.store.sqlite import open_store
+
+    store = open_store(cluster, create=create)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def running(verb: str, name: str | None) -> Running:
+    """The chosen cluster with its objects. Raises MachineError (not root), InputError (which one, or none)."""
+    from nsnet.cli.output import warning
+    from nsnet.store.objects import load_objects
+
+    need_root(verb)
+    cluster = chosen(name)
+    with opened(cluster) as store:
+        return Running(cluster, *load_objects(store, warning))
+
+
+def waiting_for(cluster: str, verb: str) -> Callable[[int], None]:
+    """What to say when another nsnet holds the cluster's lock."""
+    from nsnet.cli.output import note
+    from nsnet.controller.client import living
+
+    def say(pid: int) -> None:
+        if pid in {found.pid for found in living(cluster)}:
+            return  # its own controller: that takes a moment, and nobody else is concerned
+        who = f"another nsnet (pid {pid})" if pid else "another nsnet"
+        note(f"{verb} waits: {who} is changing cluster {cluster}")
+
+    return say

@@ -1,0 +1,199 @@
+"""`describe`: one object, what belongs to it, and its events, laid out as kubectl does."""
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from nsnet import model, names
+from nsnet.cli import options
+from nsnet.cli.columns import NONE, Look, external_ip, pod_netns, pod_status
+from nsnet.cli.context import Running, running
+from nsnet.cli.get import Query, select
+from nsnet.cli.output import out, table
+from nsnet.cli.target import pods_of
+from nsnet.errors import InputError
+from nsnet.model import Endpoint, EndpointSlice, Event, Node, Object, Objects, Pod, Service, SubnetLease
+
+WIDTH = 22
+Pair = tuple[str, str | Iterable[str]]
+SHOWN_ELSEWHERE = {"apiVersion", "kind", "metadata", "status"}
+
+
+@options.verb("describe")
+@click.argument("kind", metavar="KIND[/NAME]")
+@click.argument("wanted", nargs=-1, metavar="[NAME…]")
+@options.namespace
+@options.cluster
+def describe(kind: str, wanted: tuple[str, ...], namespace: str, cluster: str | None) -> None:
+    """Show objects in full: what they say, what belongs to them, and their events."""
+    word, slash, name = kind.partition("/")
+    now = running("describe", cluster)
+    found = select(now.objects, Query(word, (name, *wanted) if slash else wanted, namespace))
+    if not found:
+        raise InputError(f"there is no {word} in namespace {namespace}", f"nsnet get {word} -A")
+    for index, obj in enumerate(found):
+        if index:
+            out("\n")
+        for line in lines(now, obj):
+            out(line)
+
+
+def lines(now: Running, obj: Object) -> Iterator[str]:
+    """The description of one object."""
+    for label, value in (*_head(obj), *_body(now, obj)):
+        yield from _field(label, value)
+    yield from _events(now, obj)
+
+
+def _field(label: str, value: str | Iterable[str]) -> Iterator[str]:
+    several = [value] if isinstance(value, str) else list(value)
+    first, *others = several or [NONE]
+    yield f"{label + ':':<{WIDTH}} {first}".rstrip()
+    yield from (f"{'':<{WIDTH}} {item}" for item in others)
+
+
+def _head(obj: Object) -> Iterator[Pair]:
+    meta = obj.metadata
+    yield "Name", meta.name
+    if meta.namespace:
+        yield "Namespace", meta.namespace
+    yield "Labels", (f"{name}={value}" for name, value in sorted(meta.labels.items()))
+    yield "Annotations", (f"{name}: {value}" for name, value in sorted(meta.annotations.items()))
+    if meta.ownerReferences:
+        yield "Controlled By", (f"{owner.kind}/{owner.name}" for owner in meta.ownerReferences)
+
+
+def _body(now: Running, obj: Object) -> Iterable[Pair]:
+    match obj:
+        case Pod():
+            return _pod(now, obj)
+        case Service():
+            return _service(now.objects, obj)
+        case Node():
+            return _node(now, obj)
+        case _ if isinstance(obj, model.WORKLOADS):
+            return _workload(now.objects, obj)
+    return _plain(obj)
+
+
+def _pod(now: Running, pod: Pod) -> Iterator[Pair]:
+    yield "Node", f"{pod.spec.nodeName or NONE}{f'/{pod.status.hostIP}' if pod.status.hostIP else ''}"
+    yield "Status", pod_status(pod)
+    if pod.status.message:
+        yield "Message", pod.status.message
+    yield "IP", pod.status.podIP or NONE
+    if pod.spec.nodeName:
+        yield "Network Namespace", f"/run/netns/{pod_netns(pod, now.cluster)}"
+    yield (
+        "Containers",
+        (
+            f"{item.name} ({item.image or 'no image'}): "
+            + (", ".join(f"{port.containerPort}/{port.protocol}" for port in item.ports or ()) or "no ports declared")
+            for item in pod.spec.containers
+        ),
+    )
+    yield "Conditions", (f"{item.type}={item.status} {item.reason}".rstrip() for item in pod.status.conditions)
+    services = [item for item in model.of(now.objects, Service) if item.metadata.namespace == pod.metadata.namespace]
+    yield (
+        "Selected By",
+        (
+            f"Service/{item.metadata.name}"
+            for item in services
+            if item.spec.selector and model.selects(item.spec.selector, pod.metadata.labels)
+        ),
+    )
+
+
+def _service(objects: Objects, service: Service) -> Iterator[Pair]:
+    spec = service.spec
+    yield "Selector", ",".join(f"{name}={value}" for name, value in (spec.selector or {}).items()) or NONE
+    yield "Type", spec.type
+    yield "IP", spec.clusterIP or NONE
+    if spec.type in {"LoadBalancer", "ExternalName"} or spec.externalIPs:
+        yield "External IP", external_ip(service)
+    for port in spec.ports or ():
+        named = f"{port.name}  " if port.name else ""
+        yield "Port", f"{named}{port.port}/{port.protocol}"
+        yield "TargetPort", f"{port.targetPort or port.port}/{port.protocol}"
+        if port.nodePort:
+            yield "NodePort", f"{named}{port.nodePort}/{port.protocol}"
+        yield "Endpoints", ",".join(_endpoints(objects, service, port.name)) or NONE
+        chain = names.service_port(service.metadata.namespace, service.metadata.name, port.name)
+        yield "Chain", names.kube_chain("SVC", chain, port.protocol)
+    yield "Session Affinity", getattr(spec, "sessionAffinity", "") or "None"
+
+
+def _endpoints(objects: Objects, service: Service, port_name: str) -> Iterator[str]:
+    for item in model.of(objects, EndpointSlice):
+        mine = item.metadata.labels.get("kubernetes.io/service-name") == service.metadata.name
+        if not mine or item.metadata.namespace != service.metadata.namespace:
+            continue
+        numbers = [port.port for port in item.ports or () if (port.name or "") == port_name]
+        for endpoint in item.endpoints or ():
+            yield from (f"{endpoint.addresses[0]}:{number}{_state(endpoint)}" for number in numbers)
+
+
+def _state(endpoint: Endpoint) -> str:
+    said = endpoint.conditions
+    if said is None or said.ready is not False:
+        return ""
+    return " (terminating)" if said.terminating else " (not ready)"
+
+
+def _node(now: Running, node: Node) -> Iterator[Pair]:
+    yield "Addresses", (f"{item.type}: {item.address}" for item in node.status.addresses)
+    yield "PodCIDR", node.spec.podCIDR or NONE
+    lease = next((item for item in model.of(now.objects, SubnetLease) if item.subnet == node.spec.podCIDR), None)
+    if lease is not None:
+        yield "Lease", f"{lease.subnet} at {lease.PublicIP}, backend {lease.BackendType or NONE}"
+    yield "Taints", (f"{taint.key}={taint.value}:{taint.effect}" for taint in node.spec.taints)
+    yield "Network Namespace", f"/run/netns/{names.node_netns(now.cluster, node.metadata.name)}"
+    yield "Pods", _pod_rows([pod for pod in model.of(now.objects, Pod) if pod.spec.nodeName == node.metadata.name])
+
+
+def _pod_rows(pods: list[Pod]) -> list[str]:
+    return table(
+        [pod.metadata.namespace, pod.metadata.name, pod.status.podIP or NONE, pod_status(pod)] for pod in pods
+    )  # fmt: skip
+
+
+def _workload(objects: Objects, workload: model.Workload) -> Iterator[Pair]:
+    chosen = model.selector(workload)
+    labels = chosen if isinstance(chosen, dict) else (chosen.matchLabels or {})
+    yield "Selector", ",".join(f"{name}={value}" for name, value in labels.items()) or NONE
+    pods = pods_of(objects, workload)
+    ready = len([pod for pod in pods if model.is_ready(pod)])
+    wanted = "" if workload.spec.replicas is None else f"{workload.spec.replicas} desired, "
+    yield "Replicas", f"{wanted}{len(pods)} there, {ready} ready"
+    yield "Pods", _pod_rows(pods)
+
+
+def _plain(obj: Object) -> Iterator[Pair]:
+    """Any other kind: its fields as YAML."""
+    import yaml
+
+    for name, value in model.to_doc(obj).items():
+        if name not in SHOWN_ELSEWHERE:
+            yield name[:1].upper() + name[1:], _yaml(yaml.safe_dump(value, sort_keys=False, width=100))
+
+
+def _yaml(text: Any) -> list[str]:
+    return [line for line in str(text).splitlines() if line != "..."]
+
+
+def _events(now: Running, obj: Object) -> Iterator[str]:
+    kind, meta = model.kind_of(obj), obj.metadata
+    about = (kind, meta.namespace, meta.name)
+    look = Look(now.cluster, datetime.now(UTC))
+    found = [
+        [event.type, event.reason, look.age(event), event.message]
+        for event in model.of(now.objects, Event)
+        if (event.involvedObject.kind, event.involvedObject.namespace, event.involvedObject.name) == about
+    ]
+    if not found:
+        yield f"{'Events:':<{WIDTH}} {NONE}"
+        return
+    yield "Events:"
+    yield from (f"  {line}" for line in table([("Type", "Reason", "Age", "Message"), *found]))

@@ -1,0 +1,205 @@
+"""`rules`, `leases`, `conntrack`: what kube-proxy, flannel and the kernel have written, and what it means."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import click
+
+from nsnet import kernel, model, names
+from nsnet.cli import options
+from nsnet.cli.columns import NONE
+from nsnet.cli.context import Running, running
+from nsnet.cli.output import coloured, out, print_json, print_table
+from nsnet.cli.sentences import sentence
+from nsnet.cli.target import target
+from nsnet.errors import InputError
+from nsnet.kernel import run
+from nsnet.model import Node, Objects, Pod, Service, ServicePort, SubnetLease
+from nsnet.state import Chain
+
+PREFIXES = ("SVC", "SVL", "EXT", "FW")
+
+
+@options.verb("rules")
+@click.argument("where", metavar="node/NAME")
+@click.option("--service", metavar="NAME", help="Only this Service, with every chain of it.")
+@options.namespace
+@options.cluster
+def rules(where: str, service: str | None, namespace: str, cluster: str | None) -> None:
+    """Show the iptables rules that kube-proxy and flannel wrote on a node, each with what it is for."""
+    now = running("rules", cluster)
+    node = _node(now.objects, where)
+    found = _service(now.objects, namespace, service) if service else None
+    chains = _chains(now.cluster, node)
+    pods = _addresses(now.objects)
+    for item in [found] if found else model.of(now.objects, Service):
+        for line in service_lines(item, chains, pods):
+            out(line)
+    if not found:
+        for line in shared_lines(chains, pods):
+            out(line)
+
+
+def _node(objects: Objects, where: str) -> str:
+    found = target(objects, where if "/" in where else f"node/{where}")
+    if not found.label.startswith("node/"):
+        raise InputError(f"{where} is not a node", f"nodes: {_listed(node.metadata.name for node in _nodes(objects))}")
+    return found.hostname
+
+
+def _nodes(objects: Objects) -> list[Node]:
+    return model.of(objects, Node)
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(words) or "none"
+
+
+def _service(objects: Objects, namespace: str, name: str) -> Service:
+    found = objects.get(model.Key("Service", namespace, name.rpartition("/")[2]))
+    if not isinstance(found, Service):
+        known = [item.metadata.name for item in model.of(objects, Service) if item.metadata.namespace == namespace]
+        raise InputError(f'there is no Service "{name}" in namespace {namespace}', f"Services there: {_listed(known)}")
+    return found
+
+
+def _chains(cluster: str, node: str) -> dict[tuple[str, str], Chain]:
+    """The node's chains as the kernel has them, by table and name."""
+    netns = names.node_netns(cluster, node)
+    state = kernel.observe(cluster, only={netns: frozenset({("chain",)})})
+    return {(value.table, value.name): value for value in state.get(netns, ()) if isinstance(value, Chain)}
+
+
+def _addresses(objects: Objects) -> dict[str, str]:
+    return {pod.status.podIP: f"pod {pod.metadata.name}" for pod in model.of(objects, Pod) if not pod.spec.hostNetwork}
+
+
+Chains = Mapping[tuple[str, str], Chain]
+
+
+def service_lines(service: Service, chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
+    """A Service's part of the rules: the lines that lead to it, and its own chains."""
+    for port in service.spec.ports or ():
+        name = names.service_port(service.metadata.namespace, service.metadata.name, port.name)
+        yield coloured(_title(service, port, name), "cyan")
+        own = _own_chains(name, port.protocol, chains)
+        for (_, chain), value in chains.items():
+            if not chain.startswith(("KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-", "KUBE-EXT-", "KUBE-FW-")):
+                mine = [rule for rule in value.rules if f'"{name} ' in rule or f'"{name}"' in rule]
+                yield from _explained(chain, mine, pods)
+        for chain in own:
+            yield from _explained(chain, chains["nat", chain].rules, pods)
+        yield ""
+
+
+def _title(service: Service, port: ServicePort, name: str) -> str:
+    node_port = f", node port {port.nodePort}" if port.nodePort else ""
+    return f"{name}: {service.spec.type} {service.spec.clusterIP or NONE}:{port.port}/{port.protocol}{node_port}"
+
+
+def _own_chains(name: str, protocol: str, chains: Chains) -> list[str]:
+    heads = [names.kube_chain(prefix, name, protocol) for prefix in PREFIXES]
+    found = [chain for chain in heads if ("nat", chain) in chains]
+    endpoints = [
+        word for chain in found for rule in chains["nat", chain].rules for word in rule.split() if "KUBE-SEP-" in word
+    ]
+    return [*found, *(chain for chain in dict.fromkeys(endpoints) if ("nat", chain) in chains)]
+
+
+def shared_lines(chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
+    """What all Services share, and flannel's part."""
+    yield coloured("for all Services", "cyan")
+    for (_, chain), value in sorted(chains.items()):
+        if chain in {"KUBE-MARK-MASQ", "KUBE-POSTROUTING", "KUBE-FORWARD", "KUBE-FIREWALL"}:
+            yield from _explained(chain, value.rules, pods)
+    yield from _explained("KUBE-SERVICES", [rule for rule in _rules(chains, "KUBE-SERVICES") if "LOCAL" in rule], pods)
+    yield ""
+    yield coloured("flannel", "cyan")
+    for chain in ("FLANNEL-POSTRTG", "FLANNEL-FWD"):
+        yield from _explained(chain, _rules(chains, chain), pods)
+
+
+def _rules(chains: Chains, name: str) -> list[str]:
+    return [rule for (_, chain), value in chains.items() if chain == name for rule in value.rules]
+
+
+def _explained(chain: str, found: Iterable[str], pods: Mapping[str, str]) -> Iterator[str]:
+    for rule in found:
+        yield f"  -A {chain} {rule}"
+        words = sentence(chain, rule, pods)
+        if words:
+            yield f"        {coloured(words, 'green')}"
+
+
+# --- leases -----------------------------------------------------------------------------------------------------------
+
+
+@options.verb("leases")
+@options.output("json")
+@options.cluster
+def leases(output: str | None, cluster: str | None) -> None:
+    """Show flannel's subnet leases: who has which part of the pod network, and how it is reached."""
+    now = running("leases", cluster)
+    found = model.of(now.objects, SubnetLease)
+    if output == "json":
+        print_json([model.to_doc(lease) for lease in found])
+        return
+    print_table([("SUBNET", "NODE", "PUBLIC-IP", "BACKEND", "VNI", "VTEP-MAC"), *_lease_rows(now, found)])
+
+
+def _lease_rows(now: Running, found: list[SubnetLease]) -> Iterator[list[str]]:
+    nodes = {node.spec.podCIDR: node.metadata.name for node in _nodes(now.objects)}
+    for lease in found:
+        data = lease.BackendData or {}
+        further = [str(data.get("VNI", NONE)), str(data.get("VtepMAC", NONE))]
+        node = nodes.get(lease.subnet, NONE)
+        yield [lease.subnet, node, lease.PublicIP, lease.BackendType or NONE, *further]
+
+
+# --- conntrack --------------------------------------------------------------------------------------------------------
+
+
+@options.verb("conntrack")
+@click.argument("where", metavar="node/NAME")
+@click.option("--overlay", is_flag=True, help="VXLAN's own packets between nodes as well.")
+@options.cluster
+def conntrack(where: str, overlay: bool, cluster: str | None) -> None:
+    """Show the connections a node tracks: who called, what for, and who answers in truth."""
+    now = running("conntrack", cluster)
+    node = _node(now.objects, where)
+    text = run.output(names.node_netns(now.cluster, node), ("conntrack", "-L"))
+    outer = f":{model.cluster_of(now.objects).flannel.Backend.Port}"
+    rows = [row for row in flows(text, _services(now.objects)) if overlay or row[0] != "udp" or outer not in row[3]]
+    print_table([("PROTO", "STATE", "FROM", "TO", "ANSWERS", "ANSWER GOES TO"), *sorted(rows)])
+
+
+def _services(objects: Objects) -> dict[str, str]:
+    """`ip:port` of every Service port → its name; node ports as `:port`."""
+    found = {}
+    for service in model.of(objects, Service):
+        for port in service.spec.ports or ():
+            name = names.service_port(service.metadata.namespace, service.metadata.name, port.name)
+            found[f"{service.spec.clusterIP}:{port.port}"] = name
+            if port.nodePort:
+                found[f":{port.nodePort}"] = name
+    return found
+
+
+def flows(text: str, services: Mapping[str, str]) -> Iterator[list[str]]:
+    """`conntrack -L` as rows; the destination with the Service it belongs to."""
+    for line in text.splitlines():
+        words = line.split()
+        pairs = [word.partition("=")[::2] for word in words if "=" in word]
+        ways = [[value for key, value in pairs if key == name] for name in ("src", "dst", "sport", "dport")]
+        if len(ways[0]) < 2:
+            continue
+        (source, dest), (answers, goes) = (_ends(ways, index) for index in (0, 1))
+        state = next((word for word in words[2:5] if word.isupper()), "-")
+        service = services.get(dest) or services.get(f":{dest.rpartition(':')[2]}")
+        yield [words[0], state, source, f"{dest} ({service})" if service else dest, answers, goes]
+
+
+def _ends(ways: list[list[str]], index: int) -> tuple[str, str]:
+    sources, dests, sports, dports = ways
+    if len(sports) <= index:
+        return sources[index], dests[index]
+    return f"{sources[index]}:{sports[index]}", f"{dests[index]}:{dports[index]}"

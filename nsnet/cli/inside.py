@@ -1,0 +1,60 @@
+"""`exec` and `shell`: a command where a pod, a node or a host lives; its exit code is ours."""
+
+import os
+from typing import NoReturn
+
+import click
+
+from nsnet.cli import options
+from nsnet.cli.context import running
+from nsnet.cli.output import error
+from nsnet.cli.target import Target, target
+from nsnet.kernel.run import replace_process
+
+PASSED = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as a shell says it
+
+
+@options.verb("exec", context_settings=PASSED)
+@click.option("-c", "--container", default="", metavar="CONTAINER", help="Containers of a pod share one namespace.")
+@options.namespace
+@options.cluster
+@click.argument("where", metavar="TARGET")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[--] CMD…")
+def exec_(container: str, namespace: str, cluster: str | None, where: str, command: tuple[str, ...]) -> int:
+    """Run a command in a pod, node or host, with its network, hostname, resolv.conf and hosts.
+
+    TARGET is POD, pod/POD, node/NODE, host/HOST, deploy/NAME or svc/NAME (one ready pod of it).
+    """
+    words = command[1:] if command[:1] == ("--",) else command
+    if not words:
+        raise click.UsageError("a command is missing", click.get_current_context())
+    found = target(running("exec", cluster).objects, where, namespace, container)
+    return _become(found, words)
+
+
+@options.verb("shell")
+@click.option("-c", "--container", default="", metavar="CONTAINER", help="Containers of a pod share one namespace.")
+@options.namespace
+@options.cluster
+@click.argument("where", metavar="TARGET")
+def shell(container: str, namespace: str, cluster: str | None, where: str) -> int:
+    """Open a shell in a pod, node or host; the prompt says where."""
+    found = target(running("shell", cluster).objects, where, namespace, container)
+    return _become(found, (os.environ.get("SHELL") or "/bin/sh",))
+
+
+def _become(found: Target, words: tuple[str, ...]) -> int:
+    env = {**os.environ, "HOSTNAME": found.hostname, "NSNET_TARGET": found.label, "debian_chroot": found.label}
+    try:
+        _replace(found, words, env)
+    except FileNotFoundError:
+        error(f"{words[0]}: there is no such command on this machine")
+        return NOT_FOUND
+    except PermissionError:
+        error(f"{words[0]}: is not executable")
+        return NOT_EXECUTABLE
+
+
+def _replace(found: Target, words: tuple[str, ...], env: dict[str, str]) -> NoReturn:
+    replace_process(found.netns, words, hostname=found.hostname, env=env)

@@ -1,0 +1,54 @@
+"""Flags that several verbs share. Every flag is also an environment variable `NSNET_<FLAG>`, whatever the verb."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def verb(name: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """A click command whose flags read `NSNET_<FLAG>` from the environment; click would say `NSNET_<VERB>_<FLAG>`."""
+    context = {"auto_envvar_prefix": "NSNET", **settings.pop("context_settings", {})}
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        return click.command(name, cls=click.Command, context_settings=context, **settings)(function)
+
+    return decorate
+
+
+def _chosen(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """After the verb wins over before the verb wins over the environment."""
+    before: str | None = ctx.find_root().obj
+    if before and ctx.get_parameter_source(param.name or "") is not ParameterSource.COMMANDLINE:
+        return before
+    return value
+
+
+def cluster(function: Function) -> Function:
+    return click.option("--cluster", metavar="NAME", callback=_chosen, help="The cluster, when several are up.")(
+        function
+    )
+
+
+def namespace(function: Function) -> Function:
+    return click.option("-n", "--namespace", default="default", metavar="NAMESPACE", help="Default: default.")(function)
+
+
+def files(function: Function) -> Function:
+    """FILE…, at least one; `-` is stdin."""
+    return click.argument("files", nargs=-1, required=True, metavar="FILE…")(function)
+
+
+def filenames(function: Function) -> Function:
+    """-f FILE, several times; a directory stands for its *.yaml, *.yml and *.json."""
+    return click.option("-f", "--filename", "filenames", multiple=True, metavar="FILE", help="A file; - is stdin.")(
+        function
+    )
+
+
+def output(*choices: str) -> Callable[[Function], Function]:
+    """-o, one of `choices`."""
+    return click.option("-o", "--output", type=click.Choice(choices), help="The form of what is printed.")

@@ -1,0 +1,233 @@
+"""`up`: from files to a cluster that is there and proven.
+
+The order is the crash safety: the store is written before the kernel is touched, so whatever dies in between, the next
+`up` (or the controller) goes on from the store, and `down` needs nothing but the names in /run/netns.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from shlex import quote
+
+import click
+import msgspec
+
+from nsnet import controller, model, reconcile
+from nsnet.cli import check, options
+from nsnet.cli.change import facts
+from nsnet.cli.context import Running, changing, opened, waiting_for
+from nsnet.cli.files import load
+from nsnet.cli.output import error, note, out, progress, warning
+from nsnet.cli.plan import wanted
+from nsnet.errors import MachineError, NotReachedError
+from nsnet.kernel import features
+from nsnet.manifests import Loaded
+from nsnet.model import Event, Node, Objects, Pod, Service
+from nsnet.reconcile import Report
+from nsnet.store.objects import load_objects, update
+
+INTERRUPTED = 130
+POLL_SECONDS = 1.0
+PHASES = {
+    "store": "reading the store",
+    "observe": "looking at the kernel",
+    "render": "working out what is wanted",
+    "apply": "making {} changes",
+}
+
+
+class Built(msgspec.Struct, frozen=True):
+    """A cluster that stands: its objects, and what it took."""
+
+    running: Running
+    changes: int
+    seconds: float
+
+
+@options.verb("up")
+@options.files
+@click.option("--no-verify", is_flag=True, help="Do not send packets to prove it.")
+@click.option("--timeout", default="60s", metavar="TIME", help="How long to wait until pods are ready (60s).")
+@click.option("--recreate", is_flag=True, help="Remove what is there under that name first.")
+@options.cluster
+def up(files: tuple[str, ...], no_verify: bool, timeout: str, recreate: bool, cluster: str | None) -> int:
+    """Build or converge a cluster: the files are the whole truth. Then start its controller, wait, verify.
+
+    FILE is Kubernetes manifests, with at most one Cluster document; - is stdin, a directory stands for its manifests.
+    """
+    started = time.perf_counter()
+    seconds = duration(timeout)
+    changing("up")
+    loaded = load(files, cluster)
+    name = model.cluster_of(loaded.objects).metadata.name
+    with going_on(name):
+        for line in loaded.notes:
+            note(f"note: {line}")
+        built = _build(loaded, name, recreate=recreate)
+        controller.start(name)
+        built = _until_ready(built, seconds)
+        _print_built(built, time.perf_counter() - started)
+        code = 0 if no_verify else check.after_up(built.running)
+        _print_tries(built.running)
+        return max(code, _not_ready(built.running.objects))
+
+
+def duration(text: str) -> float:
+    """`60s`, `2m`, `1m30s`, `500ms` or plain seconds."""
+    import re
+
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise click.BadParameter(f'"{text}" is no length of time: 60s, 2m, 1m30s', param_hint="--timeout")
+    return sum(float(number) * units[unit] for number, unit in parts)
+
+
+@contextmanager
+def going_on(name: str) -> Iterator[None]:
+    """Whatever ends `up` early leaves a state from which `up` or `down` goes on; after Ctrl-C that is said."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress("")
+        hint = f"the same `nsnet up` goes on from here; `nsnet down {name}` removes what is there"
+        error(f"interrupted while cluster {name} was being built", hint)
+        raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+def _build(loaded: Loaded, name: str, *, recreate: bool) -> Built:
+    started = time.perf_counter()
+    with reconcile.lock(name, waiting=waiting_for(name, "up")):
+        if recreate:
+            wanted(loaded, {})  # what is wrong is found before anything is touched
+            controller.stop(name)
+            reconcile.destroy(name)
+        with opened(name, create=True) as store:
+            progress("writing the store")
+            update(store, lambda stored: wanted(loaded, stored, facts()), warning)
+            report = explained(lambda: reconcile.sync(store, name, progress=show_phase))
+    progress("")
+    objects = report.memory.objects
+    return Built(Running(name, objects, report.revision), report.changes, time.perf_counter() - started)
+
+
+def explained(sync: Callable[[], Report]) -> Report:
+    """A refusal of the kernel on a machine that lacks something is the machine's fault, and named."""
+    try:
+        return sync()
+    except NotReachedError as refused:
+        lacking = features.missing()
+        if not lacking:
+            raise
+        first = lacking[0]
+        raise MachineError(f"this machine lacks {first.name}: {refused}", first.mend) from refused
+
+
+def show_phase(phase: str, count: int) -> None:
+    """Progress on a terminal."""
+    progress(PHASES.get(phase, phase).format(count))
+
+
+# --- ready ------------------------------------------------------------------------------------------------------------
+
+
+def _until_ready(built: Built, seconds: float) -> Built:
+    """Waits until every pod that can be ready is; the controller sees them become so."""
+    deadline = time.monotonic() + seconds
+    objects, revision = built.running.objects, built.running.revision
+    with opened(built.running.cluster) as store:
+        while (left := _waited_for(objects)) and time.monotonic() < deadline:
+            progress(f"waiting for {len(left)} pods, {left[0].metadata.name} first")
+            store.wait(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+            objects, revision = load_objects(store)
+    progress("")
+    return msgspec.structs.replace(built, running=Running(built.running.cluster, objects, revision))
+
+
+def _unready(objects: Objects) -> list[Pod]:
+    """Pods that are not ready and do not say themselves that they shall not be."""
+    said_no = [pod for pod in model.of(objects, Pod) if model.annotation(pod, "nsnet/ready") == "false"]
+    return [pod for pod in model.of(objects, Pod) if not model.is_ready(pod) and pod not in said_no]
+
+
+def _waited_for(objects: Objects) -> list[Pod]:
+    """Those that may still become ready: a pod without a node will not."""
+    return [pod for pod in _unready(objects) if pod.spec.nodeName and not pod.metadata.deletionTimestamp]
+
+
+def _not_ready(objects: Objects) -> int:
+    """Says which pods are not ready, if any are; then the wanted state was not reached."""
+    left = _unready(objects)
+    if not left:
+        return 0
+    first = left[0]
+    why = first.status.message or first.status.reason or first.status.phase
+    name = f"{first.metadata.namespace}/{first.metadata.name}"
+    count = len(model.of(objects, Pod))
+    error(f"{len(left)} of {count} pods are not ready; {name}: {why}", f"nsnet describe pod {first.metadata.name}")
+    return NotReachedError.exit_code
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+
+def _print_built(built: Built, seconds: float) -> None:
+    objects = built.running.objects
+    pods, nodes = model.of(objects, Pod), model.of(objects, Node)
+    what = ", ".join(
+        (
+            counted(len(nodes), "node"),
+            f"{len([pod for pod in pods if model.is_ready(pod)])} of {counted(len(pods), 'pod')} ready",
+            counted(len(model.of(objects, Service)), "service"),
+        )
+    )
+    made = counted(built.changes, "change") if built.changes else "nothing to change"
+    out(f"cluster {built.running.cluster} is up: {what}  ({made}, {seconds:.2f} s)")
+    for event in model.of(objects, Event):
+        if event.type == "Warning":
+            about = event.involvedObject
+            warning(f"{about.kind.lower()}/{about.name}: {event.message}")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 node`, `2 nodes`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def command() -> str:
+    """What to type to run this very nsnet with root's rights."""
+    return f"sudo {quote(os.environ.get('NSNET_INVOKED_AS') or 'nsnet')}"
+
+
+def _print_tries(running: Running) -> None:
+    lines = list(tries(running.objects))
+    if lines:
+        out("try")
+        for line in lines:
+            out(f"  {command()} {line}")
+
+
+def tries(objects: Objects) -> Iterator[str]:
+    """A few commands to go on with: by the Service's address from a pod, by a node port from outside."""
+    yield "get pods -o wide"
+    services = [item for item in model.of(objects, Service) if item.spec.selector and item.spec.ports]
+    inside = next((item for item in services if item.spec.clusterIP not in {"", "None"}), None)
+    caller = next((pod for pod in model.of(objects, Pod) if model.is_ready(pod) and not pod.spec.hostNetwork), None)
+    if inside and caller:
+        flag = "" if caller.metadata.namespace == "default" else f" -n {caller.metadata.namespace}"
+        yield f"exec{flag} {caller.metadata.name} -- {_call(inside, inside.spec.clusterIP, None)}"
+    outside = next((item for item in services if any(port.nodePort for port in item.spec.ports or ())), None)
+    hosts = model.cluster_of(objects).hosts
+    nodes = model.of(objects, Node)
+    if outside and hosts and nodes:
+        yield f"exec host/{hosts[0].name} -- {_call(outside, model.internal_ip(nodes[-1]), 'node')}"
+
+
+def _call(service: Service, address: str, way: str | None) -> str:
+    ports = [port for port in service.spec.ports or () if way is None or port.nodePort]
+    tcp = next((port for port in ports if port.protocol == "TCP"), None)
+    if tcp is None:
+        return f"ip route get {address}"
+    number = tcp.nodePort if way else tcp.port
+    return f"curl -s http://{address}{'' if number == 80 else f':{number}'}/hostname"

@@ -1,0 +1,106 @@
+"""Events: what a person should know of the objects as they are. Level-triggered: each stands as long as its reason.
+
+Events that manifests bring (a dump) are left alone.
+"""
+
+from collections.abc import Iterator
+
+from nsnet import names
+from nsnet.control import namespaces
+from nsnet.control.endpoints import SERVICE_NAME
+from nsnet.control.scheduler import is_unschedulable
+from nsnet.control.table import Table, of, owned_by, owner, settled
+from nsnet.control.workloads import LONGEST
+from nsnet.model import (
+    Cluster,
+    Endpoints,
+    EndpointSlice,
+    Event,
+    Key,
+    Namespace,
+    Node,
+    Object,
+    ObjectMeta,
+    ObjectReference,
+    Pod,
+    Service,
+    annotation,
+    key_of,
+)
+
+OURS = "Event"
+
+
+def write(table: Table, cluster: Cluster, now: str) -> None:
+    events = of(table, Event)
+    wanted = {}
+    for obj, reason, message, kind in _said(table, cluster):
+        key, event = _event(obj, reason, message, kind)
+        wanted[key] = settled(event, events.get(key), now)
+    for key, event in list(events.items()):
+        if event.metadata.ownerReferences and key not in wanted:
+            del events[key]
+    events.update(wanted)
+
+
+Said = tuple[Object, str, str, str]
+
+
+def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
+    for pod in of(table, Pod).values():
+        if not pod.spec.nodeName and is_unschedulable(pod):
+            yield pod, "FailedScheduling", pod.status.message, "Warning"
+    selected = _selected(table)
+    for key, service in of(table, Service).items():
+        if service.spec.selector and service.spec.type != "ExternalName" and not _has_endpoints(table, key):
+            yield service, "NoEndpoints", _why_none(service, selected), "Warning"
+    for key, namespace in of(table, Namespace).items():
+        if owned_by(namespace, "Cluster") and key.name not in namespaces.BUILT_IN:
+            yield namespace, "NamespaceCreated", "it is named in the manifests and nowhere declared", "Normal"
+    yield from _unreachable(table, cluster)
+
+
+def _has_endpoints(table: Table, key: Key) -> bool:
+    endpoints = of(table, Endpoints).get(Key("Endpoints", key.namespace, key.name))
+    return endpoints is not None and bool(endpoints.subsets)
+
+
+def _selected(table: Table) -> set[tuple[str, str]]:
+    """Namespace and name of the Services that have a pod in their slices, whether or not with a port."""
+    slices = of(table, EndpointSlice).items()
+    return {(key.namespace, item.metadata.labels.get(SERVICE_NAME, "")) for key, item in slices if item.endpoints}
+
+
+def _why_none(service: Service, selected: set[tuple[str, str]]) -> str:
+    """Nobody has the labels, or nobody the named ports."""
+    meta = service.metadata
+    if (meta.namespace, meta.name) in selected:
+        return "no pod that its selector matches has a port of the name it targets, or all are terminating"
+    labels = ",".join(f"{name}={value}" for name, value in (service.spec.selector or {}).items())
+    return f"its selector {labels} matches no running pod in namespace {meta.namespace}"
+
+
+def _unreachable(table: Table, cluster: Cluster) -> Iterator[Said]:
+    """host-gw names the other node as gateway; across a router the kernel refuses that ("invalid gateway")."""
+    if cluster.flannel.Backend.Type != "host-gw":
+        return
+    nodes = of(table, Node)
+    networks = {key.name: annotation(node, "nsnet/network") for key, node in nodes.items()}
+    for key, node in nodes.items():
+        others = sorted(name for name, network in networks.items() if network != networks[key.name])
+        if others:
+            listed = ", ".join(others[:4]) + (" …" if len(others) > 4 else "")
+            message = (
+                f"host-gw: no route to the pods of {listed}: they are in another network, behind a router; "
+                "the vxlan backend crosses it"
+            )
+            yield node, "RouteNotPossible", message, "Warning"
+
+
+def _event(obj: Object, reason: str, message: str, kind: str) -> tuple[Key, Event]:
+    about = key_of(obj)
+    namespace = about.namespace or "default"
+    name = f"{about.name[: LONGEST - 1]}-{names.suffix(f'{about}/{reason}')}"
+    meta = ObjectMeta(name=name, namespace=namespace, ownerReferences=(owner(obj),))
+    event = Event(meta, ObjectReference(about.kind, about.name, about.namespace), reason, message, kind)
+    return Key(OURS, namespace, name), event

@@ -1,0 +1,24 @@
+"""What control is told about the world: who listens, and what time it is. It asks nobody itself."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+Listening = Mapping[str, frozenset[tuple[str, int]]]
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """`listening`: network namespace → (protocol, port) pairs; None: nobody has looked.
+
+    Where nobody has looked, a pod keeps what was last seen of its ports, and a new one is taken to listen: so `plan` is
+    what `up` reaches, and a verb that writes the store does not bring a dead pod back for a moment.
+
+    `now` is RFC 3339 in UTC (`2026-01-31T12:00:00Z`); empty: no clock, nothing gets a time stamp and no grace period
+    ends.
+    """
+
+    listening: Listening | None = None
+    now: str = ""
+
+
+NOTHING_SEEN = Facts()

@@ -1,0 +1,34 @@
+"""Tests that touch the kernel run inside `scripts/sandbox` and nowhere else: there nothing can leak.
+
+Outside of it they do not run at all, and loudly: a skip would be green without having tested anything.
+"""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+
+def _in_sandbox() -> bool:
+    """Root, a network with nothing but `lo` up, and a /run of its own: what scripts/sandbox makes."""
+    devices = {name for _, name in socket.if_nameindex()} - {"lo"}
+    up = [name for name in devices if _is_up(name)]
+    return os.geteuid() == 0 and not up and _is_mount("/run") and _is_mount("/var/lib/nsnet")
+
+
+def _is_up(name: str) -> bool:
+    import fcntl
+    import struct
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        answer = fcntl.ioctl(asking, 0x8913, struct.pack("16sh", name.encode(), 0))  # SIOCGIFFLAGS
+    return bool(struct.unpack("16sh", answer[:18])[1] & 1)
+
+
+def _is_mount(path: str) -> bool:
+    return any(line.split()[4] == path for line in Path("/proc/self/mountinfo").read_text().splitlines())
+
+
+if not _in_sandbox():
+    pytest.exit("tests/kernel runs inside scripts/sandbox only; `sudo scripts/test` does that", 4)
