@@ -724,6 +724,11 @@ def is_terminating(pod: Pod) -> bool:
     return pod.metadata.deletionTimestamp is not None or pod.metadata.deletionGracePeriodSeconds is not None
 
 
+def is_unschedulable(pod: Pod) -> bool:
+    """Has the scheduler found no node for it?"""
+    return any(item.reason == "Unschedulable" for item in pod.status.conditions)
+
+
 def internal_ip(node: Node) -> str:
     return next((item.address for item in node.status.addresses if item.type == "InternalIP"), "")
 

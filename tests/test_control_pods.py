@@ -102,6 +102,7 @@ def test_names_that_are_said(text: str, names: list[str]) -> None:
         (workload("Job"), 1),
         (workload("Job", "parallelism: 3, completions: 2"), 2),
         (workload("Job", "parallelism: 2"), 2),
+        (workload("Job", "suspend: true"), 0),
     ],
 )
 def test_names_that_are_made(text: str, count: int) -> None:
@@ -327,6 +328,16 @@ def test_a_pod_that_fits_nowhere_is_pending_and_says_why() -> None:
     after = control.complete({**objects, key("Node/a"): msgspec.structs.replace(node, metadata=meta)})
     assert pods(after) == {"p": "a 10.244.1.2"}
     assert events(after) == []
+
+
+def test_a_template_whose_node_went_waits_for_it() -> None:
+    stored = up(TWO + workload("Deployment", "", "nodeName: node2"))
+    assert nodes_of(stored) == ["node2"]
+    after = apply(stored, ONE, Facts(None, at(1)))
+    assert list(pods(after).values()) == ["node2 - Pending"]
+    assert "there is no node node2" in events(after)[0]
+    assert not different(after, control.complete(after, Facts(None, at(2))))
+    assert list(pods(apply(after, TWO)).values()) == ["node2 10.244.2.2"]
 
 
 def test_daemons_run_where_they_may() -> None:

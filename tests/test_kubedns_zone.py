@@ -452,6 +452,15 @@ def test_an_address_of_two_services_has_two_names() -> None:
     assert said == ["@ 5 PTR a.one.default.svc.~", "@ 5 PTR a.two.default.svc.~"]
 
 
+def test_an_endpoint_of_two_slices_has_one_name() -> None:
+    from nsnet.programs.kubedns.config import Endpoint, Port, Service
+
+    slices = tuple(Endpoint("10.0.0.1", "a", (Port(name, "TCP", port),)) for name, port in (("one", 1), ("two", 2)))
+    config = changed(COREDNS, services=(Service("default", "db", endpoints=slices),))
+    assert ask(config, "1.0.0.10.in-addr.arpa.", "PTR") == ["@ 5 PTR a.db.default.svc.~"]
+    assert ask(config, "a.db.default.svc", "A") == ["@ 5 A 10.0.0.1"]
+
+
 def test_another_domain() -> None:
     config = changed(COREDNS, domain="k8s.Example.org.")
     assert ask(config, "web.default.svc.k8s.example.org.", "A") == ["@ 5 A 10.96.5.5"]

@@ -7,6 +7,7 @@ The order is the crash safety: the store is written before the kernel is touched
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from shlex import quote
 
@@ -25,6 +26,7 @@ from nsnet.kernel import features
 from nsnet.manifests import Loaded
 from nsnet.model import Event, Node, Objects, Pod, Service
 from nsnet.reconcile import Report
+from nsnet.store import Store
 from nsnet.store.objects import load_objects, update
 
 INTERRUPTED = 130
@@ -65,7 +67,6 @@ def up(files: tuple[str, ...], no_verify: bool, timeout: str, recreate: bool, cl
         for line in loaded.notes:
             note(f"note: {line}")
         built = _build(loaded, name, recreate=recreate)
-        controller.start(name)
         built = _until_ready(built, seconds)
         _print_built(built, time.perf_counter() - started)
         code = 0 if no_verify else check.after_up(built.running)
@@ -106,10 +107,24 @@ def _build(loaded: Loaded, name: str, *, recreate: bool) -> Built:
         with opened(name, create=True) as store:
             progress("writing the store")
             update(store, lambda stored: wanted(loaded, stored, facts()), warning)
-            report = explained(lambda: reconcile.sync(store, name, progress=show_phase))
+            report = explained(lambda: _sync_and_start(store, name))
     progress("")
     objects = report.memory.objects
     return Built(Running(name, objects, report.revision), report.changes, time.perf_counter() - started)
+
+
+def _sync_and_start(store: Store, name: str) -> Report:
+    """The first sync; the controller's interpreters start meanwhile, and it waits for the lock that we hold."""
+    with ThreadPoolExecutor(1) as beside:
+        started = beside.submit(controller.start, name)
+        try:
+            report = reconcile.sync(store, name, progress=show_phase)
+        except NotReachedError:
+            started.result()
+            controller.stop(name)  # it would try for ever what the kernel has refused
+            raise
+        started.result()
+    return report
 
 
 def explained(sync: Callable[[], Report]) -> Report:

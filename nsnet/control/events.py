@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from nsnet import names
 from nsnet.control import namespaces
 from nsnet.control.endpoints import SERVICE_NAME
-from nsnet.control.scheduler import is_unschedulable
 from nsnet.control.table import Table, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
 from nsnet.model import (
@@ -25,6 +24,7 @@ from nsnet.model import (
     Pod,
     Service,
     annotation,
+    is_unschedulable,
     key_of,
 )
 
@@ -48,7 +48,7 @@ Said = tuple[Object, str, str, str]
 
 def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
     for pod in of(table, Pod).values():
-        if not pod.spec.nodeName and is_unschedulable(pod):
+        if is_unschedulable(pod):
             yield pod, "FailedScheduling", pod.status.message, "Warning"
     selected = _selected(table)
     for key, service in of(table, Service).items():

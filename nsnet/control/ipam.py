@@ -47,9 +47,9 @@ def assign(table: Table) -> None:
     missing: list[Key] = []
     for key, pod in pods.items():
         node, phase = pod.spec.nodeName, pod.status.phase
-        if not node or phase in ENDED:
+        pool = pools.get(node)
+        if pool is None or phase in ENDED:
             continue
-        pool = pools[node]
         if pod.spec.hostNetwork:
             if pod.status.podIP != pool.address or pod.status.hostIP != pool.address:
                 pods[key] = _with_address(pod, pool.address, pool)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from nsnet.control.table import Table, key_to, of, with_meta
-from nsnet.model import Object, ObjectMeta, Pod, PodStatus, is_terminating, key_of
+from nsnet.model import Object, ObjectMeta, Pod, PodStatus, is_terminating, is_unschedulable, key_of
 
 LONGEST_GRACE = 2**32  # seconds, more than a hundred years: much more has no date
 
@@ -81,10 +81,15 @@ def _time(stamp: str) -> datetime:
 
 
 def evict(table: Table, nodes: Collection[str]) -> None:
-    """Pods whose node is gone: a workload's pod goes (and comes back elsewhere), any other is scheduled anew."""
+    """Pods whose node is gone: a workload's pod goes (and comes back elsewhere), any other is scheduled anew.
+
+    One that never was on the node it names (its template names one that is gone) waits for it.
+    """
     pods = of(table, Pod)
     lost = [(key, pod) for key, pod in pods.items() if pod.spec.nodeName and pod.spec.nodeName not in nodes]
     for key, pod in lost:
+        if is_unschedulable(pod):
+            continue
         if pod.metadata.ownerReferences or is_terminating(pod):
             del pods[key]
         else:

@@ -36,6 +36,7 @@ from nsnet.model import (
     annotation,
     container_ports,
     is_terminating,
+    is_unschedulable,
     key_of,
     meets,
     selects,
@@ -54,8 +55,12 @@ HostPort = tuple[str, str, int]  # hostIP, protocol, port
 
 def place(table: Table) -> None:
     """Gives every pod that has no node one, where one fits. Raises ObjectError where addresses run out."""
-    pods = of(table, Pod)
-    waiting = [key for key, pod in pods.items() if not pod.spec.nodeName and pod.status.phase not in ENDED]
+    pods, nodes = of(table, Pod), {key.name for key in of(table, Node)}
+    lost = [key for key, pod in pods.items() if pod.spec.nodeName not in nodes and pod.status.phase not in ENDED]
+    waiting = [key for key in lost if not pods[key].spec.nodeName]
+    for key in lost:
+        if pods[key].spec.nodeName:
+            pods[key] = _pending(pods[key], f"there is no node {pods[key].spec.nodeName}")
     if not waiting:
         return
     board = _Board(table)
@@ -87,10 +92,6 @@ def _pending(pod: Pod, message: str) -> Pod:
     conditions = (Condition("PodScheduled", "False", "Unschedulable", message),)
     status = PodStatus("Pending", conditions=conditions, message=message)
     return pod if pod.status == status else msgspec.structs.replace(pod, status=status)
-
-
-def is_unschedulable(pod: Pod) -> bool:
-    return any(item.reason == "Unschedulable" for item in pod.status.conditions)
 
 
 def no_room(pod: Pod) -> bool:

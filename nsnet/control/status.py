@@ -23,6 +23,7 @@ from nsnet.model import (
     Deployment,
     Job,
     Key,
+    Node,
     ObjectMeta,
     Pod,
     PodStatus,
@@ -74,11 +75,12 @@ def judge(table: Table, cluster: Cluster, facts: Facts) -> None:
     """Phase and conditions of every pod that has a node."""
     pods = of(table, Pod)
     services: Mapping[tuple[str, str, str], list[Service]] | None = None
+    nodes = {key.name for key in of(table, Node)}
     name, listening = cluster.metadata.name, facts.listening
     for key in _judged.keys() - pods.keys():
         del _judged[key]
     for key, pod in pods.items():
-        if not pod.spec.nodeName or pod.status.phase in ENDED:
+        if pod.spec.nodeName not in nodes or pod.status.phase in ENDED:
             continue
         heard = _heard(name, pod, listening)
         last = _judged.get(key)

@@ -383,6 +383,7 @@ def _job(table: Table, key: Key, job: Job, owned: list[Pod]) -> None:
     spec = job.spec
     parallel = 1 if spec.parallelism is None else spec.parallelism
     want = parallel if spec.completions is None else min(parallel, spec.completions)
+    want = 0 if _raw(job, "spec").get("suspend") else want
     there = [pod for pod in owned if not is_terminating(pod)]
     uid = job.metadata.uid or names.uid(*key)
     labels = {

@@ -6,13 +6,18 @@ The order, and why (figures: shared facts, FLOOR.md):
     2  links that go                         all of a namespace in one wait of the kernel (20 ms), by group
     3  namespaces, all of them               phase-wise costs half of pod by pod
     4  sysctls                               a device copies conf.default when it is made
-    5  bridges, then veth pairs              from the side that is a bridge port: enslaved and up in the same message
-    6  one send per namespace                VXLAN, the far ends, ports, addresses, neighbours, FDB, routes
-    7  sysctls of devices, files             and programs are started; they get ready while iptables runs
-    8  iptables and nftables                 the processes of several namespaces side by side; of two modes the
+
+    then two lanes side by side, because what goes by rtnetlink and what processes do hardly wait for each other:
+
+    5a bridges, then veth pairs              from the side that is a bridge port: enslaved and up in the same message
+    6a one send per namespace                VXLAN, the far ends, ports, addresses, neighbours, FDB, routes
+    7a sysctls of devices
+    5b files                                 and programs are started; they get ready while iptables runs
+    6b iptables and nftables                 the processes of several namespaces side by side; of two modes the
                                              one that comes first, then the one that goes
-    9  programs are ready, or have read      their files again
-    10 namespaces that go                    the kernel takes their links down by itself
+
+    8  programs are ready, or have read      their files again
+    9  namespaces that go                    the kernel takes their links down by itself
 
 `wiring.py` is what goes by rtnetlink (2, 5, 6), `places.py` what is known of the namespaces meanwhile.
 
@@ -81,17 +86,26 @@ class _Apply:
         self._mark_unread(programs)
         self._create_namespaces()
         self._write_sysctls(of_interfaces=False)
-        self.wiring.make_links()
-        self.wiring.configure()
-        self._write_sysctls(of_interfaces=True)
-        self._write_files(programs)
-        started = self._start(programs)
-        self._write_chains()
-        self._await(started)
+        with ThreadPoolExecutor(1) as lane:
+            others = lane.submit(self._files_programs_chains, programs)
+            self.wiring.make_links()
+            self.wiring.configure()
+            self._write_sysctls(of_interfaces=True)
+        self._await(others.result())
         self._tell_readers()
         self._refuse_others()
         self._delete_namespaces()
         return self.places.refusals
+
+    def _files_programs_chains(self, programs: Sequence[process.Running]) -> list[tuple[Change, process.Started]]:
+        """The second lane; returns the programs that are getting ready.
+
+        Both lanes learn of namespaces in `places`: twice at worst, never wrongly, since only the first makes devices.
+        """
+        self._write_files(programs)
+        started = self._start(programs)
+        self._write_chains()
+        return started
 
     # --- what a step may know ---
 

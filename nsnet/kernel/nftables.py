@@ -2,9 +2,9 @@
 
 What was measured (nft 1.0.6, Linux 6.18; 5 endpoints per Service, so an anonymous map of 5 in each Service's chain):
 
-    | Services | first load | `nft list table` | read here | `nft list chain` of one | read here | one changed, `nft -f` |
-    | 1,000    | 0.18 s     | 0.11 s           | 0.11 s    | 42 ms                   | 0.8 ms    | 20-28 ms              |
-    | 5,000    | 2.9 s      | 1.1-1.8 s        | 1.5-1.8 s | 750 ms                  | 2-3 ms    | 41-65 ms              |
+    | Services | first load | `nft list table` | read here | `nft list chain`, one | read here | one changed, `nft -f` |
+    | 1,000    | 0.18 s     | 0.11 s           | 0.11 s    | 42 ms                 | 0.8 ms    | 20-28 ms              |
+    | 5,000    | 2.9 s      | 1.1-1.8 s        | 1.5-1.8 s | 750 ms                | 2-3 ms    | 41-65 ms              |
 
 - The first load is the kernel's own time (2.5 of 2.9 s): it finds sets by going through the list of them, and names an
   anonymous one by looking at all names. No order of the lines changes that, and one transaction is as fast as many.

@@ -360,7 +360,7 @@ def test_run_files_are_private(small: Path) -> None:
     for top in (Path("/run/nsnet/small"), Path("/var/lib/nsnet/small")):
         assert top.stat().st_mode & 0o777 == 0o700
         for path in top.rglob("*"):
-            wanted = 0o644 if path.name == "subnet.env" else 0o700 if path.is_dir() else 0o600  # as flannel writes it
+            wanted = 0o644 if path.name == "subnet.env" else 0o600 if path.is_file() else 0o700  # as flannel writes it
             assert path.stat().st_mode & 0o777 & ~wanted == 0, path
 
 

@@ -141,7 +141,7 @@ class Zone:
             return self._found(zone, rcode="NXDOMAIN")
         match kind:
             case "A" | "AAAA":
-                answers, chase = self._addresses(values, kind, ".".join(lower) + ".", (), "")
+                answers, chase = self._addresses(values, kind, "")
                 return self._found(zone, answers, chase=chase)
             case "SRV":
                 return self._found(zone, *self._services(values, zone))
@@ -192,12 +192,11 @@ class Zone:
     # --- values to records --------------------------------------------------------------------------------------------
 
     def _addresses(
-        self, values: Iterable[Value], kind: str, name: str, seen: tuple[str, ...], owner: str
+        self, values: Iterable[Value], kind: str, owner: str, depth: int = 0
     ) -> tuple[tuple[Record, ...], str]:
         """Addresses of one kind, and CNAMEs with all that they lead to; one that leads to nothing is left out.
 
-        `seen` are the targets so far, `owner` is the name as the records tell it. The second value is an outside name
-        that is left to be looked up.
+        That is also how a loop ends, at CHAIN. The second value is an outside name that is left to be looked up.
         """
         records: dict[str, Record] = {}
         for value in values:
@@ -205,16 +204,15 @@ class Zone:
                 if kind_of(value.host) == kind:
                     records[value.host] = Record(owner, kind, self.ttl, value.host)
                 continue
-            target = self._target(value)
-            lower = target.lower()
-            if lower == name or lower in seen or len(seen) >= CHAIN:
+            if depth >= CHAIN:
                 continue
+            target = self._target(value)
             alias = Record(owner, "CNAME", self.ttl, target)
-            labels = labels_of(lower)
+            labels = labels_of(target)
             if not self._is_inside(labels):
                 return (alias,), target
             below = self._values(labels[: len(labels) - len(self.origin)]) or ()
-            more, chase = self._addresses(below, kind, lower, (*seen, lower), target)
+            more, chase = self._addresses(below, kind, target, depth + 1)
             if more:
                 return (alias, *more), chase  # an owner has one CNAME
         return tuple(records.values()), ""
