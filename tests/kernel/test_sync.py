@@ -47,7 +47,7 @@ with reconcile.lock(test.NAME):
 
 
 def left() -> list[str]:
-    return teardown.left(NAME) + [str(path) for path in (names.state_dir(NAME), names.RUN) if path.exists()]
+    return teardown.left(NAME) + [str(path) for path in (names.state_dir(NAME), names.run_dir(NAME)) if path.exists()]
 
 
 @pytest.fixture
