@@ -29,6 +29,12 @@ from nsnet.model import (
 )
 
 OURS = "Event"
+NOT_YET = {  # what is kept, and has no effect here: said, because nothing else would show it
+    "NetworkPolicy": "it is kept and not enforced yet: traffic that it forbids passes",
+    "Ingress": "it is kept and not served yet: there is no proxy",
+    "Gateway": "it is kept and not served yet: there is no proxy",
+    "HTTPRoute": "it is kept and not served yet: there is no proxy",
+}
 
 
 def write(table: Table, cluster: Cluster, now: str) -> None:
@@ -58,6 +64,24 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
         if owned_by(namespace, "Cluster") and key.name not in namespaces.BUILT_IN:
             yield namespace, "NamespaceCreated", "it is named in the manifests and nowhere declared", "Normal"
     yield from _unreachable(table, cluster)
+    yield from _not_yet(table)
+
+
+def _not_yet(table: Table) -> Iterator[Said]:
+    for kind, sentence in NOT_YET.items():
+        for obj in table.get(kind, {}).values():
+            yield obj, "NotYet", sentence, "Warning"
+    for service in of(table, Service).values():
+        if service.spec.type == "LoadBalancer" and not service.status.loadBalancer.ingress:
+            yield (
+                service,
+                "Pending",
+                "there is no load balancer yet, so it has no address; its node ports work",
+                "Warning",
+            )
+    for pod in of(table, Pod).values():
+        if annotation(pod, "nsnet/run") == "true":
+            yield pod, "NotYet", "nsnet/run is not built yet: a stand-in serves its ports, no command runs", "Warning"
 
 
 def _has_endpoints(table: Table, key: Key) -> bool:
