@@ -76,7 +76,7 @@ def _not_yet(table: Table) -> Iterator[Said]:
             yield (
                 service,
                 "Pending",
-                "there is no load balancer yet, so it has no address; its node ports work",
+                "there is no load balancer yet, so it has no address; node ports work",
                 "Warning",
             )
     for pod in of(table, Pod).values():
