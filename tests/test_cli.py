@@ -172,7 +172,7 @@ def test_wrong_words(nsnet: Any, words: str, code: int, error: str, hint: str) -
 
 NEEDS_ROOT = ["up x", "down", "apply -f x", "delete pod x", "scale deploy/x --replicas 1", "label pod/x a=b",
               "annotate pod/x a=b", "get po", "describe po x", "status", "list", "events", "logs", "rules node/x",
-              "leases", "conntrack node/x", "exec x -- ls", "shell x", "verify"]  # fmt: skip
+              "leases", "conntrack node/x", "exec x -- ls", "shell x", "verify", "trace x y"]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", NEEDS_ROOT)
@@ -349,6 +349,10 @@ web    2/2     Running   0          5m"""),
     ({"kind": "Pod", "spec": CONTAINERS, "status": {"phase": "Pending"}}, """\
 NAME   READY   STATUS    RESTARTS   AGE
 web    0/2     Pending   0          5m"""),
+    ({"kind": "Pod", "spec": CONTAINERS, "metadata": {"deletionGracePeriodSeconds": 30},
+      "status": {"phase": "Running"}}, """\
+NAME   READY   STATUS        RESTARTS   AGE
+web    0/2     Terminating   0          5m"""),
     ({"kind": "Service", "spec": {"type": "NodePort", "clusterIP": "10.96.0.7",
                                   "ports": [{"port": 80, "nodePort": 30080}, {"port": 53, "protocol": "UDP"}]}}, """\
 NAME   TYPE       CLUSTER-IP   EXTERNAL-IP   PORT(S)               AGE

@@ -101,7 +101,7 @@ def cells(obj: Object, look: Look, *, wide: bool) -> Cells:
 
 def pod_status(pod: Pod) -> str:
     """The STATUS column: Terminating, the reason, or the phase."""
-    if pod.metadata.deletionTimestamp:
+    if model.is_terminating(pod):
         return "Terminating"
     return pod.status.reason or pod.status.phase or "Pending"
 

@@ -1,6 +1,7 @@
 """`rules`, `leases`, `conntrack`: what kube-proxy, flannel and the kernel have written, and what it means."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import click
 
@@ -14,7 +15,7 @@ from nsnet.cli.target import target
 from nsnet.errors import InputError
 from nsnet.kernel import run
 from nsnet.model import Node, Objects, Pod, Service, ServicePort, SubnetLease
-from nsnet.state import Chain
+from nsnet.state import Chain, Nft, NftChain, NftElement, NftSet, Value
 
 PREFIXES = ("SVC", "SVL", "EXT", "FW")
 
@@ -25,18 +26,25 @@ PREFIXES = ("SVC", "SVL", "EXT", "FW")
 @options.namespace
 @options.cluster
 def rules(where: str, service: str | None, namespace: str, cluster: str | None) -> None:
-    """Show the iptables rules that kube-proxy and flannel wrote on a node, each with what it is for."""
+    """Show the rules that kube-proxy (iptables or nftables) and flannel wrote on a node, each with what it is for."""
     now = running("rules", cluster)
     node = _node(now.objects, where)
     found = _service(now.objects, namespace, service) if service else None
-    chains = _chains(now.cluster, node)
-    pods = _addresses(now.objects)
-    for item in [found] if found else model.of(now.objects, Service):
-        for line in service_lines(item, chains, pods):
-            out(line)
-    if not found:
-        for line in shared_lines(chains, pods):
-            out(line)
+    values = _values(now.cluster, node)
+    for line in rule_lines(now.objects, [found] if found else None, values):
+        out(line)
+
+
+def rule_lines(objects: Objects, only: list[Service] | None, values: Collection[Value]) -> Iterator[str]:
+    """All lines; which mode it is, what the kernel has says. With `only` nothing but these Services."""
+    chains = {(value.table, value.name): value for value in values if isinstance(value, Chain)}
+    nft = [value for value in values if isinstance(value, Nft) and value.key[2] == TABLE]
+    pods = addresses(objects)
+    for item in only or model.of(objects, Service):
+        yield from nft_service_lines(item, nft, pods) if nft else service_lines(item, chains, pods)
+    if only is None:
+        yield from nft_shared_lines(nft, pods) if nft else proxy_lines(chains, pods)
+        yield from flannel_lines(chains, pods)
 
 
 def _node(objects: Objects, where: str) -> str:
@@ -55,21 +63,23 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def _service(objects: Objects, namespace: str, name: str) -> Service:
-    found = objects.get(model.Key("Service", namespace, name.rpartition("/")[2]))
+    said, _, name = name.rpartition("/")
+    namespace = namespace if said in {"", "svc", "service", "services"} else said
+    found = objects.get(model.Key("Service", namespace, name))
     if not isinstance(found, Service):
         known = [item.metadata.name for item in model.of(objects, Service) if item.metadata.namespace == namespace]
         raise InputError(f'there is no Service "{name}" in namespace {namespace}', f"Services there: {_listed(known)}")
     return found
 
 
-def _chains(cluster: str, node: str) -> dict[tuple[str, str], Chain]:
-    """The node's chains as the kernel has them, by table and name."""
+def _values(cluster: str, node: str) -> frozenset[Value]:
+    """The node's chains, of iptables and nftables, as the kernel has them."""
     netns = names.node_netns(cluster, node)
-    state = kernel.observe(cluster, only={netns: frozenset({("chain",)})})
-    return {(value.table, value.name): value for value in state.get(netns, ()) if isinstance(value, Chain)}
+    return kernel.observe(cluster, only={netns: frozenset({("chain",), ("nft",)})}).get(netns, frozenset())
 
 
-def _addresses(objects: Objects) -> dict[str, str]:
+def addresses(objects: Objects) -> dict[str, str]:
+    """Who has an address, of the pods with a network of their own."""
     return {pod.status.podIP: f"pod {pod.metadata.name}" for pod in model.of(objects, Pod) if not pod.spec.hostNetwork}
 
 
@@ -105,14 +115,18 @@ def _own_chains(name: str, protocol: str, chains: Chains) -> list[str]:
     return [*found, *(chain for chain in dict.fromkeys(endpoints) if ("nat", chain) in chains)]
 
 
-def shared_lines(chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
-    """What all Services share, and flannel's part."""
+def proxy_lines(chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
+    """What all Services share."""
     yield coloured("for all Services", "cyan")
     for (_, chain), value in sorted(chains.items()):
         if chain in {"KUBE-MARK-MASQ", "KUBE-POSTROUTING", "KUBE-FORWARD", "KUBE-FIREWALL"}:
             yield from _explained(chain, value.rules, pods)
     yield from _explained("KUBE-SERVICES", [rule for rule in _rules(chains, "KUBE-SERVICES") if "LOCAL" in rule], pods)
     yield ""
+
+
+def flannel_lines(chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
+    """The part of flannel."""
     yield coloured("flannel", "cyan")
     for chain in ("FLANNEL-POSTRTG", "FLANNEL-FWD"):
         yield from _explained(chain, _rules(chains, chain), pods)
@@ -128,6 +142,90 @@ def _explained(chain: str, found: Iterable[str], pods: Mapping[str, str]) -> Ite
         words = sentence(chain, rule, pods)
         if words:
             yield f"        {coloured(words, 'green')}"
+
+
+# --- nftables mode ----------------------------------------------------------------------------------------------------
+
+TABLE = "kube-proxy"
+_OF_A_SERVICE = re.compile(r"(?:service|local|external|firewall|endpoint|affinity)-[A-Z2-7]{8}-")
+
+
+def nft_service_lines(service: Service, values: Collection[Nft], pods: Mapping[str, str]) -> Iterator[str]:
+    """A Service's part of the table: its elements of the maps that all share, and its own chains and sets."""
+    for port in service.spec.ports or ():
+        name = names.service_port(service.metadata.namespace, service.metadata.name, port.name)
+        yield coloured(_title(service, port, name), "cyan")
+        base = names.nft_service(name, port.protocol)
+        plain = base.partition("-")[2]  # without the hash, as its endpoints have it before `__`
+        chains = [value for value in values if isinstance(value, NftChain) and _is_own(value.name, base, plain)]
+        ends = _reached(chains)
+        for value in sorted((value for value in values if isinstance(value, NftElement)), key=_order):
+            if _leads_to(value, service, port, base, ends):
+                yield from _nft_element(value, values, pods)
+        for own in sorted(chains, key=lambda chain: (chain.name.startswith("endpoint-"), chain.name)):
+            yield from _nft_chain(own, pods)
+        for kept in sorted((value for value in values if isinstance(value, NftSet)), key=lambda item: item.name):
+            if _is_own(kept.name, base, plain):
+                yield from _nft_line(f"set {kept.name}", f"timeout {kept.timeout}s", pods)
+        yield ""
+
+
+def _is_own(name: str, base: str, plain: str) -> bool:
+    rest = name.partition("-")[2]
+    return _OF_A_SERVICE.match(name) is not None and (rest == base or rest.partition("-")[2].startswith(f"{plain}__"))
+
+
+def _reached(chains: Iterable[NftChain]) -> set[str]:
+    """`ip . port` of every endpoint that these chains choose from."""
+    found = re.findall(r"([0-9.]+)(?: \. |:)(\d+)", " ".join(rule for chain in chains for rule in chain.rules))
+    return {f"{ip} . {port}" for ip, port in found}
+
+
+def _leads_to(value: NftElement, service: Service, port: ServicePort, base: str, ends: Collection[str]) -> bool:
+    words = value.element.split(" . ")
+    match value.set:
+        case "cluster-ips":
+            return value.element == service.spec.clusterIP
+        case "hairpin-connections":
+            return words[2] == port.protocol.lower() and f"{words[0]} . {words[3]}" in ends
+        case "no-endpoint-services" | "no-endpoint-nodeports":
+            name = names.service_port(service.metadata.namespace, service.metadata.name, port.name)
+            return value.comment == name and port.protocol.lower() in words
+    return value.data.rpartition(" ")[2].partition("-")[2] == base
+
+
+def _order(value: NftElement) -> tuple[bool, str, str]:
+    return value.set == "hairpin-connections", value.set, value.element
+
+
+def _nft_element(value: NftElement, values: Collection[Nft], pods: Mapping[str, str]) -> Iterator[str]:
+    kinds = {item.name: item.kind for item in values if isinstance(item, NftSet)}
+    kind = "map" if " : " in kinds.get(value.set, "") else "set"
+    yield from _nft_line(f"{kind} {value.set}", value.element + (f" : {value.data}" if value.data else ""), pods)
+
+
+def _nft_chain(chain: NftChain, pods: Mapping[str, str]) -> Iterator[str]:
+    for rule in chain.rules:
+        yield from _nft_line(chain.name, rule, pods)
+
+
+def _nft_line(where: str, text: str, pods: Mapping[str, str]) -> Iterator[str]:
+    yield f"  {where} {{ {text} }}" if where.startswith(("map ", "set ")) else f"  chain {where}: {text}"
+    words = sentence(where, text, pods)
+    if words:
+        yield f"        {coloured(words, 'green')}"
+
+
+def nft_shared_lines(values: Collection[Nft], pods: Mapping[str, str]) -> Iterator[str]:
+    """The chains that all Services share, base chains first, and whose node ports are served."""
+    yield coloured("for all Services", "cyan")
+    chains = [value for value in values if isinstance(value, NftChain) and not _OF_A_SERVICE.match(value.name)]
+    for chain in sorted(chains, key=lambda item: (not item.hook, item.name)):
+        yield from _nft_chain(chain, pods)
+    for value in values:
+        if isinstance(value, NftElement) and value.set == "nodeport-ips":
+            yield from _nft_element(value, values, pods)
+    yield ""
 
 
 # --- leases -----------------------------------------------------------------------------------------------------------
@@ -168,11 +266,13 @@ def conntrack(where: str, overlay: bool, cluster: str | None) -> None:
     node = _node(now.objects, where)
     text = run.output(names.node_netns(now.cluster, node), ("conntrack", "-L"))
     outer = f":{model.cluster_of(now.objects).flannel.Backend.Port}"
-    rows = [row for row in flows(text, _services(now.objects)) if overlay or row[0] != "udp" or outer not in row[3]]
+    rows = [
+        row for row in flows(text, service_addresses(now.objects)) if overlay or row[0] != "udp" or outer not in row[3]
+    ]
     print_table([("PROTO", "STATE", "FROM", "TO", "ANSWERS", "ANSWER GOES TO"), *sorted(rows)])
 
 
-def _services(objects: Objects) -> dict[str, str]:
+def service_addresses(objects: Objects) -> dict[str, str]:
     """`ip:port` of every Service port → its name; node ports as `:port`."""
     found = {}
     for service in model.of(objects, Service):

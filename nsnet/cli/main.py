@@ -50,6 +50,7 @@ SECTIONS: dict[str, dict[str, Verb]] = {
         "list": Verb("health:list_", "List all clusters of this machine."),
         "events": Verb("health:events", "Show what the controllers have to say."),
         "logs": Verb("health:logs", "Show the log of a component."),
+        "trace": Verb("trace:trace", "Show the way a packet would take, hop by hop, and how it ends."),
         "rules": Verb("explain:rules", "Show the Service rules of a node, explained."),
         "leases": Verb("explain:leases", "Show flannel's subnet leases."),
         "conntrack": Verb("explain:conntrack", "Show the connections a node tracks, with the Service of each."),

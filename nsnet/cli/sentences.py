@@ -1,8 +1,9 @@
-"""What an iptables rule of kube-proxy or flannel is for, in a sentence.
+"""What a rule of kube-proxy (iptables or nftables mode) or flannel is for, in a sentence.
 
 A table of (chain, rule, sentence): the first row whose patterns are found speaks. `{0}`, `{1}` are the groups of the
-rule's pattern; `{pod}` is who has the address in group 0. Sources: facts of kube-proxy's `syncProxyRules` and
-flannel's `pkg/trafficmngr/iptables`.
+rule's pattern; `{pod}` is who has the address in group 0, `{ways}` all endpoints that an nftables rule chooses from.
+Elements of nftables' sets and maps have `set NAME` and `map NAME` for a chain. Sources: facts of kube-proxy's
+`syncProxyRules` (both modes) and flannel's `pkg/trafficmngr/iptables`.
 """
 
 import re
@@ -47,6 +48,47 @@ TABLE: Sequence[Row] = (
     ("^FLANNEL-POSTRTG", r"-s (\S+) -d \S+ .*-j RETURN", "inside the pod network: no NAT"),
     ("^FLANNEL-POSTRTG", r"-s (\S+) ! -d 224.*-j MASQUERADE", "from a pod to the world: the node's address"),
     ("^FLANNEL-FWD", r"-(?:s|d) (\S+) .*-j ACCEPT", "pod traffic may be forwarded"),
+    ("^map service-ips", r"^(\S+) \. (\w+) \. (\d+) : goto (?:service|local)-", "to the Service's address {0}:{2}"),
+    ("^map service-ips", r"^(\S+) \. (\w+) \. (\d+) : goto external-", "to the external address {0}:{2}"),
+    ("^map service-nodeports", r"^\w+ \. (\d+) : goto", "to node port {0}, on an address that serves node ports"),
+    ("^map no-endpoint-", r": goto reject-chain", "no endpoint: refused"),
+    ("^map no-endpoint-", r": drop", "no endpoint on this node: dropped"),
+    ("^map firewall-ips", r"^(\S+) \. .*: goto", "to {0}: the source ranges are asked first"),
+    ("^set cluster-ips", r"^(\S+)", "a Service has {0}: on ports that are not its own it is refused"),
+    ("^set hairpin-connections", r"^(\S+) \. ", "{0}{pod} calls itself: masquerade, or it would answer itself"),
+    ("^set nodeport-ips", r"^(\S+)", "node ports are served on {0}"),
+    ("^set affinity-", r"timeout (\d+)s", "who came to this endpoint, for {0} s after each new connection"),
+    ("^(?:service|local)-", r"numgen random mod 1 ", "to the only endpoint {ways}"),
+    ("^(?:service|local)-", r"numgen random mod (\d+) ", "by chance to one of {0}: {ways}"),
+    ("^(?:service|local)-", r"@affinity-.*__(\S+)/(\d+) goto", "who came to {0}:{1}{pod} lately stays with it"),
+    ("^endpoint-", r"^update @affinity-", "remember who came"),
+    ("^endpoint-", r"dnat to (\S+)", "the destination becomes {0}{pod}"),
+    ("^external-", r"saddr (\S+) goto service-", "from a pod ({0}): as if it had used the Service's address"),
+    ("^external-", r"iifname (\S+) goto service-", "from a pod ({0}): as if it had used the Service's address"),
+    ("^external-", r"^fib saddr type local meta mark set", "from this node itself: masquerade it when it leaves"),
+    ("^external-", r"^fib saddr type local goto", "and let it choose from all endpoints"),
+    ("^external-", r"meta mark set", "came from outside: masquerade it, so that the reply passes this node again"),
+    ("^external-", r"^goto local-", "then choose an endpoint on this node"),
+    ("^external-", r"^goto service-", "then choose an endpoint"),
+    ("^firewall-", r"saddr != (.+) drop", "not from the Service's source ranges ({0}): dropped"),
+    ("^(?:nat-prerouting|nat-output)$", r"jump services", "is it for a Service?"),
+    ("^nat-postrouting$", r"jump masquerading", "shall it leave with this node's address?"),
+    ("^filter-.*-pre-dnat$", r"jump firewall-check", "before the destination changes: may it come from where it does?"),
+    ("^filter-", r"jump nodeport-endpoints-check", "is it for a node port without endpoint?"),
+    ("^filter-", r"jump service-endpoints-check", "is it for a Service without endpoint?"),
+    ("^filter-", r"jump cluster-ips-check", "is it for a port that no Service has?"),
+    ("^firewall-check$", r"vmap @firewall-ips", "addresses that have source ranges"),
+    ("^service-endpoints-check$", r"vmap @no-endpoint-services", "Services that have no endpoint"),
+    ("^nodeport-endpoints-check$", r"vmap @no-endpoint-nodeports", "node ports that have no endpoint"),
+    ("^cluster-ips-check$", r"@cluster-ips reject", "a Service's address, but none of its ports: refused"),
+    ("^cluster-ips-check$", r"daddr (.+) drop", "an address for Services ({0}) that no Service has: dropped"),
+    ("^services$", r"saddr != (\S+) meta mark set", "not from a pod ({0}): masquerade, or the reply goes astray"),
+    ("^services$", r"@cluster-ips .*meta mark set", "masquerade it when it leaves"),
+    ("^services$", r"vmap @service-ips", "to an address of a Service: on to its chain"),
+    ("^services$", r"vmap @service-nodeports", "to an address of this node: is it a node port?"),
+    ("^masquerading$", r"meta mark & \w+", "marked: take the mark away, the source becomes this node's address"),
+    ("^masquerading$", r"@hairpin-connections", "a pod that reached itself: the source becomes this node's address"),
+    ("^reject-chain$", r"^reject", "refused"),
 )
 
 
@@ -55,7 +97,7 @@ def sentence(chain: str, rule: str, pods: Mapping[str, str]) -> str:
     for where, pattern, text in TABLE:
         found = re.search(pattern, rule) if re.search(where, chain) else None
         if found:
-            return text.format(*found.groups(), pod=_pod(found, pods), chance=_chance(rule))
+            return text.format(*found.groups(), pod=_pod(found, pods), chance=_chance(rule), ways=_ways(rule, pods))
     return ""
 
 
@@ -69,3 +111,11 @@ def _chance(rule: str) -> str:
     found = re.search(r"--probability ([\d.]+)", rule)
     share = round(1 / float(found[1])) if found and float(found[1]) else 0
     return f"1 in {share} of what is left" if share else "never"
+
+
+_ENDPOINT = re.compile(r"\d+ : (?:goto endpoint-[^\s,]+__)?([0-9.]+)(?: \. |/)(\d+)")
+
+
+def _ways(rule: str, pods: Mapping[str, str]) -> str:
+    ends = _ENDPOINT.findall(rule)
+    return ", ".join(f"{ip}:{port} ({pods[ip]})" if ip in pods else f"{ip}:{port}" for ip, port in ends)

@@ -275,14 +275,14 @@ def _killed_after(words: list[str], seconds: float) -> None:
 def test_up_killed_anywhere_then_up_converges(small: Path, seed: int) -> None:
     moment = random.Random(seed)
     for _ in range(3):
-        _killed_after(["up", str(small)], moment.uniform(0.05, 1.5))
+        _killed_after(["up", str(small)], moment.uniform(0.05, 0.7))
     nsnet("up", small)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_up_killed_anywhere_then_down_leaves_nothing(small: Path, seed: int) -> None:
     moment = random.Random(100 + seed)
-    _killed_after(["up", str(small)], moment.uniform(0.05, 1.5))
+    _killed_after(["up", str(small)], moment.uniform(0.05, 0.7))
     _killed_after(["down", "small"], moment.uniform(0.02, 0.3))
     nsnet("down", "small")
     assert left_behind() == NOTHING

@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,16 @@ def killed(verb: str, after: float) -> bool:
         return victim.wait() == -signal.SIGKILL
 
 
+def seconds_of(verb: str) -> float:
+    """How long it works when nobody kills it; the moments to kill at are shares of that, on any machine."""
+    with subprocess.Popen([sys.executable, "-c", VICTIM, verb], stdout=subprocess.PIPE) as victim:
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == b"!\n"
+        start = time.perf_counter()
+        assert victim.wait() == 0
+        return time.perf_counter() - start
+
+
 def test_up_twice_changes_nothing_the_second_time(store: sqlite.SqliteStore) -> None:
     first = up(store)
     assert first.refusals == ()
@@ -93,8 +104,11 @@ def test_up_twice_changes_nothing_the_second_time(store: sqlite.SqliteStore) -> 
 def test_up_killed_at_random_is_finished_by_the_next_up(store: sqlite.SqliteStore) -> None:
     chance = random.Random(3)
     interrupted = 0
+    whole = seconds_of("up")
+    with reconcile.lock(NAME):
+        kernel.destroy(NAME)
     for _ in range(12):
-        interrupted += killed("up", chance.uniform(0.0, 0.25))
+        interrupted += killed("up", chance.uniform(0.0, 0.9 * whole))
         if chance.random() < 0.5:
             assert up(store).refusals == ()
             assert diff.diff(kernel.observe(NAME), render.render(OBJECTS)) == []
@@ -105,15 +119,21 @@ def test_up_killed_at_random_is_finished_by_the_next_up(store: sqlite.SqliteStor
     assert diff.diff(kernel.observe(NAME), render.render(OBJECTS)) == []
 
 
+def _stored_and_up() -> None:
+    with sqlite.open_store(NAME, create=True) as store:
+        save_objects(store, {}, OBJECTS, 0)
+        up(store)
+
+
 @pytest.mark.usefixtures("nothing")
 def test_down_killed_at_random_is_finished_by_the_next_down() -> None:
     chance = random.Random(5)
     interrupted = 0
+    _stored_and_up()
+    whole = seconds_of("down")
     for _ in range(8):
-        with sqlite.open_store(NAME, create=True) as store:
-            save_objects(store, {}, OBJECTS, 0)
-            up(store)
-        interrupted += killed("down", chance.uniform(0.0, 0.1))
+        _stored_and_up()
+        interrupted += killed("down", chance.uniform(0.0, 0.9 * whole))
         with reconcile.lock(NAME):
             assert reconcile.destroy(NAME)
         assert left() == []
