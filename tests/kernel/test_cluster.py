@@ -288,15 +288,17 @@ def test_up_killed_anywhere_then_down_leaves_nothing(small: Path, seed: int) -> 
     assert left_behind() == NOTHING
 
 
-def _controllers(cluster: str) -> list[int]:
+def _pids(*words: str) -> list[int]:
+    """The processes whose arguments have all these words."""
+    wanted = {word.encode() for word in words}
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
+                said = set((entry / "cmdline").read_bytes().split(b"\0"))
             except OSError:
                 continue
-            if b"nsnet.controller" in words and cluster.encode() in words:
+            if wanted <= said:
                 found.append(int(entry.name))
     return found
 
@@ -305,26 +307,13 @@ def test_controller_and_pod_server_killed_come_back(small: Path) -> None:
     nsnet("up", small)
     moment = random.Random(7)
     for _ in range(3):
-        for pid in _controllers("small"):
+        for pid in _pids("nsnet.controller", "small"):
             if moment.random() < 0.5:
                 os.kill(pid, signal.SIGKILL)
-        for pid in _pids(b"nsnet.programs.podserver"):
+        for pid in _pids("nsnet.programs.podserver"):
             os.kill(pid, signal.SIGKILL)
     nsnet("up", small)
     assert len(_endpoints("web")) == 3
-
-
-def _pids(word: bytes) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if word in words:
-                found.append(int(entry.name))
-    return found
 
 
 def test_interrupted_up_can_go_on(small: Path) -> None:
