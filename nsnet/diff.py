@@ -34,6 +34,7 @@ from nsnet.state import (
     BridgePort,
     Chain,
     Change,
+    Conntrack,
     FdbEntry,
     File,
     Key,
@@ -318,8 +319,8 @@ _WRITE: Mapping[type, int] = {
     NftTable: 18, NftSet: 19, NftChain: 20, NftElement: 21,
 }  # fmt: skip
 _LAST: Mapping[type, int] = {
-    NftElement: 22, NftChain: 23, NftSet: 24, NftTable: 25, Chain: 26, Route: 27, FdbEntry: 28, Neighbour: 29,
-    Address: 30, BridgePort: 31, File: 32, Netns: 33, OtherLink: 34, Vxlan: 34, Veth: 35, Bridge: 36,
+    NftElement: 22, NftChain: 23, NftSet: 24, NftTable: 25, Chain: 26, Conntrack: 26, Route: 27, FdbEntry: 28,
+    Neighbour: 29, Address: 30, BridgePort: 31, File: 32, Netns: 33, OtherLink: 34, Vxlan: 34, Veth: 35, Bridge: 36,
 }  # fmt: skip
 
 

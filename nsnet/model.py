@@ -6,6 +6,7 @@ and comes back out of `to_doc` unchanged. Whoever changes an object makes a new 
 `Objects` maps (kind, namespace, name) to objects; names are unique within a kind whatever the API group.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -124,10 +125,16 @@ class ContainerPort(msgspec.Struct, frozen=True):
     hostIP: str = ""
 
 
+class EnvVar(msgspec.Struct, frozen=True):
+    name: str
+    value: str | None = ""
+
+
 class Container(msgspec.Struct, frozen=True):
     name: str
     image: str = ""
     ports: tuple[ContainerPort, ...] | None = ()
+    env: tuple[EnvVar, ...] | None = ()
 
 
 class HostAlias(msgspec.Struct, frozen=True):
@@ -154,8 +161,14 @@ class PodAffinityTerm(msgspec.Struct, frozen=True):
     namespaces: tuple[str, ...] | None = ()
 
 
+class WeightedPodAffinityTerm(msgspec.Struct, frozen=True):
+    podAffinityTerm: PodAffinityTerm
+    weight: int = 1
+
+
 class PodAntiAffinity(msgspec.Struct, frozen=True):
     requiredDuringSchedulingIgnoredDuringExecution: tuple[PodAffinityTerm, ...] | None = ()
+    preferredDuringSchedulingIgnoredDuringExecution: tuple[WeightedPodAffinityTerm, ...] | None = ()
 
 
 class Affinity(msgspec.Struct, frozen=True):
@@ -170,6 +183,17 @@ class Toleration(msgspec.Struct, frozen=True):
     effect: str = ""
 
 
+class PodDNSConfigOption(msgspec.Struct, frozen=True):
+    name: str = ""
+    value: str | None = None
+
+
+class PodDNSConfig(msgspec.Struct, frozen=True):
+    nameservers: tuple[str, ...] | None = ()
+    searches: tuple[str, ...] | None = ()
+    options: tuple[PodDNSConfigOption, ...] | None = ()
+
+
 class PodSpec(msgspec.Struct, frozen=True):
     containers: tuple[Container, ...] = ()
     nodeName: str = ""
@@ -181,6 +205,7 @@ class PodSpec(msgspec.Struct, frozen=True):
     subdomain: str = ""
     hostAliases: tuple[HostAlias, ...] | None = ()
     dnsPolicy: str = "ClusterFirst"
+    dnsConfig: PodDNSConfig | None = None
     enableServiceLinks: bool | None = True
     terminationGracePeriodSeconds: int | None = None
 
@@ -456,7 +481,7 @@ class Networking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     podSubnet: str = "10.244.0.0/16"
     serviceSubnet: str = "10.96.0.0/16"
     dnsDomain: str = "cluster.local"
-    kubeProxyMode: str = "iptables"
+    kubeProxyMode: str = ""  # empty: what a KubeProxyConfiguration says, else iptables (`control` fills it in)
     nodePortRange: str = "30000-32767"
     clusterDNS: str = ""
 
@@ -534,6 +559,22 @@ class LoadBalancerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     snat: bool = False
 
 
+class Dns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The cluster's DNS, and what it finds outside.
+
+    `upstreams` and the servers of `stubDomains` are `ip` or `ip:port`. `records` are names that the underlay's own
+    authority serves, with one address each. `pods`: disabled, insecure or verified, as in CoreDNS.
+    """
+
+    enabled: bool = True
+    flavour: str = "coredns"
+    replicas: int = 2
+    pods: str = "insecure"
+    upstreams: tuple[str, ...] = ()
+    stubDomains: dict[str, tuple[str, ...]] = {}
+    records: dict[str, str] = {}
+
+
 class Cluster(msgspec.Struct, frozen=True):
     """The one document that says what lies under the manifests; `nodes` a number or a list.
 
@@ -545,10 +586,60 @@ class Cluster(msgspec.Struct, frozen=True):
     flannel: Flannel = Flannel()
     bridge: str = "cni0"
     loadBalancer: LoadBalancerConfig = LoadBalancerConfig()
+    dns: Dns = Dns()
     underlay: Underlay = Underlay()
     nodes: int | tuple[NodeEntry, ...] = 2
     hosts: tuple[HostEntry, ...] | None = None
     checks: tuple[Check, ...] = ()
+    raw: dict[str, Any] = {}
+
+
+# --- what kube-proxy is told ------------------------------------------------------------------------------------------
+
+
+class DetectLocalConfiguration(msgspec.Struct, frozen=True):
+    bridgeInterface: str = ""
+    interfaceNamePrefix: str = ""
+
+
+class KubeProxyMasquerade(msgspec.Struct, frozen=True):
+    """What upstream's sections `iptables` and `nftables` have in common."""
+
+    masqueradeBit: int | None = None
+    masqueradeAll: bool = False
+
+
+class KubeProxyIPTablesConfiguration(msgspec.Struct, frozen=True):
+    masqueradeBit: int | None = None
+    masqueradeAll: bool = False
+    localhostNodePorts: bool | None = None
+
+
+class KubeProxyConntrackConfiguration(msgspec.Struct, frozen=True):
+    """Times as Go writes durations; 0 leaves the node's value alone."""
+
+    tcpBeLiberal: bool = False
+    tcpEstablishedTimeout: str | None = None
+    tcpCloseWaitTimeout: str | None = None
+    udpTimeout: str = ""
+    udpStreamTimeout: str = ""
+
+
+class KubeProxyConfiguration(msgspec.Struct, frozen=True):
+    """The file a real kube-proxy is started with (kubeproxy.config.k8s.io/v1alpha1): the fields that act here.
+
+    At most one counts for all nodes. The rest of the schema (`manifests.kubeproxy.TYPES`) is taken and kept in `raw`.
+    """
+
+    metadata: ObjectMeta
+    mode: str = ""
+    clusterCIDR: str = ""
+    detectLocalMode: str = ""
+    detectLocal: DetectLocalConfiguration = DetectLocalConfiguration()
+    nodePortAddresses: tuple[str, ...] = ()
+    iptables: KubeProxyIPTablesConfiguration = KubeProxyIPTablesConfiguration()
+    nftables: KubeProxyMasquerade = KubeProxyMasquerade()
+    conntrack: KubeProxyConntrackConfiguration = KubeProxyConntrackConfiguration()
     raw: dict[str, Any] = {}
 
 
@@ -568,6 +659,7 @@ Object = (
     | Event
     | SubnetLease
     | Cluster
+    | KubeProxyConfiguration
     | Other
 )
 Objects = Mapping[Key, Object]
@@ -576,23 +668,25 @@ KINDS: Mapping[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         Namespace, Node, Pod, Deployment, ReplicaSet, ReplicationController, StatefulSet, DaemonSet, Job,
-        Service, Endpoints, EndpointSlice, Event, SubnetLease, Cluster,
+        Service, Endpoints, EndpointSlice, Event, SubnetLease, Cluster, KubeProxyConfiguration,
     )
 }  # fmt: skip
 WORKLOADS = (Deployment, ReplicaSet, ReplicationController, StatefulSet, DaemonSet, Job)
 # Kinds that act (or that a room to come will make act); any other is kept and listed as not emulated.
 EMULATED = frozenset(KINDS) | {
     "Ingress", "IngressClass", "NetworkPolicy", "Secret", "ConfigMap",
-    "GatewayClass", "Gateway", "HTTPRoute", "ReferenceGrant", "KubeProxyConfiguration",
+    "GatewayClass", "Gateway", "HTTPRoute", "ReferenceGrant",
 }  # fmt: skip
 CLUSTER_SCOPED = frozenset({
     "Namespace", "Node", "Cluster", "SubnetLease", "IngressClass", "GatewayClass", "PersistentVolume", "ClusterRole",
     "ClusterRoleBinding", "StorageClass", "CustomResourceDefinition", "PriorityClass", "RuntimeClass", "CSIDriver",
     "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration", "APIService", "KubeProxyConfiguration",
+    "ServiceSnapshot",
 })  # fmt: skip
 API_VERSIONS: Mapping[str, str] = {
     "Deployment": "apps/v1", "ReplicaSet": "apps/v1", "StatefulSet": "apps/v1", "DaemonSet": "apps/v1",
     "Job": "batch/v1", "EndpointSlice": "discovery.k8s.io/v1", "Cluster": "nsnet/v1", "SubnetLease": "nsnet/v1",
+    "KubeProxyConfiguration": "kubeproxy.config.k8s.io/v1alpha1",
 }  # fmt: skip
 
 
@@ -626,6 +720,15 @@ def cluster_of(objects: Objects) -> Cluster:
             assert isinstance(obj, Cluster)
             return obj
     raise InputError("there is no Cluster document", "bring the cluster up again with `nsnet up FILE`")
+
+
+def kube_proxy_of(objects: Objects) -> KubeProxyConfiguration | None:
+    """What kube-proxy is told, where a document says it."""
+    for key, obj in objects.items():
+        if key.kind == "KubeProxyConfiguration":
+            assert isinstance(obj, KubeProxyConfiguration)
+            return obj
+    return None
 
 
 def from_doc(doc: dict[str, Any]) -> Object:
@@ -667,6 +770,20 @@ def _merge(value: Any, raw: Any) -> Any:
         raws = raw if isinstance(raw, list | tuple) and len(raw) == len(value) else [None] * len(value)
         return [_merge(item, old) for item, old in zip(value, raws, strict=True)]
     return value
+
+
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds(duration: str) -> float | None:
+    """`1h30m` in seconds, as Go's time.ParseDuration reads it; None where it is none, or negative."""
+    if duration.removeprefix("+") == "0":
+        return 0.0
+    parts = _DURATION.findall(duration)
+    if not parts or "".join(number + unit for number, unit in parts) != duration.removeprefix("+"):
+        return None
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
 def selects(selector: LabelSelector | Labels | None, labels: Mapping[str, str]) -> bool:
@@ -769,3 +886,32 @@ def served_ports(pod: Pod, services: list[Service]) -> set[tuple[str, int]]:
                 if number is not None:
                     wanted.add((port.protocol, number))
     return wanted
+
+
+# --- the cluster's DNS ------------------------------------------------------------------------------------------------
+
+DNS_PORTS = frozenset({("UDP", 53), ("TCP", 53), ("UDP", 10053), ("TCP", 10053), ("TCP", 8080), ("TCP", 8081)})
+"""What dnsmasq, kubedns and exechealthz listen on in a pod that serves DNS."""
+
+
+def dns_service(services: Mapping[Key, Service], cluster: Cluster) -> Service | None:
+    """The Service that pods ask: the one at clusterDNS, else kube-system/kube-dns; None where there is no DNS."""
+    if not cluster.dns.enabled:
+        return None
+    address = cluster.networking.clusterDNS
+    at = (item for item in services.values() if item.spec.clusterIP == address and is_for_dns(item))
+    return next(at, None) or services.get(Key("Service", "kube-system", "kube-dns"))
+
+
+def is_for_dns(service: Service) -> bool:
+    return any(port.port == 53 for port in service.spec.ports or ())
+
+
+def serves_dns(pod: Pod, service: Service | None) -> bool:
+    """Is it one of the pods behind that Service, in which the cluster's DNS runs?"""
+    return (
+        service is not None
+        and pod.metadata.namespace == service.metadata.namespace
+        and bool(service.spec.selector)
+        and selects(service.spec.selector, pod.metadata.labels)
+    )

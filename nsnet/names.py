@@ -67,6 +67,16 @@ def netns_run_dir(netns: str) -> Path:
     return run_dir(cluster) / rest
 
 
+def etc_dir(netns: str) -> Path:
+    """What lies over /etc inside the namespace: `ip netns exec` binds these files."""
+    return ETC_NETNS / netns
+
+
+def guest_etc_dir(netns: str, namespace: str, pod: str) -> Path:
+    """The same for a hostNetwork pod, where it differs from its node's (`netns`)."""
+    return netns_run_dir(netns) / "etc" / f"{namespace}.{pod}"
+
+
 def _hex(text: str, digits: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:digits]
 

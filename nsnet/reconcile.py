@@ -18,6 +18,10 @@ report's `memory` and names what to look at: that, and what the changes of the o
 read then. The memory is a cache of pure results; from time to time everything is looked at again without it having any
 say in what differs: the kernel has the last word.
 
+Rules are asked for a connection's first packet only, so a last step follows them: UDP conntrack entries that still lead
+to an endpoint of before are deleted, in nodes whose rules were written and at every whole look. Nothing remembers which
+those are; the objects and the entries say it.
+
 One writer: whoever holds the cluster's `lock`. It is a lock on a file outside the cluster's own run directory, so that
 `down` can remove that; the kernel drops it when its holder dies, however that happens.
 """
@@ -27,7 +31,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -40,11 +44,16 @@ from nsnet.model import Key, Object, Objects
 from nsnet.state import (
     Bridge,
     BridgePort,
+    Chain,
     Change,
     File,
     Listener,
     Loopback,
     Netns,
+    NftChain,
+    NftElement,
+    NftSet,
+    NftTable,
     OtherLink,
     Process,
     Refusal,
@@ -65,6 +74,8 @@ ROUNDS = 12
 SHOWN = 5  # refusals that an error names
 WHOLE: frozenset[tuple[str, ...]] = frozenset()  # in a Scope: the whole namespace
 LISTENERS = frozenset({("listener",)})
+FLOWS = frozenset({("conntrack",)})
+FILTERS = (Chain, NftTable, NftSet, NftChain, NftElement)
 STRUCTURE = (
     Netns,
     Loopback,
@@ -76,6 +87,14 @@ STRUCTURE = (
 )  # what takes other values with it when it goes
 
 
+def _no_flows(_objects: Objects) -> Mapping[str, Any]:
+    return {}
+
+
+def _none_stale(_flows: Mapping[str, Any], _have: State) -> list[Change]:
+    return []
+
+
 class Rooms(NamedTuple):
     """The rooms a sync goes through; tests may furnish their own."""
 
@@ -85,6 +104,8 @@ class Rooms(NamedTuple):
     complete: Callable[[Objects, Listening], dict[Key, Object]]
     diff: Callable[..., list[Change]]
     touched: Callable[[State, State], Scope]
+    flows: Callable[[Objects], Mapping[str, Any]] = _no_flows  # netns → what `stale` compares its UDP entries with
+    stale: Callable[[Mapping[str, Any], State], list[Change]] = _none_stale
 
 
 class Memory(NamedTuple):
@@ -115,12 +136,15 @@ class BusyError(NotReachedError):
 def rooms() -> Rooms:
     """The real rooms."""
     from nsnet import control, diff, kernel, render
+    from nsnet.render import conntrack
 
     def complete(objects: Objects, listening: Listening) -> dict[Key, Object]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return control.complete(objects, control.Facts(listening=listening, now=now))
 
-    return Rooms(kernel.observe, kernel.apply, render.render, complete, diff.diff, diff.touched)
+    return Rooms(
+        kernel.observe, kernel.apply, render.render, complete, diff.diff, diff.touched, conntrack.flows, conntrack.stale
+    )
 
 
 def quiet(_phase: str, _count: int) -> None: ...
@@ -240,6 +264,8 @@ class _Sync:
         self.lines: list[str] = []
         self.refusals: list[Refusal] = []
         self.refused: set[Any] = set()
+        self.filtered: set[str] = set()  # namespaces whose packet filters were written
+        self.made: set[str] = set()  # namespaces that were not there before: no connection is older than their rules
 
     def run(self, only: Scope | None, memory: Memory | None) -> Report:
         objects, revision = self._load(memory)
@@ -260,6 +286,7 @@ class _Sync:
                 continue
             completed = self._timed("control", self.rooms.complete, objects, listening)
             if not self._differ(objects, completed):
+                self._forget_flows(objects, None if scope is None else self.filtered)
                 return self._report(number, Memory(objects, revision, want, listening))
             objects, revision = self._save(objects, completed, revision)
             old, want = want, self._render(objects)
@@ -280,6 +307,21 @@ class _Sync:
         again = with_listeners(changes, want, {change.netns: WHOLE for change in changes})
         have = merged(have, self._observe(again), again)
         return have, None, heard(have, None, {})
+
+    def _forget_flows(self, objects: Objects, places: Collection[str] | None) -> None:
+        """Deletes UDP conntrack entries to endpoints of before, in these namespaces (None: wherever there may be any).
+
+        The rules must stand by then, or the next packet would bring back what was deleted.
+        """
+        if places is not None and not places:
+            return
+        flows = self._timed("render", self.rooms.flows, objects)
+        scope = {netns: FLOWS for netns in flows if (places is None or netns in places) and netns not in self.made}
+        if not scope:
+            return
+        stale = self._timed("diff", self.rooms.stale, flows, self._observe(scope))
+        if stale:
+            self._apply(stale)
 
     def _load(self, memory: Memory | None) -> tuple[dict[Key, Object], int]:
         self.progress("store", 0)
@@ -304,6 +346,8 @@ class _Sync:
     def _apply(self, changes: Sequence[Change]) -> None:
         self.progress("apply", len(changes))
         self.count += len(changes)
+        self.filtered.update(change.netns for change in changes if isinstance(change.value, FILTERS))
+        self.made.update(change.netns for change in changes if isinstance(change.value, Netns) and change.verb == "add")
         self.lines += [str(change).split("\n")[0] for change in changes[: SHOWN - len(self.lines)]]
         refusals = self._timed("apply", self.rooms.apply, changes)
         again = [refusal for refusal in refusals if _identity(refusal.change) in self.refused]
@@ -388,15 +432,21 @@ _ALONE = frozenset({"chain", "table", "file"})
 
 
 def with_listeners(changes: Iterable[Change], want: State, scope: Scope) -> Scope:
-    """The scope, and the listeners of every pod and node where a program or the file it reads changed."""
-    if not any(_may_listen(change, want) for change in changes):
-        return scope
-    return union(scope, {netns: LISTENERS for netns in want if names.kind_of(netns) in {"pod", "node"}})
+    """The scope, and the listeners of the namespaces whose programs changed.
+
+    Of every pod and node, where it is the router's, or the file it reads: the pod server listens in all of them.
+    """
+    places = {change.netns for change in changes if _may_listen(change, want)}
+    if any(names.kind_of(netns) == "fabric" for netns in places):
+        places = {netns for netns in want if names.kind_of(netns) in {"pod", "node"}}
+    return union(scope, dict.fromkeys(places, LISTENERS))
 
 
 def _may_listen(change: Change, want: State) -> bool:
     if not isinstance(change.value, File):
         return isinstance(change.value, Process)
+    if names.kind_of(change.netns) != "fabric":
+        return False  # kubedns has the same ports whatever it serves
     programs = (value for value in want.get(change.netns, ()) if isinstance(value, Process))
     return any(change.value.path in program.argv for program in programs)
 

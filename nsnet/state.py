@@ -301,6 +301,27 @@ class Listener(msgspec.Struct, frozen=True, tag=True):
         return ("listener", self.protocol, self.address, str(self.port))
 
 
+class Conntrack(msgspec.Struct, frozen=True, tag=True):
+    """A UDP entry of conntrack; observed when asked for by kind, never wanted, and it may be deleted.
+
+    `answerer` is who answers, as `ip:port`: the reply's source. Where that is not the destination, DNAT rewrote it.
+    """
+
+    src: str
+    sport: int
+    dst: str
+    dport: int
+    answerer: str
+
+    @property
+    def key(self) -> Key:
+        return ("conntrack", self.src, str(self.sport), self.dst, str(self.dport))
+
+    @property
+    def rewritten(self) -> bool:
+        return self.answerer != f"{self.dst}:{self.dport}"
+
+
 Value = (
     Netns
     | Loopback
@@ -322,6 +343,7 @@ Value = (
     | Process
     | File
     | Listener
+    | Conntrack
 )
 Link = Bridge | Veth | Vxlan | OtherLink
 
@@ -371,6 +393,8 @@ SYSCTLS: Mapping[str, tuple[str, ...]] = {
         "net.netfilter.nf_conntrack_tcp_timeout_established",
         "net.netfilter.nf_conntrack_tcp_timeout_close_wait",
         "net.netfilter.nf_conntrack_tcp_be_liberal",
+        "net.netfilter.nf_conntrack_udp_timeout",
+        "net.netfilter.nf_conntrack_udp_timeout_stream",
     ),
     "fabric": (
         "net.ipv4.ip_forward",
@@ -440,6 +464,8 @@ def _words(value: Value) -> Iterator[str]:
             yield f"install -D -m {mode:o} /dev/stdin {quote(path)}  # {len(content.encode())} bytes"
         case Listener(protocol, port, address):
             yield f"# {protocol} {address}:{port} listens"
+        case Conntrack():
+            yield f"# {_entry(value)} is answered by {value.answerer}"
 
 
 def _updown(up: bool) -> str:
@@ -530,6 +556,12 @@ def _delete(value: Value) -> Iterator[str]:
             yield f"rm {quote(path)}"
         case Listener(protocol, port, address):
             yield f"# {protocol} {address}:{port} closes"
+        case Conntrack():
+            yield f"conntrack -D {_entry(value)}"
+
+
+def _entry(value: Conntrack) -> str:
+    return f"-p udp -s {value.src} --sport {value.sport} -d {value.dst} --dport {value.dport}"
 
 
 # --- nftables: lines of `nft -f` --------------------------------------------------------------------------------------

@@ -121,10 +121,11 @@ def _endpoint(item: model.Endpoint) -> str:
 
 
 def listening(objects: Objects, *, silent: Iterable[str] = (), now: str = NOW) -> Facts:
-    """As if every pod's declared ports listened, but for the `silent` pods, whose namespaces are there."""
+    """As if every pod's declared ports listened, but for the `silent` pods with namespaces; all healthy."""
     found: dict[str, frozenset[tuple[str, int]]] = {}
     for pod in model.of(objects, Pod):
         ports = frozenset((port.protocol, port.containerPort) for port in model.container_ports(pod))
+        ports |= {("HTTP", 8080)} if ("TCP", 8080) in ports else set()
         netns = _netns(pod)
         found[netns] = found.get(netns, frozenset()) | (frozenset() if pod.metadata.name in set(silent) else ports)
     return Facts(found, now)

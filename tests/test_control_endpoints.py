@@ -10,7 +10,7 @@ from nsnet import control, model
 from nsnet.model import EndpointSlice, Objects
 from tests.controlled import apply, delete, different, endpoints, key, listening, one, slices, up
 
-ONE = "{apiVersion: nsnet/v1, kind: Cluster, nodes: 1}\n---\n"
+ONE = "{apiVersion: nsnet/v1, kind: Cluster, nodes: 1, dns: {enabled: false}}\n---\n"
 LABEL = "kubernetes.io/service-name"
 
 

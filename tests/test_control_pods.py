@@ -28,7 +28,7 @@ from tests.controlled import (
     up,
 )
 
-ONE = "{apiVersion: nsnet/v1, kind: Cluster, nodes: 1}\n---\n"
+ONE = "{apiVersion: nsnet/v1, kind: Cluster, nodes: 1, dns: {enabled: false}}\n---\n"
 TWO = "{apiVersion: nsnet/v1, kind: Cluster, nodes: 2}\n---\n"
 
 
@@ -56,7 +56,11 @@ def pod(name: str, spec: str = "", meta: str = "") -> str:
 
 
 def sets(objects: Objects) -> dict[str, int | None]:
-    return {item.metadata.name: item.spec.replicas for item in model.of(objects, ReplicaSet)}
+    return {item.metadata.name: item.spec.replicas for item in _sets(objects)}
+
+
+def _sets(objects: Objects) -> list[ReplicaSet]:
+    return [item for item in model.of(objects, ReplicaSet) if item.metadata.namespace == "default"]
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -215,7 +219,7 @@ def test_a_rollback_finds_its_old_replicaset() -> None:
     back = apply(apply(stored, new), text)
     assert pods(back).keys() == pods(stored).keys()
     assert sorted(filter(None, sets(back).values())) == [2]
-    numbers = {item.metadata.annotations["deployment.kubernetes.io/revision"] for item in model.of(back, ReplicaSet)}
+    numbers = {item.metadata.annotations["deployment.kubernetes.io/revision"] for item in _sets(back)}
     assert numbers == {"2", "3"}
 
 
@@ -326,7 +330,7 @@ def test_a_pod_that_fits_nowhere_is_pending_and_says_why() -> None:
     node: Any = one(objects, "Node/a")
     meta = msgspec.structs.replace(node.metadata, labels={**node.metadata.labels, "disk": "nvme"})
     after = control.complete({**objects, key("Node/a"): msgspec.structs.replace(node, metadata=meta)})
-    assert pods(after) == {"p": "a 10.244.1.2"}
+    assert pods(after) == {"p": "a 10.244.1.4"}
     assert events(after) == []
 
 
@@ -375,7 +379,8 @@ def test_host_network_pods_have_the_nodes_address_and_take_its_ports() -> None:
 
 
 def test_addresses_go_round_from_the_last_one() -> None:
-    small = "{apiVersion: nsnet/v1, kind: Cluster, nodes: 1, flannel: {SubnetLen: 29}}\n---\n"  # .2 to .6: five
+    small = "{apiVersion: nsnet/v1, kind: Cluster, nodes: 1, flannel: {SubnetLen: 29}, dns: {enabled: false}}\n---\n"
+    # .2 to .6: five
     objects = up(small + pod("a") + pod("b") + pod("c"))
     assert pods(objects) == {"a": "node1 10.244.0.10", "b": "node1 10.244.0.11", "c": "node1 10.244.0.12"}
     objects = delete(objects, "Pod/b")

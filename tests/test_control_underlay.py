@@ -140,7 +140,7 @@ def test_a_new_address_keeps_the_subnet_and_reaches_everything() -> None:
 
 
 def test_apply_without_a_cluster_document_leaves_the_cluster() -> None:
-    stored = up(cluster("nodes: 3, networking: {podSubnet: 10.9.0.0/16}"))
+    stored = up(cluster("nodes: 3, networking: {podSubnet: 10.9.0.0/16}, dns: {enabled: false}"))
     after = apply(stored, POD)
     assert document(after) is document(stored)
     assert pods(after) == {"p": "node1 10.9.1.2"}
@@ -158,10 +158,10 @@ def test_a_node_that_goes_takes_its_lease_along_and_its_pods_move() -> None:
     assert pods(stored) == {"p": "node1 10.244.1.2", "q": "node2 10.244.2.2"}
     after = up(cluster("nodes: 1") + POD.replace("{name: p}", "{name: q}") + POD, stored)
     assert leases(after) == ["10.244.1.0-24 172.18.0.2"]
-    assert pods(after) == {"p": "node1 10.244.1.2", "q": "node1 10.244.1.3"}
+    assert pods(after) == {"p": "node1 10.244.1.2", "q": "node1 10.244.1.4"}  # .3 has a kube-dns
     deleted = delete(stored, "Node/node2")
     assert subnets(deleted) == {"node1": "10.244.1.0/24", "node3": "10.244.3.0/24"}
-    assert pods(deleted)["q"] == "node3 10.244.3.2"
+    assert pods(deleted)["q"] == "node3 10.244.3.3"  # .2 has the other kube-dns
 
 
 def test_another_pod_subnet_moves_everything() -> None:
@@ -192,7 +192,7 @@ def test_labels_that_somebody_typed_stay_until_the_document_is_read_anew() -> No
         ("networking: {podSubnet: 10.0.0.0/8, serviceSubnet: 192.168.0.0/16}", 24, "10.0.1.0", "10.255.255.0"),
         ("networking: {podSubnet: 10.0.0.0/22}", 24, "10.0.1.0", "10.0.3.0"),
         ("networking: {podSubnet: 10.0.0.0/23}", 25, "10.0.0.128", "10.0.1.128"),
-        ("networking: {podSubnet: 10.0.0.0/28}, nodes: 1", 30, "10.0.0.4", "10.0.0.12"),
+        ("networking: {podSubnet: 10.0.0.0/28}, nodes: 1, dns: {replicas: 1}", 30, "10.0.0.4", "10.0.0.12"),
         ("flannel: {SubnetLen: 26}", 26, "10.244.0.64", "10.244.255.192"),
         ("flannel: {SubnetMin: 10.244.10.0, SubnetMax: 10.244.20.0}", 24, "10.244.10.0", "10.244.20.0"),
     ],

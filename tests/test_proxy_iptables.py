@@ -27,7 +27,8 @@ from nsnet.model import (
     by_key,
 )
 from nsnet.render import proxy_iptables, services
-from nsnet.render.proxy_iptables import LocalDetector, Settings
+from nsnet.render.kubeproxy import LocalDetector
+from nsnet.render.proxy_iptables import Settings
 from nsnet.state import Chain
 from nsnet.trace import Packet, Way, answer, walk
 from nsnet.trace.rules import parse

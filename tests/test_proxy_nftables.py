@@ -12,7 +12,7 @@ from nsnet import model, names
 from nsnet.diff import diff
 from nsnet.model import EndpointSlice, Key
 from nsnet.render import proxy_nftables, render, services
-from nsnet.render.proxy_iptables import LocalDetector
+from nsnet.render.kubeproxy import LocalDetector
 from nsnet.render.proxy_nftables import Settings
 from nsnet.state import Chain, Nft, NftChain, NftElement, NftSet, NftTable, Sysctl, nft_interval, nft_lines
 from nsnet.trace import answer, service_of, walk

@@ -18,6 +18,7 @@ from nsnet.diff import diff, touched
 from nsnet.errors import NotReachedError
 from nsnet.model import Condition, Key, Object, ObjectMeta, Objects, Pod, PodStatus, by_key, is_ready, of
 from nsnet.reconcile import (
+    FLOWS,
     BusyError,
     Listening,
     Rooms,
@@ -34,6 +35,7 @@ from nsnet.state import (
     Bridge,
     Chain,
     Change,
+    Conntrack,
     File,
     Listener,
     Netns,
@@ -255,6 +257,54 @@ def test_somebody_elses_write_in_between_is_taken(kernel: Kernel, rooms: Rooms, 
     report = sync(store, "demo", using=rooms._replace(complete=complete_late))
     assert chain(kernel) == (*BOTH, "-d 10.244.1.4 -j ACCEPT")
     assert report.revision == store.revision() == 4
+
+
+# --- UDP conntrack entries --------------------------------------------------------------------------------------------
+
+STALE = Conntrack("10.244.1.9", 40000, "10.96.0.7", 53, "10.244.1.8:53")
+
+
+def stale(flows: Mapping[str, object], have: State) -> list[Change]:
+    """Every entry goes, where there are flows at all."""
+    entries = [(netns, value) for netns in flows for value in have[netns] if isinstance(value, Conntrack)]
+    return [Change("delete", netns, value) for netns, value in entries]
+
+
+@pytest.fixture
+def udp(rooms: Rooms) -> Rooms:
+    """One node, whose Services have UDP ports."""
+    return rooms._replace(flows=lambda _objects: {NODE: None}, stale=stale)
+
+
+def test_stale_entries_go_after_the_rules_at_a_whole_look(
+    kernel: Kernel, udp: Rooms, store: sqlite.SqliteStore
+) -> None:
+    sync(store, "demo", using=udp)
+    kernel.values[NODE].add(STALE)
+    kernel.batches.clear()
+    report = sync(store, "demo", using=udp)
+    assert kernel.batches == [[Change("delete", NODE, STALE)]]
+    assert kernel.looks[-1] == {NODE: FLOWS}
+    assert report.changes == 1
+
+
+def test_a_limited_look_asks_only_where_rules_were_written(
+    kernel: Kernel, udp: Rooms, store: sqlite.SqliteStore
+) -> None:
+    memory = sync(store, "demo", using=udp).memory
+    kernel.looks.clear()
+    memory = sync(store, "demo", only={ROUTER: frozenset()}, memory=memory, using=udp).memory
+    assert {NODE: FLOWS} not in kernel.looks
+    kernel.values[NODE].add(STALE)
+    save_objects(store, PODS, {**PODS, **by_key([pod("c", 4)])}, 1)
+    sync(store, "demo", only={}, memory=memory, using=udp)
+    assert kernel.looks[-1] == {NODE: FLOWS}
+    assert STALE not in kernel.values[NODE]
+
+
+def test_without_udp_nobody_looks(kernel: Kernel, rooms: Rooms, store: sqlite.SqliteStore) -> None:
+    sync(store, "demo", using=rooms)
+    assert {NODE: FLOWS} not in kernel.looks
 
 
 # --- a limited look ---------------------------------------------------------------------------------------------------

@@ -159,12 +159,13 @@ def test_mtu(backend: Backend, links: Sequence[LinkSpec], expected: tuple[int, i
     assert found["demo.node.node1", "eth0"] == found["demo.fabric.nodes", "node-node1"] == outer
     assert found["demo.node.node1", "cni0"] == found["demo.pod.default.a", "eth0"] == inner
     assert found["demo.node.node2", "eth0"] == other
-    assert f"FLANNEL_MTU={inner}\n" in _file(want, "node.node1")
+    assert f"FLANNEL_MTU={inner}\n" in _file(want, "node.node1", "subnet.env")
 
 
-def _file(want: State, netns: str) -> str:
-    (file,) = (value for value in want[f"demo.{netns}"] if isinstance(value, File))
-    return file.content
+def _file(want: State, netns: str, name: str) -> str:
+    files = (value for value in want[f"demo.{netns}"] if isinstance(value, File))
+    (content,) = (file.content for file in files if file.path.endswith(f"/{name}"))
+    return content
 
 
 # --- CNI --------------------------------------------------------------------------------------------------------------
@@ -311,13 +312,14 @@ def test_without_ip_masq() -> None:
     off = msgspec.structs.replace(cluster, flannel=msgspec.structs.replace(cluster.flannel, ipMasq=False))
     want = render({**objects, model.key_of(off): off})
     assert of(want, "node.node1", Chain, "FLANNEL-POSTRTG") == set()
-    assert "FLANNEL_IPMASQ=false\n" in _file(want, "node.node1")
+    assert "FLANNEL_IPMASQ=false\n" in _file(want, "node.node1", "subnet.env")
     assert faults(want) == []
 
 
 def test_subnet_env() -> None:
     want = render(built(TWO))
-    (file,) = (value for value in want["demo.node.node2"] if isinstance(value, File))
+    files = (value for value in want["demo.node.node2"] if isinstance(value, File))
+    (file,) = (file for file in files if file.path.startswith("/run/"))
     assert file == File(
         "/run/nsnet/demo/node.node2/flannel/subnet.env",
         "FLANNEL_NETWORK=10.244.0.0/16\nFLANNEL_SUBNET=10.244.2.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n",
@@ -333,9 +335,9 @@ def test_pod_server() -> None:
     host = pod("host", "node1", "172.18.0.2", port=9100, host_network=True)
     want = render({**objects, model.key_of(host): host})
     path = "/run/nsnet/demo/podserver.json"
-    (process,) = (value for value in want["demo.fabric.router"] if isinstance(value, Process))
-    assert process.argv[1:] == ("-m", "nsnet.programs.podserver", path)
-    told = msgspec.json.decode(_file(want, "fabric.router"))
+    argvs = [value.argv[1:] for value in want["demo.fabric.router"] if isinstance(value, Process)]
+    assert ("-m", "nsnet.programs.podserver", path) in argvs
+    told = msgspec.json.decode(_file(want, "fabric.router", "podserver.json"))
     common = {"namespace": "default", "node": "node1", "udp": []}
     assert told == {"pods": [
         {**common, "netns": "demo.pod.default.a", "pod": "a", "ip": "10.244.1.3", "hostname": "a", "tcp": [80]},
@@ -348,7 +350,7 @@ def test_a_pod_that_declares_no_port_serves_what_services_target() -> None:
     objects = built({"node1": Place(pods=["a"])}, services={"web": "10.96.0.20"})
     bare = msgspec.structs.replace(pod("a", "node1", "10.244.1.2"), spec=model.PodSpec(nodeName="node1"))
     want = render({**objects, model.key_of(bare): bare})
-    (told,) = msgspec.json.decode(_file(want, "fabric.router"))["pods"]
+    (told,) = msgspec.json.decode(_file(want, "fabric.router", "podserver.json"))["pods"]
     assert told["tcp"] == [80]
 
 

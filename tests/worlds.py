@@ -12,6 +12,7 @@ import yaml
 from nsnet import names
 from nsnet.model import Key, Node, NodeAddress, NodeStatus, Object, ObjectMeta, by_key, from_doc
 from nsnet.render import proxy_iptables
+from nsnet.render.kubeproxy import LocalDetector
 from nsnet.state import (
     Address,
     Bridge,
@@ -43,7 +44,7 @@ NAMES = {
     "router": names.fabric_netns("w", "router"),
 }
 
-SETTINGS = proxy_iptables.Settings(proxy_iptables.LocalDetector(source="10.244.0.0/16"))
+SETTINGS = proxy_iptables.Settings(LocalDetector(source="10.244.0.0/16"))
 
 
 def load(text: str) -> dict[Key, Object]:

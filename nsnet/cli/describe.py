@@ -13,6 +13,7 @@ from nsnet.cli.context import Running, running
 from nsnet.cli.get import Query, select
 from nsnet.cli.output import out, table
 from nsnet.cli.target import pods_of
+from nsnet.control.environment import changed_since, started_with
 from nsnet.errors import InputError
 from nsnet.model import Endpoint, EndpointSlice, Event, Node, Object, Objects, Pod, Service, SubnetLease
 
@@ -95,6 +96,7 @@ def _pod(now: Running, pod: Pod) -> Iterator[Pair]:
         ),
     )
     yield "Conditions", (f"{item.type}={item.status} {item.reason}".rstrip() for item in pod.status.conditions)
+    yield "Environment", _environment(now.objects, pod)
     services = [item for item in model.of(now.objects, Service) if item.metadata.namespace == pod.metadata.namespace]
     yield (
         "Selected By",
@@ -104,6 +106,14 @@ def _pod(now: Running, pod: Pod) -> Iterator[Pair]:
             if item.spec.selector and model.selects(item.spec.selector, pod.metadata.labels)
         ),
     )
+
+
+def _environment(objects: Objects, pod: Pod) -> Iterator[str]:
+    """Which Services its variables name, and in what they are out of date: they are as the pod found them."""
+    found = [item.name for item in started_with(objects, pod)]
+    yield f"names {', '.join(found)}" if found else "names no Service"
+    for name, how in changed_since(objects, pod).items():
+        yield f"service {name}: {how}"
 
 
 def _service(objects: Objects, service: Service) -> Iterator[Pair]:

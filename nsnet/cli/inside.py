@@ -1,15 +1,23 @@
-"""`exec` and `shell`: a command where a pod, a node or a host lives; its exit code is ours."""
+"""`exec` and `shell`: a command where a pod, a node or a host lives; its exit code is ours.
+
+In a pod it has, besides the caller's variables, those that name Services, as kubelet gave them when the pod started
+(control/environment.py). What else a manifest says under `env` is meant for an image: as a PATH or LD_PRELOAD it would
+change what runs here, with root's rights.
+"""
 
 import os
 from typing import NoReturn
 
 import click
 
+from nsnet import names
 from nsnet.cli import options
 from nsnet.cli.context import running
 from nsnet.cli.output import error
 from nsnet.cli.target import Target, target
+from nsnet.control.environment import service_variables
 from nsnet.kernel.run import replace_process
+from nsnet.model import Objects
 
 PASSED = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as a shell says it
@@ -29,8 +37,8 @@ def exec_(container: str, namespace: str, cluster: str | None, where: str, comma
     words = command[1:] if command[:1] == ("--",) else command
     if not words:
         raise click.UsageError("a command is missing", click.get_current_context())
-    found = target(running("exec", cluster).objects, where, namespace, container)
-    return _become(found, words)
+    objects = running("exec", cluster).objects
+    return _become(objects, target(objects, where, namespace, container), words, container)
 
 
 @options.verb("shell")
@@ -40,12 +48,16 @@ def exec_(container: str, namespace: str, cluster: str | None, where: str, comma
 @click.argument("where", metavar="TARGET")
 def shell(container: str, namespace: str, cluster: str | None, where: str) -> int:
     """Open a shell in a pod, node or host; the prompt says where."""
-    found = target(running("shell", cluster).objects, where, namespace, container)
-    return _become(found, (os.environ.get("SHELL") or "/bin/sh",))
+    objects = running("shell", cluster).objects
+    found = target(objects, where, namespace, container)
+    return _become(objects, found, (os.environ.get("SHELL") or "/bin/sh",), container)
 
 
-def _become(found: Target, words: tuple[str, ...]) -> int:
-    env = {**os.environ, "HOSTNAME": found.hostname, "NSNET_TARGET": found.label, "debian_chroot": found.label}
+def _become(objects: Objects, found: Target, words: tuple[str, ...], container: str) -> int:
+    env = {**os.environ, "NSNET_TARGET": found.label, "debian_chroot": found.label}
+    if found.pod is not None:
+        env |= service_variables(objects, found.pod, container)
+    env["HOSTNAME"] = found.hostname
     try:
         _replace(found, words, env)
     except FileNotFoundError:
@@ -57,4 +69,7 @@ def _become(found: Target, words: tuple[str, ...]) -> int:
 
 
 def _replace(found: Target, words: tuple[str, ...], env: dict[str, str]) -> NoReturn:
-    replace_process(found.netns, words, hostname=found.hostname, env=env)
+    pod = found.pod
+    guest = pod is not None and pod.spec.hostNetwork
+    etc = names.guest_etc_dir(found.netns, pod.metadata.namespace, pod.metadata.name) if guest and pod else None
+    replace_process(found.netns, words, hostname=found.hostname, env=env, etc=etc)

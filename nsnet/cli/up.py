@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from shlex import quote
+from typing import TypeVar
 
 import click
 import msgspec
@@ -29,6 +30,7 @@ from nsnet.reconcile import Report
 from nsnet.store import Store
 from nsnet.store.objects import load_objects, update
 
+T = TypeVar("T")
 INTERRUPTED = 130
 POLL_SECONDS = 1.0
 PHASES = {
@@ -226,9 +228,10 @@ def _print_tries(running: Running) -> None:
 def tries(objects: Objects) -> Iterator[str]:
     """A few commands to go on with: by the Service's address from a pod, by a node port from outside."""
     yield "get pods -o wide"
-    services = [item for item in model.of(objects, Service) if item.spec.selector and item.spec.ports]
+    services = [item for item in _not_the_clusters(objects, Service) if item.spec.selector and item.spec.ports]
     inside = next((item for item in services if item.spec.clusterIP not in {"", "None"}), None)
-    caller = next((pod for pod in model.of(objects, Pod) if model.is_ready(pod) and not pod.spec.hostNetwork), None)
+    callers = (pod for pod in _not_the_clusters(objects, Pod) if not pod.spec.hostNetwork)
+    caller = next(filter(model.is_ready, callers), None)
     if inside and caller:
         flag = "" if caller.metadata.namespace == "default" else f" -n {caller.metadata.namespace}"
         yield f"exec{flag} {caller.metadata.name} -- {_call(inside, inside.spec.clusterIP, None)}"
@@ -237,6 +240,11 @@ def tries(objects: Objects) -> Iterator[str]:
     nodes = model.of(objects, Node)
     if outside and hosts and nodes:
         yield f"exec host/{hosts[0].name} -- {_call(outside, model.internal_ip(nodes[-1]), 'node')}"
+
+
+def _not_the_clusters(objects: Objects, kind: type[T]) -> list[T]:
+    """Not DNS and the like: nobody wants to look at these first."""
+    return [obj for obj in model.of(objects, kind) if obj.metadata.namespace != "kube-system"]  # type: ignore[attr-defined]
 
 
 def _call(service: Service, address: str, way: str | None) -> str:

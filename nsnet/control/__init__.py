@@ -12,9 +12,12 @@ Answers are remembered per object (`_kept`, `_judged` …) only to be found agai
 """
 
 from nsnet.control import (
+    dns,
     endpoints,
+    environment,
     events,
     ipam,
+    kubeproxy,
     kubernetes,
     lifecycle,
     namespaces,
@@ -43,10 +46,11 @@ def complete(objects: Objects, facts: Facts | None = None) -> dict[Key, Object]:
     """
     facts = facts or NOTHING_SEEN
     table = split(objects)
-    cluster = underlay.completed(cluster_of(objects), nodes.declared(table))
+    cluster = kubeproxy.completed(underlay.completed(cluster_of(objects), nodes.declared(table)), table)
     table["Cluster"] = {key_of(cluster): cluster}
     nodes.write(table, cluster)
     kubernetes.write(table, cluster)
+    dns.write(table, cluster)
     lifecycle.collect(table)
     lifecycle.terminate(table, facts.now)
     lifecycle.evict(table, {key.name for key in table["Node"]})
@@ -69,6 +73,7 @@ def _run_pods(table: Table, cluster: Cluster, facts: Facts) -> None:
         ipam.check_fixed(table)
         scheduler.place(table)
         ipam.assign(table)
+        environment.write(table, cluster)
         status.judge(table, cluster, facts)
         if not workloads.rolling(table) or _same(before, of(table, Pod)):
             return

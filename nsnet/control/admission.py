@@ -16,6 +16,7 @@ import msgspec
 
 from nsnet.control import lifecycle, services, underlay, workloads
 from nsnet.control.addresses import Range, number, subnet, subnet_or_none
+from nsnet.control.environment import STARTED_WITH
 from nsnet.control.table import controller_of, key_to, owned_by, with_meta
 from nsnet.control.wrong import meant, some
 from nsnet.errors import ObjectError
@@ -159,6 +160,8 @@ def _pod(new: Pod, old: Pod) -> Pod:
     if new.spec.hostNetwork != old.spec.hostNetwork:
         return new
     spec = msgspec.structs.replace(new.spec, nodeName=old.spec.nodeName)
+    started = {name: value for name, value in old.metadata.annotations.items() if name == STARTED_WITH}
+    new = with_meta(new, annotations={**new.metadata.annotations, **started})
     return msgspec.structs.replace(new, spec=spec, status=old.status)
 
 

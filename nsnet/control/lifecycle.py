@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
+from nsnet.control.environment import STARTED_WITH
 from nsnet.control.table import Table, key_to, of, with_meta
 from nsnet.model import Object, ObjectMeta, Pod, PodStatus, is_terminating, is_unschedulable, key_of
 
@@ -99,4 +100,5 @@ def evict(table: Table, nodes: Collection[str]) -> None:
 def unplaced(pod: Pod) -> Pod:
     """The pod as it was before it had a node."""
     spec = msgspec.structs.replace(pod.spec, nodeName="")
-    return msgspec.structs.replace(pod, spec=spec, status=PodStatus())
+    notes = {name: value for name, value in pod.metadata.annotations.items() if name != STARTED_WITH}
+    return msgspec.structs.replace(with_meta(pod, annotations=notes), spec=spec, status=PodStatus())

@@ -2,7 +2,8 @@
 
 Ruled out: nodeSelector, required node affinity, taints, cordoned nodes, host ports that clash, required pod
 anti-affinity (of the pod, and of those that are there), a subnet without a free address. Of the rest the node with the
-fewest pods, then the first by name; one with a PreferNoSchedule taint only where there is no other. A pod that has a
+fewest pods, then the first by name; one with a PreferNoSchedule taint only where there is no other, then one near what
+the pod's preferred anti-affinity names. A pod that has a
 node stays there. `nodeName` in a manifest passes all this by, as in Kubernetes.
 
 A pod that fits nowhere is no error: it stays Pending with kube-scheduler's sentence. Except where addresses run out:
@@ -17,6 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from nsnet.control import dns
 from nsnet.control.addresses import number, subnet
 from nsnet.control.kubernetes import of_the_cluster
 from nsnet.control.table import Table, controller_of, of
@@ -127,7 +129,7 @@ class _Board:
 
     def add(self, pod: Pod) -> None:
         node = pod.spec.nodeName
-        self.count[node] += not of_the_cluster(pod)
+        self.count[node] += not (of_the_cluster(pod) or dns.is_ours(pod))
         self.room[node] -= not pod.spec.hostNetwork
         self.leaving += is_terminating(pod)
         self.ports[node].update(host_ports(pod))
@@ -139,7 +141,7 @@ class _Board:
     def choose(self, pod: Pod) -> tuple[str, Counter[str]]:
         """The node, or none and how many nodes each reason rules out."""
         reasons: Counter[str] = Counter()
-        best: tuple[bool, int, str] | None = None
+        best: tuple[bool, int, int, str] | None = None
         wanted, fixed = host_ports(pod), number(annotation(pod, "nsnet/ip"))
         anti = bool(_anti_terms(pod)) or bool(self.apart)
         for (name, node), static in zip(self.nodes.items(), self._static(pod), strict=True):
@@ -149,9 +151,9 @@ class _Board:
             if reason:
                 reasons[reason] += 1
                 continue
-            rank = (_rather_not(pod.spec, node), self.count[name], name)
+            rank = (_rather_not(pod.spec, node), self._rather_apart(pod, node), self.count[name], name)
             best = rank if best is None or rank < best else best
-        return (best[2] if best else ""), reasons
+        return (best[3] if best else ""), reasons
 
     def _static(self, pod: Pod) -> list[str]:
         """Per node what rules it out for every pod of this spec; pods of one template share theirs."""
@@ -182,6 +184,17 @@ class _Board:
                     if self._same(term, node, self.nodes[other.spec.nodeName]) and _means(term, other, pod):
                         return True
         return False
+
+    def _rather_apart(self, pod: Pod, node: Node) -> int:
+        """The weight of those that the pod would rather not be near to."""
+        anti = pod.spec.affinity.podAntiAffinity if pod.spec.affinity else None
+        terms = (anti.preferredDuringSchedulingIgnoredDuringExecution or ()) if anti else ()
+        return sum(
+            item.weight
+            for item in terms
+            for other in self._domain(item.podAffinityTerm, node)
+            if _means(item.podAffinityTerm, pod, other)
+        )
 
     def _domain(self, term: PodAffinityTerm, node: Node) -> Iterator[Pod]:
         if self.here is None:
@@ -231,7 +244,12 @@ def too_many(table: Table, pod: Pod, full: Sequence[Node]) -> ObjectError:
     more = f" and {len(full) - 3} more nodes are full" if len(full) > 3 else ""
     total = sum(room(node) for node in full)
     hint = f"at most {total} pods fit there: choose fewer, more nodes, or a smaller flannel.SubnetLen"
+    if obj.kind == "Cluster":
+        hint = "there is no room for the cluster's DNS: say fewer, or dns: {enabled: false}"
     return ObjectError(obj, field, f"too many pods: {', '.join(ranges)}{more}", hint)
+
+
+_COUNTED = {"DaemonSet": "", "Job": "", "Cluster": "dns.replicas"}
 
 
 def _top(table: Table, pod: Pod) -> tuple[Key, str]:
@@ -241,7 +259,7 @@ def _top(table: Table, pod: Pod) -> tuple[Key, str]:
     while (above := controller_of(meta)) is not None and above in table[above[0]]:
         key = Key(*above)
         meta = table[key.kind][key].metadata
-        field = "spec.replicas" if key.kind not in ("DaemonSet", "Job") else ""
+        field = _COUNTED.get(key.kind, "spec.replicas")
     return key, field
 
 

@@ -2,16 +2,17 @@
 
 A pod is ready when its annotation `nsnet/ready` does not say no (shown as a readiness gate) and every port it should
 serve listens in its network namespace. HTTP, TCP and gRPC probes of a stand-in come to the same; exec probes pass. A
-pod that serves no port is ready as soon as its namespace is there.
+pod that serves no port is ready as soon as its namespace is there. One that serves the cluster's DNS must be healthy
+as well.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from nsnet import names
+from nsnet import model, names
 from nsnet.control.facts import Facts, Listening
 from nsnet.control.scheduler import ENDED
 from nsnet.control.table import Table, controller_of, of
@@ -34,11 +35,15 @@ from nsnet.model import (
     Workload,
     WorkloadStatus,
     container_ports,
+    dns_service,
     is_ready,
     served_ports,
+    serves_dns,
 )
 
 GATE = "nsnet/ready"
+HEALTHY = ("HTTP", 8080)  # exechealthz is there, and every check of its succeeds
+DNS = model.DNS_PORTS | {HEALTHY}
 SERVED = ("TCP", "UDP")  # what the pod server speaks: an SCTP port is declared and never listens
 INITIALIZED = Condition("Initialized", "True")
 SCHEDULED = Condition("PodScheduled", "True")
@@ -66,6 +71,7 @@ class _Judged(NamedTuple):
     pod: Pod
     heard: frozenset[tuple[str, int]] | None
     looked: bool
+    dns: bool
 
 
 _judged: dict[Key, _Judged] = {}
@@ -77,6 +83,7 @@ def judge(table: Table, cluster: Cluster, facts: Facts) -> None:
     services: Mapping[tuple[str, str, str], list[Service]] | None = None
     nodes = {key.name for key in of(table, Node)}
     name, listening = cluster.metadata.name, facts.listening
+    asked = dns_service(of(table, Service), cluster)
     for key in _judged.keys() - pods.keys():
         del _judged[key]
     for key, pod in pods.items():
@@ -84,16 +91,18 @@ def judge(table: Table, cluster: Cluster, facts: Facts) -> None:
             continue
         heard = _heard(name, pod, listening)
         last = _judged.get(key)
-        if last is not None and last.pod is pod and last.heard == heard and last.looked == (listening is not None):
+        dns = serves_dns(pod, asked)
+        if last is not None and last.pod is pod and last[1:] == (heard, listening is not None, dns):
             continue
         declared = any(True for _ in container_ports(pod))
         if not declared and services is None:
             services = _services_by_pair(table)
         candidates = [] if declared else list(_candidates(services or {}, pod.metadata))
-        conditions = _conditions(pod, candidates, heard, looked=listening is not None)
+        wanted = served_ports(pod, candidates) | (DNS if dns else frozenset())
+        conditions = _conditions(pod, wanted, heard, looked=listening is not None)
         pods[key] = _judgement(pod, conditions)
         if declared:
-            _judged[key] = _Judged(pods[key], heard, listening is not None)
+            _judged[key] = _Judged(pods[key], heard, listening is not None, dns)
 
 
 def _heard(cluster: str, pod: Pod, listening: Listening | None) -> frozenset[tuple[str, int]] | None:
@@ -107,20 +116,21 @@ def _heard(cluster: str, pod: Pod, listening: Listening | None) -> frozenset[tup
 
 
 def _conditions(
-    pod: Pod, services: list[Service], heard: frozenset[tuple[str, int]] | None, *, looked: bool
+    pod: Pod, wanted: Collection[tuple[str, int]], heard: frozenset[tuple[str, int]] | None, *, looked: bool
 ) -> tuple[Condition, ...]:
-    missing = _missing(pod, services, heard) if looked else _as_before(pod)
+    missing = _missing(wanted, heard) if looked else _as_before(pod)
     if missing:
         return _unready(missing)
     return GATED if pod.metadata.annotations.get(GATE) == "false" else READY
 
 
-def _missing(pod: Pod, services: list[Service], heard: frozenset[tuple[str, int]] | None) -> str:
+def _missing(wanted: Collection[tuple[str, int]], heard: frozenset[tuple[str, int]] | None) -> str:
     """What keeps the containers from being ready, as a sentence; empty where nothing does."""
     if heard is None:
         return "the network namespace is not there"
-    wanted = served_ports(pod, services)
-    silent = sorted(port for port in wanted - heard if port[0] in SERVED)
+    silent = sorted(port for port in set(wanted) - heard if port[0] in SERVED)
+    if not silent and HEALTHY in set(wanted) - heard:
+        return f"the health check on port {HEALTHY[1]} fails"
     return f"not listening: {', '.join(f'{port}/{protocol}' for protocol, port in silent)}" if silent else ""
 
 

@@ -15,6 +15,7 @@ The order, and why (figures: shared facts, FLOOR.md):
     5b files                                 and programs are started; they get ready while iptables runs
     6b iptables and nftables                 the processes of several namespaces side by side; of two modes the
                                              one that comes first, then the one that goes
+    7b conntrack entries that go             after the rules that would make them anew
 
     8  programs are ready, or have read      their files again
     9  namespaces that go                    the kernel takes their links down by itself
@@ -35,12 +36,13 @@ from pathlib import Path
 
 from nsnet import names
 from nsnet.errors import NsnetError
-from nsnet.kernel import files, netns, process, sysctl
+from nsnet.kernel import conntrack, files, netns, process, sysctl
 from nsnet.kernel.places import Places
 from nsnet.kernel.wiring import WIRED, Wiring
 from nsnet.state import (
     Chain,
     Change,
+    Conntrack,
     File,
     Listener,
     Netns,
@@ -56,7 +58,7 @@ from nsnet.state import (
 
 _WORKERS = max(2, os.cpu_count() or 1)
 _NFT = (NftTable, NftSet, NftChain, NftElement)
-_WRITTEN = {*WIRED, Netns, Sysctl, Chain, *_NFT, Process, File}
+_WRITTEN = {*WIRED, Netns, Sysctl, Chain, *_NFT, Process, File, Conntrack}
 _OBSERVED = {OtherLink, Listener}  # deleting a foreign link is wiring's; a listener goes with its program
 
 
@@ -105,6 +107,7 @@ class _Apply:
         self._write_files(programs)
         started = self._start(programs)
         self._write_chains()
+        self._delete_flows()
         return started
 
     # --- what a step may know ---
@@ -141,7 +144,8 @@ class _Apply:
         adds = self._adds(Netns)
         for program in programs if adds else ():
             for path in map(Path, program.argv):
-                if path.is_relative_to(names.RUN) and process.is_ours(program.argv):
+                visits = names.kind_of(program.netns) == "fabric" and process.is_ours(program.argv)
+                if visits and path.is_relative_to(names.RUN):
                     files.must_be_read(path)
                     self.unread.setdefault(path, (adds[0], []))[1].append(program)
 
@@ -183,13 +187,15 @@ class _Apply:
         return started
 
     def _await(self, started: Iterable[tuple[Change, process.Started]]) -> None:
-        for change, program in started:
+        """Ours first: they take longer, and tell by themselves."""
+        for change, program in sorted(started, key=lambda item: item[1].ready is None):
             reason = process.await_ready(program)
             if reason:
                 self.refuse(change, reason)
 
     def _tell_readers(self) -> None:
-        for path, (change, readers) in self.unread.items():
+        """Ours first, which answer when they live by the new file: what stands before them may only then forget."""
+        for path, (change, readers) in sorted(self.unread.items(), key=_theirs_last):
             reasons = [reason for reader in readers if (reason := process.reload(reader, str(path)))]
             for reason in reasons:
                 self.refuse(change, reason)
@@ -254,6 +260,10 @@ class _Apply:
         self._side_by_side(iptables.write, chains)
         self._side_by_side(nftables.write, going)
 
+    def _delete_flows(self) -> None:
+        for name, _, changes in self.places.each(self.of(Conntrack)):
+            self._guarded(changes, partial(conntrack.write, name, changes))
+
     def _side_by_side(
         self, write: Callable[[str, Sequence[Change]], list[Refusal]], jobs: Iterable[tuple[str, object, list[Change]]]
     ) -> None:
@@ -276,6 +286,10 @@ class _Apply:
             for change in () if kind in _WRITTEN else changes:
                 if change.verb != "delete" or kind not in _OBSERVED:
                     self.refuse(change, f"nothing here writes a value of kind {kind.__name__}")
+
+
+def _theirs_last(item: tuple[Path, tuple[Change, list[process.Running]]]) -> bool:
+    return not all(process.is_ours(reader.argv) for reader in item[1][1])
 
 
 def _argv(change: Change) -> tuple[str, ...]:

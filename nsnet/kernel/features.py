@@ -49,6 +49,8 @@ TOOLS: tuple[tuple[str, str, bool], ...] = (  # command, Debian package, is it n
     ("conntrack", "conntrack", False),
     ("tcpdump", "tcpdump", False),
     ("curl", "curl", False),
+    ("dnsmasq", "dnsmasq-base", True),
+    ("nslookup", "bind9-dnsutils", True),
 )
 FEATURES: tuple[Feature, ...] = (
     Feature("network namespaces", ("true",), "kernel option CONFIG_NET_NS", "every pod and node is one"),

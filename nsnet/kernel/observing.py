@@ -10,7 +10,9 @@ something:
   nobody looks. The processes of several nodes run side by side.
 - nftables: other tables than iptables' are read by netlink, which costs a millisecond where there is none.
 - sysctls: where `state.SYSCTLS` names some.
+- conntrack entries: only where they are asked for by name; they are many, and no whole look needs them.
 - processes and files: one walk for the whole cluster.
+- health: asked of every exechealthz, whenever listeners are looked at.
 
 A namespace that does not bear the mark is not there.
 """
@@ -26,7 +28,7 @@ from typing import NamedTuple
 
 from nsnet import names
 from nsnet.errors import MachineError
-from nsnet.kernel import files, netns, process, rtnl, sockdiag, sysctl
+from nsnet.kernel import conntrack, files, health, netns, process, rtnl, sockdiag, sysctl
 from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request
 from nsnet.state import SYSCTLS, Key, Listener, Netns, Scope, Sysctl, Value
 
@@ -44,6 +46,7 @@ _NFGENMSG = Struct("=BBH")
 _NF_FAMILIES = {2, 10}  # iptables' and ip6tables' tables
 _LEGACY = "/proc/thread-self/net/ip_tables_names"
 
+_FEW = 100  # namespaces, up to which their files are looked for one by one
 _WORKERS = max(2, os.cpu_count() or 1)
 
 
@@ -87,6 +90,7 @@ def _observe(cluster: str, only: Scope | None) -> dict[str, frozenset[Value]]:
             if "nft" in wanted[name] and (keys or names.kind_of(name) != "pod"):
                 filters.append((name, pool.submit(_read_nft, name, keys)))
             more[name] += _sysctls(name, keys) if "sysctl" in wanted[name] else ()
+            more[name] += conntrack.read(name) if "conntrack" in wanted[name] else ()
         _add_files_and_processes(cluster, wanted, more)
         _add_links(cluster, looks, there, wanted, more)
         for name, future in filters:
@@ -214,14 +218,25 @@ def _read_nft(name: str, keys: frozenset[Key]) -> frozenset[Value]:
 
 
 def _add_files_and_processes(cluster: str, wanted: Mapping[str, frozenset[str]], more: dict[str, list[Value]]) -> None:
-    if any("process" in wanted[name] for name in more):
-        for name, programs in process.observe(cluster).items():
-            if name in more:
-                more[name] += programs
-    if any("file" in wanted[name] for name in more):
-        for name, found in files.observe(cluster).items():
-            if name in more:
+    listened = {name for name in more if "listener" in wanted[name] and any(map(_is_health_port, more[name]))}
+    asked = {name for name in more if "process" in wanted[name]}
+    if asked or listened:
+        programs = process.observe(cluster)
+        for name in asked & programs.keys():
+            more[name] += programs[name]
+        for name, well in health.observe({name: programs[name] for name in listened & programs.keys()}).items():
+            more[name].append(well)
+    named = [name for name in more if "file" in wanted[name]]
+    if named:
+        everything = len(named) > _FEW
+        for name, found in files.observe(cluster, None if everything else named).items():
+            if name in more and "file" in wanted[name]:
                 more[name] += found
+
+
+def _is_health_port(value: Value) -> bool:
+    """Could an exechealthz listen there?"""
+    return isinstance(value, Listener) and (value.protocol, value.port) == ("TCP", 8080)
 
 
 def _add_links(

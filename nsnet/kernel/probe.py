@@ -81,7 +81,8 @@ class Probe(msgspec.Struct, frozen=True):
     """One question. `payload` is sent and an answer awaited; an empty one over TCP asks only for the connection.
 
     `source` is the address to bind to (empty: the kernel's choice), `learns` what to forget afterwards, `tries` how
-    often to ask if there is silence (0: as often as any other; 1 where silence is what one hopes for).
+    often to ask if there is silence (0: as often as any other; 1 where silence is what one hopes for). `framed`: over
+    TCP the answer begins with its length in two bytes (DNS), and ends there.
     """
 
     netns: str
@@ -92,6 +93,7 @@ class Probe(msgspec.Struct, frozen=True):
     source: str = ""
     learns: tuple[Learned, ...] = ()
     tries: int = 0
+    framed: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -338,6 +340,8 @@ class _Calls:
             call.body += data
             if not data or item.protocol == "UDP" or len(call.body) >= MOST_BODY:
                 return True
+            if item.framed and len(call.body) >= 2 + int.from_bytes(call.body[:2], "big"):
+                return True
 
     def succeed(self, call: _Call) -> None:
         local = call.sock.getsockname()
@@ -348,9 +352,7 @@ class _Calls:
         self.finish(call, msgspec.structs.replace(answer, body=call.body) if call.body else answer)
 
     def finish(self, call: _Call, answer: Answer) -> None:
-        fd = call.sock.fileno()
-        if self.calls.pop(fd, None):
-            self.epoll.unregister(fd)  # close() alone leaves it there while a process forked meanwhile holds a copy
+        self.calls.pop(call.sock.fileno(), None)
         call.sock.close()
         self.report(call.index, answer)
 

@@ -7,7 +7,7 @@ made anew) still counts as a copy, so that `copies` is never the wanted 1 and it
 
 A program says that it is ready by a byte on the descriptor NSNET_READY_FD (`ksft_wait` of the kernel's selftests does
 the same), so nobody sleeps and hopes. It is told that its file has changed on the socket FILE.sock and answers when it
-lives by the new one; programs of others get SIGHUP.
+lives by the new one. Programs of others (dnsmasq) are ready when they listen, and get SIGHUP.
 
 Ending goes by pidfd, so a number that has been given to another process in the meantime is never signalled.
 """
@@ -28,10 +28,13 @@ from typing import NamedTuple
 
 from nsnet import names
 from nsnet.kernel import netns as namespaces
+from nsnet.kernel import sockdiag
 from nsnet.state import Process
 
 READY = 30.0  # s until a started program must be ready, on a busy machine too
 RELOAD = 30.0  # s until it must live by its new file
+LISTENING = 10.0  # s until a program of others must listen
+GLANCE = 0.005  # s between two looks at whether it does
 PATIENCE = 3.0  # s between SIGTERM and SIGKILL
 
 _CLUSTER, _NETNS, _READY_FD = "NSNET_CLUSTER", "NSNET_NETNS", "NSNET_READY_FD"
@@ -218,6 +221,7 @@ class Started(NamedTuple):
     process: subprocess.Popen[bytes]
     ready: int | None  # the reading end of its NSNET_READY_FD, if it speaks that
     log: Path
+    netns: str = ""
 
 
 def name_of(argv: tuple[str, ...]) -> str:
@@ -265,7 +269,7 @@ def start(netns: str, argv: tuple[str, ...]) -> Started:
         if writing is not None:
             os.close(writing)
     threading.Thread(target=process.wait, daemon=True, name=f"reap {process.pid}").start()  # else it stays a zombie
-    return Started(process, reading, log)
+    return Started(process, reading, log, netns)
 
 
 def _make_private(directory: Path) -> None:
@@ -289,7 +293,7 @@ def _environment(netns: str, ready: int | None) -> Mapping[str, str]:
 def await_ready(started: Started) -> str:
     """Waits until the program says that it is ready: empty, or why it will not be. One that is not ready is ended."""
     if started.ready is None:
-        return ""
+        return _await_listening(started)
     try:
         return _await_byte(started, started.ready, READY)
     finally:
@@ -308,6 +312,38 @@ def _await_byte(started: Started, ready: int, timeout: float) -> str:
         started.process.wait(PATIENCE)
     _finish(started.process)
     return f"ended before it was ready, {_status(started.process.returncode)}{_last_words(started.log)}"
+
+
+def _await_listening(started: Started) -> str:
+    """The same for a program that does not speak that: it is ready when it takes TCP connections."""
+    deadline = time.monotonic() + LISTENING
+    while time.monotonic() < deadline:
+        if _listens(started):
+            return ""
+        with suppress(subprocess.TimeoutExpired):
+            started.process.wait(GLANCE)
+            return f"ended at once, {_status(started.process.returncode)}{_last_words(started.log)}"
+    _finish(started.process)
+    return f"does not listen after {LISTENING:g} s{_last_words(started.log)}"
+
+
+def _listens(started: Started) -> bool:
+    """Is one of its sockets among those that listen in its namespace?"""
+    try:
+        with namespaces.inside(started.netns):
+            diag = sockdiag.socket()
+    except OSError:
+        return False
+    with diag:
+        listening = {f"socket:[{inode}]" for inode in sockdiag.taking_connections(diag)}
+    return bool(listening) and not listening.isdisjoint(_descriptors(started.process.pid))
+
+
+def _descriptors(pid: int) -> Iterator[str]:
+    with suppress(OSError):
+        for entry in os.scandir(f"/proc/{pid}/fd"):
+            with suppress(OSError):
+                yield os.readlink(entry.path)  # noqa: PTH115 - a socket is no path
 
 
 def _finish(program: subprocess.Popen[bytes]) -> None:

@@ -28,15 +28,19 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 
 
-def replace_process(name: str, argv: Sequence[str], *, hostname: str, env: Mapping[str, str]) -> NoReturn:
+def replace_process(
+    name: str, argv: Sequence[str], *, hostname: str, env: Mapping[str, str], etc: Path | None = None
+) -> NoReturn:
     """This process becomes the command, inside the namespace. Returns only by raising.
+
+    `etc` is a directory whose files lie over those of /etc, besides (and over) the namespace's own.
 
     Raises NotReachedError where the namespace is not there, MachineError where the kernel refuses, FileNotFoundError or
     PermissionError (of `argv[0]`) where there is no such command.
     """
     try:
         with netns.inside(name):
-            _own_view(name, hostname)
+            _own_view(name, hostname, etc)
             for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and the command would inherit that
                 signal.signal(number, signal.SIG_DFL)
             os.execvpe(argv[0], list(argv), dict(env))  # noqa: S606 - no shell is the point
@@ -69,13 +73,15 @@ def _not_there(name: str) -> NotReachedError:
     return NotReachedError(f"the namespace {name} is not there", "`nsnet status` says more; `nsnet up FILE` builds it")
 
 
-def _own_view(name: str, hostname: str) -> None:
+def _own_view(name: str, hostname: str, etc: Path | None) -> None:
     """Mount and UTS namespaces of our own, filled; nothing of it is seen outside."""
     try:
         netns.unshare(CLONE_NEWNS | CLONE_NEWUTS)
         netns.mount("", "/", MS_SLAVE | MS_REC)
         _mount_sysfs(name)
-        _bind_etc(name)
+        _bind_etc(names.etc_dir(name))
+        if etc is not None:
+            _bind_etc(etc)
         _cover_caches()
         socket.sethostname(hostname)
     except OSError as error:
@@ -92,8 +98,8 @@ def _mount_sysfs(name: str) -> None:
         raise OSError(code, os.strerror(code), "/sys")
 
 
-def _bind_etc(name: str) -> None:
-    for path in _files(names.ETC_NETNS / name):
+def _bind_etc(directory: Path) -> None:
+    for path in _files(directory):
         target = Path("/etc") / path.name
         if target.exists():  # a mount needs something to lie on; ip netns exec leaves out the rest, too
             netns.mount(str(path), str(target), MS_BIND)

@@ -18,6 +18,7 @@ TCP_CLOSE, TCP_LISTEN = 7, 10  # a UDP socket that is bound and not connected is
 
 _REQUEST = Struct("=BBBxI48x")  # family, protocol, extensions, states, socket id
 _ANSWER = Struct("!xxxxH2x16s")  # …, source port, destination port, source address
+_INODE = Struct("=68xI")
 
 
 def _request(family: int, protocol: int, state: int) -> Request:
@@ -43,6 +44,14 @@ def listeners(diag: Netlink) -> frozenset[Listener]:
         listener
         for (protocol, family, _), messages in zip(_QUESTIONS, answers, strict=True)
         for listener in _decode(protocol, family, messages)
+    )
+
+
+def taking_connections(diag: Netlink) -> frozenset[int]:
+    """The inodes of the sockets in LISTEN (/proc/net/tcp takes 5 ms, for it goes through all connections)."""
+    requests = [request for protocol, _, request in _QUESTIONS if protocol == "TCP"]
+    return frozenset(
+        _INODE.unpack_from(data, start)[0] for messages in diag.dump(requests) for _, data, start, _ in messages
     )
 
 

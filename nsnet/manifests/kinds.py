@@ -9,7 +9,7 @@ import base64
 import binascii
 from collections.abc import Callable, Iterable
 
-from nsnet.manifests import policies, services, workloads
+from nsnet.manifests import kubeproxy, policies, services, workloads
 from nsnet.manifests.common import EFFECTS, annotations
 from nsnet.manifests.forms import (
     address,
@@ -25,7 +25,10 @@ from nsnet.manifests.forms import (
 from nsnet.manifests.problems import At, nearest
 from nsnet.manifests.reading import shown
 
-ANNOTATIONS = ("nsnet/ip", "nsnet/ready", "nsnet/run", "nsnet/bind", "nsnet/network", "nsnet/last-reserved-ip")
+ANNOTATIONS = (
+    "nsnet/ip", "nsnet/ready", "nsnet/run", "nsnet/bind", "nsnet/network", "nsnet/last-reserved-ip",
+    "nsnet/started-with", "nsnet/kube-proxy-mode",
+)  # fmt: skip
 
 
 def check(kind: str, doc: At) -> None:
@@ -109,4 +112,5 @@ CHECKS: dict[str, Callable[[At], None]] = {
     "NetworkPolicy": policies.network_policy,
     "Secret": secret,
     "ConfigMap": nothing,
+    "KubeProxyConfiguration": kubeproxy.configuration,
 }

@@ -41,6 +41,7 @@ _SERVED = {
     "KubeProxyConfiguration": ("kubeproxy.config.k8s.io/v1alpha1",),
     "Event": ("v1", "events.k8s.io/v1"),
 }
+_ONE = {"Cluster": "Cluster document", "KubeProxyConfiguration": "KubeProxyConfiguration"}  # at most one of a kind
 
 
 class Origin(msgspec.Struct, frozen=True):
@@ -202,10 +203,10 @@ def _converted(doc: dict[str, Any], said: list[Problem]) -> Object | None:
 def _keep(obj: Object, origin: Origin, found: _Found) -> None:
     key = model.key_of(obj)
     first = found.origins.get(key)
-    if key.kind == "Cluster" and first is None:
-        first = next((found.origins[other] for other in found.objects if other.kind == "Cluster"), None)
+    if key.kind in _ONE and first is None:
+        first = next((found.origins[other] for other in found.objects if other.kind == key.kind), None)
     if first is not None:
-        hint = "keep one Cluster document" if key.kind == "Cluster" else "keep one of the two, or give it another name"
+        hint = f"keep one {_ONE[key.kind]}" if key.kind in _ONE else "keep one of the two, or give it another name"
         problem = Problem((*origin.path, "metadata", "name"), "stands already at", hint)
         found.wrongs.append(_Wrong(origin, _label(key), problem, first))
         return

@@ -1,7 +1,8 @@
 """Which fields an object may have, and of which type.
 
 Kubernetes' kinds: `nsnet/data/schema.json`, written by `scripts/make-schema` from the API's own OpenAPI models. nsnet's
-kinds: the structs in `model`. Both become the same thing here, `{type: {field: type}}`, and one walk checks them.
+kinds: the structs in `model`. kube-proxy's file: `kubeproxy.TYPES`. All become the same thing here, `{type: {field:
+type}}`, and one walk checks them.
 
 A null is what the API server makes of it: an absent field, and an empty string in a map of strings. The walk returns
 the document without them. Under `status` (what a dump says of another cluster, perhaps a newer one) unknown and missing
@@ -15,6 +16,7 @@ from typing import Any
 import msgspec
 
 from nsnet import model
+from nsnet.manifests import kubeproxy
 from nsnet.manifests.problems import ENOUGH, Problem, nearest
 from nsnet.manifests.reading import Path, shown
 
@@ -44,13 +46,15 @@ def _data() -> dict[str, Any]:
 @cache
 def fields(name: str) -> Fields:
     """The fields of a type, `ServicePort` of Kubernetes or `nsnet.Network` of ours."""
-    said = _ours()[name] if name.startswith("nsnet.") else _data()["types"][name]
+    said = _ours()[name] if name.startswith("nsnet.") else kubeproxy.TYPES.get(name) or _data()["types"][name]
     types = {field.removesuffix("!"): kind for field, kind in said.items()}
     return Fields(types, tuple(field[:-1] for field in said if field.endswith("!")))
 
 
 def type_of_kind(kind: str) -> str:
-    """The type of a kind's objects; empty where no schema is known (Gateway API, KubeProxyConfiguration)."""
+    """The type of a kind's objects; empty where no schema is known (Gateway API)."""
+    if kind in kubeproxy.TYPES:
+        return kind
     if kind in {"Cluster", "SubnetLease"}:
         return f"nsnet.{kind}"
     return _data()["kinds"].get(kind, "")  # type: ignore[no-any-return]

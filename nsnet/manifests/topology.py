@@ -14,6 +14,7 @@ from nsnet.manifests.forms import (
     dns_label,
     dns_subdomain,
     exact_subnet,
+    is_dns_subdomain,
     label_key,
     label_value,
     labels,
@@ -28,6 +29,8 @@ from nsnet.names import CLUSTER
 
 MODES = ("iptables", "nftables", "userspace")
 BACKENDS = ("vxlan", "host-gw")
+FLAVOURS = ("coredns", "kube-dns")
+POD_RECORDS = ("disabled", "insecure", "verified")
 EXPECTATIONS = ("ok", "refused", "timeout")
 
 _DEVICE = re.compile(r"[^\s/:]{1,15}")
@@ -49,6 +52,7 @@ def check(doc: At) -> None:
     for item in doc["loadBalancer"]["addresses"].each():
         address_range(item)
     one_of(doc["loadBalancer"]["mode"], ("nodeport", "vip"))
+    dns(doc["dns"])
     underlay(doc["underlay"])
     nodes(doc["nodes"])
     for host in doc["hosts"].each():
@@ -140,6 +144,41 @@ def address_range(at: At) -> None:
     )
     if not whole:
         at.wrong(f'"{shown(at.value)}" is not a range of addresses', "as 172.18.0.200-172.18.0.250, or 172.18.0.192/26")
+
+
+def dns(at: At) -> None:
+    one_of(at["flavour"], FLAVOURS)
+    one_of(at["pods"], POD_RECORDS)
+    within(at["replicas"], 0, 100)
+    for item in at["upstreams"].each():
+        name_server(item)
+    for domain in at["stubDomains"].each():
+        _domain(domain)
+        for item in domain.each():
+            name_server(item)
+    for record in at["records"].each():
+        _domain(record)
+        address_v4(record)
+    for name in ("upstreams", "records"):
+        for item in at[name].each():
+            if item.value == "":
+                item.wrong("is empty", "write an address")
+
+
+def name_server(at: At) -> None:
+    """`10.0.0.1`, `10.0.0.1:5353`, `[fd00::1]:5353`."""
+    host, colon, port = at.value.rpartition(":")
+    if address_of(at.value) is not None or not at.value:
+        return
+    if not colon or not port.isdecimal() or not 0 < int(port) < 65536 or address_of(host.strip("[]")) is None:
+        at.wrong(f'"{shown(at.value)}" is not the address of a name server', "as 10.0.0.1, or 10.0.0.1:5353")
+
+
+def _domain(at: At) -> None:
+    """The key of a mapping: a DNS name; a final dot may stand after it."""
+    name = str(at.path[-1])
+    if not is_dns_subdomain(name.lower().removesuffix(".")):
+        at.wrong(f'"{shown(name)}" is not a DNS name', "labels with dots between, as db.example.com", key=True)
 
 
 def underlay(at: At) -> None:

@@ -242,6 +242,7 @@ async def watch(settings: Settings) -> None:
 
 
 def main() -> None:
+    os.environ.pop("NSNET_NETNS", None)  # the commands lead sessions of their own, and are no programs of the cluster
     asyncio.run(watch(settings_of()))
 
 

@@ -7,10 +7,11 @@ that a repeated render costs what changed.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 
 from nsnet import model
-from nsnet.render import chains, cni, flannel, programs, underlay
-from nsnet.render.view import View, view_of
+from nsnet.render import chains, cni, dns, etc, flannel, programs, underlay
+from nsnet.render.view import MEMO, View, view_of
 from nsnet.state import State, Value
 
 Component = Callable[[View], Iterator[tuple[str, Iterable[Value]]]]
@@ -21,6 +22,8 @@ COMPONENTS: tuple[Component, ...] = (
     flannel.render,
     chains.render,
     programs.render,
+    dns.render,
+    etc.render,
 )
 
 
@@ -39,8 +42,13 @@ def render(objects: model.Objects) -> State:
 
 
 def _united(parts: list[Iterable[Value]]) -> frozenset[Value]:
-    """One frozenset; where there is only one already (a pod), the same object, which compares at once."""
-    first = parts[0]
-    if len(parts) == 1 and isinstance(first, frozenset):
-        return first
+    """One frozenset; of the same one or two (a pod's network, its files) the same object, which compares at once."""
+    first, last = parts[0], parts[-1]
+    if len(parts) <= 2 and isinstance(first, frozenset) and isinstance(last, frozenset):
+        return first if len(parts) == 1 else _both(first, last)
     return frozenset().union(*parts)
+
+
+@lru_cache(maxsize=MEMO)
+def _both(one: frozenset[Value], other: frozenset[Value]) -> frozenset[Value]:
+    return one | other

@@ -12,9 +12,10 @@ from functools import lru_cache
 
 from nsnet import model
 from nsnet.errors import ObjectError
-from nsnet.render import flannel, proxy_iptables, proxy_nftables, services
+from nsnet.render import flannel, kubeproxy, proxy_iptables, proxy_nftables, services
+from nsnet.render.kubeproxy import Told
 from nsnet.render.view import View
-from nsnet.state import Chain, Sysctl, Value
+from nsnet.state import Chain, Value
 
 Jump = tuple[str, str, str]  # table, built-in chain, rule
 PerNode = Iterator[Iterable[Value]]
@@ -27,29 +28,30 @@ def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
     if mode not in JUMPS:
         key, hint = model.key_of(view.cluster), f"use one of: {', '.join(JUMPS)}"
         raise ObjectError(key, "networking.kubeProxyMode", f"mode {mode} is not built yet", hint)
-    proxies = _iptables(view.objects) if mode == "iptables" else _nftables(view.objects)
+    said = kubeproxy.told(view.objects)
+    proxies = _iptables(view.objects, said) if mode == "iptables" else _nftables(view.objects, said)
     flannels = flannel.jumps(masq=view.cluster.flannel.ipMasq)
+    sysctls = tuple(kubeproxy.sysctls(said, mode))
     for seen, values in zip(view.nodes, proxies, strict=True):
         yield seen.netns, values
-        yield seen.netns, (_route_localnet(mode),)
+        yield seen.netns, sysctls
         yield seen.netns, built_in((*JUMPS[mode], *(flannels if seen.subnet else ())))
 
 
-def _iptables(objects: model.Objects) -> PerNode:
-    told, joined = proxy_iptables.settings(objects), services.join(objects)
+def _iptables(objects: model.Objects, said: Told) -> PerNode:
+    joined, known = services.join(objects), dict[proxy_iptables.Settings, proxy_iptables.Settings]()
     for node in model.of(objects, model.Node):
+        settings = proxy_iptables.settings_on(node, said)
+        told = known.setdefault(settings, settings)  # nodes that are told the same share what was spelled
         yield proxy_iptables.node_chains(joined, services.place(node, told.family), told)
 
 
-def _nftables(objects: model.Objects) -> PerNode:
-    told, joined = proxy_nftables.settings(objects), services.join(objects)
+def _nftables(objects: model.Objects, said: Told) -> PerNode:
+    joined, known = services.join(objects), dict[proxy_nftables.Settings, proxy_nftables.Settings]()
     for node in model.of(objects, model.Node):
+        settings = proxy_nftables.settings_on(node, said)
+        told = known.setdefault(settings, settings)
         yield proxy_nftables.node_values(joined, services.place(node, told.family), told)
-
-
-def _route_localnet(mode: str) -> Sysctl:
-    """kube-proxy opens it for node ports on loopback, which only iptables mode has (CVE-2020-8558 says why)."""
-    return Sysctl("net.ipv4.conf.all.route_localnet", "1" if mode == "iptables" else "0")
 
 
 @lru_cache(maxsize=64)

@@ -19,8 +19,9 @@ from typing import NamedTuple
 import msgspec
 
 from nsnet import names
-from nsnet.model import Node, Objects, cluster_of
-from nsnet.render import services
+from nsnet.model import Node, Objects
+from nsnet.render import kubeproxy, services
+from nsnet.render.kubeproxy import LocalDetector, Told
 from nsnet.render.services import Family, Joined, Place, ServicePortInfo, Target
 from nsnet.state import Chain
 
@@ -53,19 +54,6 @@ JUMPS: tuple[tuple[str, str, str], ...] = (
 )
 """(table, built-in chain, rule): kube-proxy's jumps in their order inside each chain. It prepends them one at a time,
 so they stand in front of other components' rules, the last ensured first."""
-
-
-class LocalDetector(msgspec.Struct, frozen=True):
-    """How a packet is known to come from a local pod: by source CIDR, by incoming interface, or (both empty) not.
-
-    ClusterCIDR and NodeCIDR give a source, BridgeInterface an interface, InterfaceNamePrefix one with a `+`.
-    """
-
-    source: str = ""
-    interface: str = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.source or self.interface)
 
 
 class Settings(msgspec.Struct, frozen=True, cache_hash=True):
@@ -109,15 +97,26 @@ class Spelled(msgspec.Struct, frozen=True):
 
 
 def settings(objects: Objects, family: Family = "ip") -> Settings:
-    """The cluster's kube-proxy settings: kubeadm hands it the pod subnet as clusterCIDR."""
-    subnets = cluster_of(objects).networking.podSubnet.split(",")
-    source = next((subnet for subnet in subnets if (":" in subnet) == (family == "ip6")), "")
-    return Settings(LocalDetector(source), family=family)
+    """What kube-proxy is told, so far as it is the same on every node."""
+    return settings_on(None, kubeproxy.told(objects), family)
+
+
+def settings_on(node: Node | None, said: Told, family: Family = "ip") -> Settings:
+    """What the kube-proxy of a node makes of it."""
+    return Settings(
+        kubeproxy.detector(said, node, family),
+        kubeproxy.masquerade_bit(said.config.iptables.masqueradeBit),
+        said.config.iptables.masqueradeAll,
+        localhost_node_ports=kubeproxy.localhost_node_ports(said, family),
+        node_port_addresses=kubeproxy.node_port_addresses(said, node, family),
+        conntrack_tcp_be_liberal=said.config.conntrack.tcpBeLiberal,
+        family=family,
+    )
 
 
 def chains(objects: Objects, node: Node, said: Settings | None = None) -> frozenset[Chain]:
     """Every chain kube-proxy has on this node, without the built-in ones (see `JUMPS`)."""
-    told = said or settings(objects)
+    told = said or settings_on(node, kubeproxy.told(objects))
     return node_chains(services.join(objects), services.place(node, told.family), told)
 
 

@@ -28,14 +28,13 @@ from typing import NamedTuple
 import msgspec
 
 from nsnet import names
-from nsnet.model import Node, Objects, cluster_of
-from nsnet.render import proxy_iptables, services
-from nsnet.render.proxy_iptables import LocalDetector
+from nsnet.model import Node, Objects
+from nsnet.render import kubeproxy, services
+from nsnet.render.kubeproxy import PRIMARY, LocalDetector, Told
 from nsnet.render.services import Family, Joined, Place, Port, ServicePortInfo, Target
 from nsnet.state import Key, Nft, NftChain, NftElement, NftSet, NftTable, nft_interval
 
 TABLE = "kube-proxy"
-PRIMARY = ("primary",)
 
 
 class Settings(msgspec.Struct, frozen=True, cache_hash=True):
@@ -72,13 +71,19 @@ _WORDS: Mapping[str, _Words] = {
 
 
 def settings(objects: Objects, family: Family = "ip") -> Settings:
-    """The cluster's kube-proxy settings, so far as both modes have them, and its Service range."""
-    said = proxy_iptables.settings(objects, family)
-    subnets = cluster_of(objects).networking.serviceSubnet.split(",")
+    """What kube-proxy is told, so far as it is the same on every node, and the cluster's Service range."""
+    return settings_on(None, kubeproxy.told(objects), family)
+
+
+def settings_on(node: Node | None, said: Told, family: Family = "ip") -> Settings:
+    """What the kube-proxy of a node makes of it. Unlike in iptables mode, nothing said means the primary address."""
+    subnets = said.cluster.networking.serviceSubnet.split(",")
+    primary = said.config.nodePortAddresses in ((), PRIMARY)
     return Settings(
-        said.detector,
-        said.masquerade_bit,
-        said.masquerade_all,
+        kubeproxy.detector(said, node, family),
+        kubeproxy.masquerade_bit(said.config.nftables.masqueradeBit),
+        said.config.nftables.masqueradeAll,
+        PRIMARY if primary else kubeproxy.node_port_addresses(said, node, family),
         service_cidrs=tuple(part.strip() for part in subnets if part and (":" in part) == (family == "ip6")),
         family=family,
     )
@@ -86,7 +91,7 @@ def settings(objects: Objects, family: Family = "ip") -> Settings:
 
 def values(objects: Objects, node: Node, said: Settings | None = None) -> frozenset[Nft]:
     """kube-proxy's whole table on this node."""
-    told = said or settings(objects)
+    told = said or settings_on(node, kubeproxy.told(objects))
     return node_values(services.join(objects), services.place(node, told.family), told)
 
 

@@ -12,10 +12,9 @@ Neighbours on one network are known, so they are permanent entries: the kernel's
 whole machine (1,024 entries) and permanent ones do not count.
 
 Every sysctl is set, also where the kernel's default is the same: what a new namespace starts with differs between
-machines (facts/FAILURES.md). A node gets what kube-proxy sets at its start (the conntrack times; route_localnet stands
-in chains.py, it depends on the mode), what CNI sets (ip_forward) and what kubeadm asks for (bridge-nf-call-iptables:
-without it replies between pods of one node bypass the reverse NAT). A switch must not do that: its frames are not for
-iptables.
+machines (facts/FAILURES.md). A node gets what CNI sets (ip_forward) and what kubeadm asks for (bridge-nf-call-iptables:
+without it replies between pods of one node bypass the reverse NAT); what kube-proxy sets stands in kubeproxy.py. A
+switch must not do that: its frames are not for iptables.
 """
 
 from collections import defaultdict
@@ -46,9 +45,6 @@ NODE_SYSCTLS = (
     Sysctl("net.bridge.bridge-nf-call-iptables", "1"),
     Sysctl("net.ipv4.conf.all.rp_filter", "0"),
     Sysctl("net.ipv4.conf.default.rp_filter", "0"),
-    Sysctl("net.netfilter.nf_conntrack_tcp_timeout_established", "86400"),
-    Sysctl("net.netfilter.nf_conntrack_tcp_timeout_close_wait", "3600"),
-    Sysctl("net.netfilter.nf_conntrack_tcp_be_liberal", "0"),
 )
 SWITCH_SYSCTLS = (
     Sysctl("net.ipv4.ip_forward", "0"),

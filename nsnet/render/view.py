@@ -16,6 +16,7 @@ from nsnet import model, names
 from nsnet.errors import ObjectError
 
 MEMO = 1 << 15  # entries a component's memo holds: more than the pods one machine takes
+NONE: frozenset[tuple[str, int]] = frozenset()
 OVERHEAD = {"vxlan": 50, "host-gw": 0}  # what each flannel backend that is built takes of the outer MTU
 
 
@@ -73,7 +74,10 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 class Pod(msgspec.Struct, frozen=True):
-    """A pod that has an address. `device` is the node's end of its veth pair, empty for a hostNetwork pod."""
+    """A pod that has an address. `device` is the node's end of its veth pair, empty for a hostNetwork pod.
+
+    `tcp` and `udp` are what the pod server listens on; `dns`: the cluster's DNS runs in it, on ports of its own.
+    """
 
     namespace: str
     name: str
@@ -84,6 +88,7 @@ class Pod(msgspec.Struct, frozen=True):
     hostname: str
     tcp: tuple[int, ...]
     udp: tuple[int, ...]
+    dns: bool = False
 
 
 class View(msgspec.Struct, frozen=True):
@@ -96,6 +101,8 @@ class View(msgspec.Struct, frozen=True):
     nodes: tuple[Node, ...]
     pods: Mapping[str, tuple[Pod, ...]]
     leases: tuple[Lease, ...]
+    services: Mapping[model.Key, model.Service]
+    dns: model.Service | None  # what pods ask for names
 
     @property
     def name(self) -> str:
@@ -129,14 +136,18 @@ def view_of(objects: model.Objects) -> View:
     networks = {item.name: _network(cluster, item) for item in cluster.underlay.networks}
     nodes = tuple(_node(cluster, networks, item) for item in model.of(objects, model.Node))
     hosts = tuple(_host(cluster, networks, item) for item in cluster.hosts or ())
+    services = {key: item for key, item in objects.items() if isinstance(item, model.Service)}
+    dns = model.dns_service(services, cluster)
     return View(
         objects=objects,
         cluster=cluster,
         networks=networks,
         machines=(*(node.machine for node in nodes), *hosts),
         nodes=nodes,
-        pods=_pods_by_node(objects, cluster.metadata.name),
+        pods=_pods_by_node(objects, cluster.metadata.name, dns),
         leases=tuple(_lease(item) for item in model.of(objects, model.SubnetLease)),
+        services=services,
+        dns=dns,
     )
 
 
@@ -207,13 +218,13 @@ def _lease(lease: model.SubnetLease) -> Lease:
 # --- pods -------------------------------------------------------------------------------------------------------------
 
 
-def _pods_by_node(objects: model.Objects, cluster: str) -> dict[str, tuple[Pod, ...]]:
+def _pods_by_node(objects: model.Objects, cluster: str, dns: model.Service | None) -> dict[str, tuple[Pod, ...]]:
     services = _services_by_pair(objects)
     found: defaultdict[str, list[Pod]] = defaultdict(list)
     taken: defaultdict[str, set[str]] = defaultdict(set)
     for pod in model.of(objects, model.Pod):
         if _has_network(pod):
-            found[pod.spec.nodeName].append(_pod(cluster, pod, services, taken[pod.spec.nodeName]))
+            found[pod.spec.nodeName].append(_pod(cluster, pod, services, dns, taken[pod.spec.nodeName]))
     return {node: tuple(pods) for node, pods in found.items()}
 
 
@@ -222,9 +233,10 @@ def _has_network(pod: model.Pod) -> bool:
     return bool(pod.spec.nodeName and pod.status.podIP) and pod.status.phase not in {"Succeeded", "Failed"}
 
 
-def _pod(cluster: str, pod: model.Pod, services: "_ByPair", taken: set[str]) -> Pod:
+def _pod(cluster: str, pod: model.Pod, services: "_ByPair", dns: model.Service | None, taken: set[str]) -> Pod:
     meta, spec = pod.metadata, pod.spec
-    ports = model.served_ports(pod, list(_candidates(services, meta)))
+    serves_dns = model.serves_dns(pod, dns)
+    ports = model.served_ports(pod, list(_candidates(services, meta))) - (model.DNS_PORTS if serves_dns else NONE)
     own = not spec.hostNetwork
     netns = names.pod_netns(cluster, meta.namespace, meta.name) if own else names.node_netns(cluster, spec.nodeName)
     return Pod(
@@ -237,6 +249,7 @@ def _pod(cluster: str, pod: model.Pod, services: "_ByPair", taken: set[str]) -> 
         hostname=(spec.hostname or meta.name)[:63].rstrip("-.") if own else spec.nodeName,
         tcp=tuple(sorted(port for protocol, port in ports if protocol == "TCP")),
         udp=tuple(sorted(port for protocol, port in ports if protocol == "UDP")),
+        dns=serves_dns,
     )
 
 

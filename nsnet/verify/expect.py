@@ -2,7 +2,7 @@
 
 Kubernetes' own three rules (pod to pod without NAT, node to pod without NAT, a pod's address is what others see),
 localhost inside a pod, and every Service port from every node, from a pod on every node and from outside as its type
-allows.
+allows; every Service's name, and what pods are told of Services in their environment.
 
 Where upstream itself hides an address, the expectation says so: flannel masquerades what pods send to *other* nodes'
 addresses (its rule `-s CLUSTER ! -d 224.0.0.0/4`), kube-proxy what nodes send to a ClusterIP and what comes by a
@@ -15,22 +15,25 @@ long list of Services without endpoints are asked by other pods, or not at all.
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
+from nsnet import model
+from nsnet.control import environment
 from nsnet.errors import InputError
 from nsnet.kernel.probe import Learned
 from nsnet.model import Objects, Service, ServicePort
-from nsnet.verify import chance, sample
+from nsnet.verify import chance, names, sample
 from nsnet.verify import world as worlds
 from nsnet.verify.world import Backend, Place, World
 
 Want = Literal["ok", "refused", "timeout", "unreachable"]
-Ask = Literal["identity", "http", "connect", "line", "ping"]
+Ask = Literal["identity", "http", "connect", "line", "ping", "dns"]
 
 SENDER = "sender"  # the server must see the very address that the asking socket has
+PROTOCOLS: tuple[Literal["UDP"], Literal["TCP"]] = ("UDP", "TCP")
 STICKY_CALLS = 15  # upstream's e2e: as many equal answers in a row
 FULL_NODES = 4  # up to so many nodes every source asks every node's port, and every node's spread is tested
 REFUSALS = {"near": 40, "far": 5}  # what one rejecter is asked by one source on its own node namespace, or elsewhere
@@ -66,6 +69,7 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     path: str = "/"
     title: str = ""
     learns: tuple[Learned, ...] = ()
+    question: names.Question | None = None
 
     @property
     def name(self) -> str:
@@ -85,6 +89,8 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
                 )
             case "line":
                 return b"hostname\n"
+            case "dns":
+                return names.packed(self.target, stream=self.protocol == "TCP")
         return b""
 
     def __str__(self) -> str:
@@ -95,6 +101,8 @@ def describe(item: Expectation) -> str:
     """What is expected, in words: `web-0|web-1 answer, spread fairly over 39 calls`."""
     if item.want != "ok":
         return {"refused": "refused", "timeout": "no answer", "unreachable": "out of reach"}[item.want]
+    if item.question is not None:
+        return str(item.question)
     who = " or ".join(sorted(item.answers)[:4]) + (f" … ({len(item.answers)})" if len(item.answers) > 4 else "")
     words = f"{who} answers" if who else "an answer"
     if item.seen:
@@ -117,6 +125,8 @@ def expectations(objects: Objects, *, all_pairs: bool = False, seed: int = 0) ->
         _nodes(world, all_pairs),
         _localhost(world),
         _services(world, all_pairs),
+        _names(world, objects, all_pairs),
+        _environment(world, objects),
         _outside(world),
     )
     return [item for part in parts for item in part]
@@ -443,6 +453,69 @@ def _node_port(asker: _Asker, item: _Port, turn: int, few: bool) -> Iterator[Exp
                 group="outside" if source.kind == "host" else "nodeport",
                 kept=local and source.kind == "host" and world.plain,
             )
+
+
+# --- names and variables ----------------------------------------------------------------------------------------------
+
+
+def _names(world: World, objects: Objects, everything: bool) -> Iterator[Expectation]:
+    """Every Service's name, from a pod on every node (many nodes: on another one each time), over UDP and TCP."""
+    service, pods = names.server(world, objects), names.askers(world)
+    if service is None:
+        return
+    few = everything or len(world.nodes) <= FULL_NODES
+    for turn, question in enumerate(names.questions(world, objects)):
+        for source in pods if few else sample.rotated(pods, turn, 1):
+            for protocol in PROTOCOLS:
+                yield Expectation(
+                    group="dns",
+                    source=source.label,
+                    netns=source.netns,
+                    target=question.name,
+                    protocol=protocol,
+                    address=service.spec.clusterIP,
+                    port=53,
+                    ask="dns",
+                    question=question,
+                )
+
+
+def _environment(world: World, objects: Objects) -> Iterator[Expectation]:
+    """What the variables of a pod name answers; one pod for all that started with the same, and Services that stand."""
+    asker = _Asker(world)
+    services = {(item.metadata.namespace, item.metadata.name): item for item in world.services}
+    seen: set[tuple[str, str]] = set()
+    for pod in world.pods:
+        namespace, _, name = pod.name.partition("/")
+        obj = objects[model.Key("Pod", namespace, name)]
+        assert isinstance(obj, model.Pod)
+        started = namespace, model.annotation(obj, environment.STARTED_WITH)
+        if started in seen:
+            continue
+        seen.add(started)
+        told = environment.service_variables(objects, obj)
+        for known in environment.started_with(objects, obj):
+            own = services.get((namespace, known.name))
+            service = services.get(environment.MASTER) if own is None and known.name == "kubernetes" else own
+            if service is not None:
+                yield from _told(asker, pod, service, told)
+
+
+def _told(asker: _Asker, pod: Place, service: Service, told: Mapping[str, str]) -> Iterator[Expectation]:
+    """The first port, as the variables have it; nothing where they are older than the Service's address."""
+    prefix = service.metadata.name.upper().replace("-", "_")
+    address, number = told.get(f"{prefix}_SERVICE_HOST"), told.get(f"{prefix}_SERVICE_PORT")
+    port = next(iter(service.spec.ports or ()), None)
+    node = asker.world.node(pod.node)
+    same = port is not None and (address, number) == (service.spec.clusterIP, str(port.port))
+    if port is None or node is None or not same or port.protocol not in PROTOCOLS:
+        return
+    candidates = tuple(worlds.backends(asker.world, service, port))
+    item = _Port(service, port, "TCP" if port.protocol == "TCP" else "UDP", candidates)
+    for one in asker.ask(
+        pod, item, _internal(item, node), address or "", port.port, rejecter=node, group="environment"
+    ):
+        yield msgspec.structs.replace(one, title=f"{one.source} {prefix}_SERVICE_HOST={address} {item.protocol}")
 
 
 # --- outside ----------------------------------------------------------------------------------------------------------

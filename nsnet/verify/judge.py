@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from nsnet.kernel.probe import Answer
-from nsnet.verify import chance
+from nsnet.verify import chance, names
 from nsnet.verify.expect import SENDER, Expectation, describe
 
 WORDS = {
@@ -79,6 +79,8 @@ def _one(item: Expectation, answer: Answer) -> str:
         return ""
     if item.ask == "http":
         return _status(answer.body)
+    if item.question is not None:
+        return names.wrong(item.question, names.read(answer.body, stream=item.protocol == "TCP"))
     if not item.answers:
         return ""
     said = _said(answer)

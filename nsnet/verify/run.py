@@ -94,7 +94,16 @@ def question(item: Expectation) -> Probe:
     another endpoint and hide a dead one.
     """
     tries = 1 if item.want in {"timeout", "unreachable"} or len(item.answers) > 1 else 0
-    return Probe(item.netns, item.protocol, item.address, item.port, item.payload, learns=item.learns, tries=tries)
+    return Probe(
+        item.netns,
+        item.protocol,
+        item.address,
+        item.port,
+        item.payload,
+        learns=item.learns,
+        tries=tries,
+        framed=item.ask == "dns",
+    )
 
 
 def _skipped(item: Expectation) -> Result:

@@ -22,7 +22,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Where packets start or end. `label` is a TARGET (`pod/default/web-0`, `node/node1`, `host/client`).
 
     A pod's `name` is `namespace/pod`; a hostNetwork pod's place is its node's namespace and address. `ports` are those
-    the pod server opened there; a pod that runs what its manifest says (`runs`) answers in its own words.
+    the pod server opened there; one that runs what its manifest says, or the cluster's DNS (`runs`), answers in its own
+    words.
     """
 
     kind: str
@@ -63,7 +64,8 @@ def world(objects: Objects) -> World:
     name = cluster.metadata.name
     nodes = tuple(_node(name, node) for node in model.of(objects, Node))
     services = tuple(model.of(objects, Service))
-    pods = tuple(_pods(name, objects, services, {node.name for node in nodes}))
+    dns = model.dns_service({model.key_of(service): service for service in services}, cluster)
+    pods = tuple(_pods(name, objects, services, {node.name for node in nodes}, dns))
     return World(
         cluster=cluster,
         nodes=nodes,
@@ -92,17 +94,19 @@ def _node(cluster: str, node: Node) -> Place:
     )
 
 
-def _pods(cluster: str, objects: Objects, services: Sequence[Service], nodes: set[str]) -> Iterator[Place]:
+def _pods(
+    cluster: str, objects: Objects, services: Sequence[Service], nodes: set[str], dns: Service | None
+) -> Iterator[Place]:
     """Pods that stand in the network: placed, with an address, not ended."""
     by_namespace: dict[str, list[Service]] = {}
     for service in services:
         by_namespace.setdefault(service.metadata.namespace, []).append(service)
     for pod in model.of(objects, Pod):
         if pod.spec.nodeName in nodes and pod.status.podIP and pod.status.phase not in {"Succeeded", "Failed"}:
-            yield _pod(cluster, pod, by_namespace.get(pod.metadata.namespace, []))
+            yield _pod(cluster, pod, by_namespace.get(pod.metadata.namespace, []), dns)
 
 
-def _pod(cluster: str, pod: Pod, services: list[Service]) -> Place:
+def _pod(cluster: str, pod: Pod, services: list[Service], dns: Service | None) -> Place:
     meta, own = pod.metadata, not pod.spec.hostNetwork
     ports = model.served_ports(pod, services)
     return Place(
@@ -114,7 +118,7 @@ def _pod(cluster: str, pod: Pod, services: list[Service]) -> Place:
         address=pod.status.podIP,
         node=pod.spec.nodeName,
         own=own,
-        runs=model.annotation(pod, "nsnet/run") == "true",
+        runs=model.annotation(pod, "nsnet/run") == "true" or model.serves_dns(pod, dns),
         tcp=tuple(sorted(port for protocol, port in ports if protocol == "TCP")),
         udp=tuple(sorted(port for protocol, port in ports if protocol == "UDP")),
     )

@@ -13,7 +13,8 @@ from nsnet import names, state
 from nsnet.kernel import iptables
 from nsnet.kernel.netns import inside
 from nsnet.render import proxy_iptables
-from nsnet.render.proxy_iptables import LocalDetector, Settings
+from nsnet.render.kubeproxy import LocalDetector
+from nsnet.render.proxy_iptables import Settings
 from nsnet.state import Chain, Change, Value
 from nsnet.trace import Packet, answer, walk
 from tests import worlds

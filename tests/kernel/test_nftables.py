@@ -14,7 +14,7 @@ from nsnet.diff import diff
 from nsnet.kernel import iptables, nftables, nftnl
 from nsnet.kernel.netns import inside
 from nsnet.render import render
-from nsnet.render.proxy_iptables import LocalDetector
+from nsnet.render.kubeproxy import LocalDetector
 from nsnet.render.proxy_nftables import Settings
 from nsnet.state import (
     Chain,

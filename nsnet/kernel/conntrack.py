@@ -1,0 +1,95 @@
+"""conntrack entries of a namespace, by ctnetlink: the UDP ones, read and deleted.
+
+Only kube-proxy's clean-up asks for them (`render.conntrack` says which must go). A node that talks much has many TCP
+entries, so the kernel is asked to send the UDP ones alone (CTA_FILTER, Linux 5.8; an older one sends all).
+
+Source: Linux `include/uapi/linux/netfilter/nfnetlink_conntrack.h`, `net/netfilter/nf_conntrack_netlink.c`.
+"""
+
+import errno
+from collections.abc import Iterator, Sequence
+from socket import AF_INET, inet_aton, inet_ntoa
+from struct import Struct
+
+from nsnet.kernel.netlink import (
+    NETLINK_NETFILTER,
+    NLA_F_NESTED,
+    Message,
+    Netlink,
+    Request,
+    attribute,
+    attributes,
+    inner,
+    nested,
+)
+from nsnet.kernel.netns import inside
+from nsnet.state import Change, Conntrack, Refusal
+
+UDP = 17
+_GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK; IPCTNL_MSG_CT_GET, _DELETE
+_ORIGINAL, _REPLY, _FILTER = 1, 2, 25  # CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_FILTER
+_IP, _PROTO = 1, 2  # CTA_TUPLE_IP, CTA_TUPLE_PROTO
+_SRC, _DST = 1, 2  # CTA_IP_V4_SRC, CTA_IP_V4_DST
+_NUMBER, _SPORT, _DPORT = 1, 2, 3  # CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT
+_BY_PROTOCOL = Struct("=I").pack(1 << 3)  # CTA_FILTER_ORIG_FLAGS: CTA_FILTER_F_CTA_PROTO_NUM
+_NFGENMSG = Struct("=BBH").pack(AF_INET, 0, 0)
+_PORT = Struct("!H")
+
+
+def _tuple(*parts: bytes) -> bytes:
+    return nested(_ORIGINAL | NLA_F_NESTED, *parts)
+
+
+_NUMBERED = attribute(_NUMBER, bytes([UDP]))
+_DUMP = Request(
+    _GET,
+    0,
+    _NFGENMSG
+    + _tuple(nested(_PROTO | NLA_F_NESTED, _NUMBERED))
+    + nested(_FILTER | NLA_F_NESTED, attribute(1, _BY_PROTOCOL)),
+)
+
+
+def read(netns: str) -> frozenset[Conntrack]:
+    """The namespace's UDP entries over IPv4. A kernel without ctnetlink shows none."""
+    with inside(netns), Netlink(NETLINK_NETFILTER) as netfilter:
+        try:
+            (messages,) = netfilter.dump([_DUMP])
+        except OSError as error:
+            if error.errno in {errno.EINVAL, errno.EOPNOTSUPP}:
+                return frozenset()
+            raise
+    return frozenset(entry for message in messages for entry in _decode(message))
+
+
+def _decode(message: Message) -> Iterator[Conntrack]:
+    _, data, start, end = message
+    found = attributes(data, start + len(_NFGENMSG), end)
+    protocol, src, sport, dst, dport = _ends(found[_ORIGINAL])
+    if protocol == UDP:
+        _, ip, port, _, _ = _ends(found[_REPLY])
+        yield Conntrack(src, sport, dst, dport, f"{ip}:{port}")
+
+
+def _ends(payload: bytes) -> tuple[int, str, int, str, int]:
+    """Protocol, source and destination of one direction; ports of a protocol without them are 0."""
+    found = inner(payload)
+    ip, proto = inner(found[_IP]), inner(found[_PROTO])
+    (sport,), (dport,) = (_PORT.unpack_from(proto.get(kind, b"\0\0")) for kind in (_SPORT, _DPORT))
+    return proto[_NUMBER][0], inet_ntoa(ip[_SRC]), sport, inet_ntoa(ip[_DST]), dport
+
+
+def write(netns: str, changes: Sequence[Change]) -> list[Refusal]:
+    """Deletes the entries. One that is gone already is success; nothing else can be done with an entry."""
+    with inside(netns), Netlink(NETLINK_NETFILTER) as netfilter:
+        refused = netfilter.ask([_delete(change.value) for change in changes])
+    failures = {changes[position]: failure for position, failure in refused.items()}
+    return [Refusal(change, str(why)) for change, why in failures.items() if why.code != errno.ENOENT]
+
+
+def _delete(entry: object) -> Request:
+    assert isinstance(entry, Conntrack)
+    ends = nested(_IP | NLA_F_NESTED, attribute(_SRC, inet_aton(entry.src)), attribute(_DST, inet_aton(entry.dst)))
+    ports = ((_SPORT, entry.sport), (_DPORT, entry.dport))
+    proto = nested(_PROTO | NLA_F_NESTED, _NUMBERED, *(attribute(kind, _PORT.pack(port)) for kind, port in ports))
+    return Request(_DELETE, 0, _NFGENMSG + _tuple(ends, proto))

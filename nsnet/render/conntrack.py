@@ -1,0 +1,100 @@
+"""Which UDP conntrack entries must go: those that lead a client on to an endpoint that is none any more.
+
+nat asks the rules for the first packet of a connection only, and a UDP client that keeps its source port has, for
+conntrack, one connection as long as it sends. So kube-proxy deletes entries after a sync. Its rules (1.36,
+`pkg/proxy/conntrack/cleanup.go`; facts/KUBEPROXY.md §3):
+
+- UDP alone, and only Service ports with at least one serving endpoint: what has lost all endpoints keeps its entries;
+- an entry to the port's clusterIP, externalIP or load balancer address, or to its node port, goes when what answers is
+  not one of the serving endpoints. That takes along entries of before the Service was there, which were not rewritten.
+- traffic policy and topology are not asked.
+
+One difference: upstream takes an entry to *any* address with a node port's number for that node port's. It looks only
+when an endpoint changes; this function may be asked at any time, so it leaves alone what merely passes the node: an
+entry that was not rewritten counts where its destination is the node's own.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from nsnet import names
+from nsnet.model import Key, Node, Object, Objects, Service, cluster_of, of
+from nsnet.render import kubeproxy, services
+from nsnet.state import Change, Conntrack, State
+
+Endpoints = Mapping[tuple[str, int], frozenset[str]]  # destination → `ip:port` of those that may answer
+
+
+class Flows(msgspec.Struct, frozen=True):
+    """How UDP may flow through a node. `services` by address and port, `node_ports` under an empty address."""
+
+    services: Endpoints
+    node_ports: Endpoints
+    own: frozenset[str]  # the node's addresses
+
+
+def flows(objects: Objects) -> dict[str, Flows]:
+    """Namespace of each node → its flows; nothing at all where no Service has a UDP port with an endpoint."""
+    by_address, by_port = _endpoints(_udp(objects))
+    if not by_address:
+        return {}
+    cluster = cluster_of(objects)
+    return {
+        names.node_netns(cluster.metadata.name, node.metadata.name): Flows(
+            by_address, by_port, frozenset(kubeproxy.local_addresses(cluster, node))
+        )
+        for node in of(objects, Node)
+    }
+
+
+def stale(wanted: Mapping[str, Flows], have: State) -> list[Change]:
+    """The deletes, in order, of the entries in `have` (namespace → values) that must go."""
+    return [
+        Change("delete", netns, entry)
+        for netns, values in sorted(have.items())
+        for entry in sorted((value for value in values if isinstance(value, Conntrack)), key=lambda item: item.key)
+        if netns in wanted and _is_stale(entry, wanted[netns])
+    ]
+
+
+def _is_stale(entry: Conntrack, flow: Flows) -> bool:
+    endpoints = flow.services.get((entry.dst, entry.dport))
+    if endpoints is None and (entry.rewritten or entry.dst in flow.own):
+        endpoints = flow.node_ports.get(("", entry.dport))
+    return endpoints is not None and entry.answerer not in endpoints
+
+
+def _udp(objects: Objects) -> dict[Key, Object]:
+    """The Services that have a UDP port, and their slices. Most objects are neither: the key says so at once."""
+    found = {
+        key: obj
+        for key, obj in objects.items()
+        if key[0] == "Service" and isinstance(obj, Service) and any(p.protocol == "UDP" for p in obj.spec.ports or ())
+    }
+    named = {key[1:] for key in found}
+    slices = {
+        key: obj
+        for key, obj in objects.items()
+        if key[0] == "EndpointSlice" and (key[1], obj.metadata.labels.get(services.SERVICE_NAME)) in named
+    }
+    return {**found, **slices}
+
+
+def _endpoints(objects: Objects) -> tuple[Endpoints, Endpoints]:
+    by_address: defaultdict[tuple[str, int], frozenset[str]] = defaultdict(frozenset)
+    by_port: defaultdict[tuple[str, int], frozenset[str]] = defaultdict(frozenset)
+    for port in _ports(objects):
+        serving = frozenset(str(candidate.target) for candidate in port.candidates if candidate.serving)
+        info = port.info
+        for address in (info.cluster_ip, *info.external_ips, *info.load_balancer_vips) if serving else ():
+            by_address[address, info.port] |= serving
+        if serving and info.node_port:
+            by_port["", info.node_port] |= serving
+    return dict(by_address), dict(by_port)
+
+
+def _ports(objects: Objects) -> Iterator[services.Port]:
+    every = (port for joined in services.join(objects) for port in services.ports(joined))
+    return (port for port in every if port.info.protocol == "udp")
