@@ -352,7 +352,9 @@ class _Calls:
         self.finish(call, msgspec.structs.replace(answer, body=call.body) if call.body else answer)
 
     def finish(self, call: _Call, answer: Answer) -> None:
-        self.calls.pop(call.sock.fileno(), None)
+        fd = call.sock.fileno()
+        if self.calls.pop(fd, None):
+            self.epoll.unregister(fd)  # close() alone leaves it there while a process forked meanwhile holds a copy
         call.sock.close()
         self.report(call.index, answer)
 

@@ -340,8 +340,8 @@ def _listens(started: Started) -> bool:
 
 
 def _descriptors(pid: int) -> Iterator[str]:
-    with suppress(OSError):
-        for entry in os.scandir(f"/proc/{pid}/fd"):
+    with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
+        for entry in entries:
             with suppress(OSError):
                 yield os.readlink(entry.path)  # noqa: PTH115 - a socket is no path
 

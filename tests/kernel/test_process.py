@@ -23,8 +23,12 @@ PODSERVER = Process((sys.executable, "-m", "nsnet.programs.podserver", CONFIG))
 MARK = "nsnet/t"
 
 
+# What a program that is not ours does to be ready.
+LISTENS = "import socket\nhere = socket.create_server(('', 0))\n"
+
+
 def python(code: str, *words: str) -> Process:
-    return Process((sys.executable, "-c", code, *words))
+    return Process((sys.executable, "-c", LISTENS + code, *words))
 
 
 SLEEPER = python("import time\ntime.sleep(1000)")
