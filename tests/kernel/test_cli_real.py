@@ -191,7 +191,7 @@ spec: {nodeSelector: {disk: ssd}, containers: [{name: a}]}
     started = time.monotonic()
     said = nsnet("up", "--no-verify", str(path), code=1)
     assert time.monotonic() - started < 30  # what cannot become ready is not waited for
-    assert re.search(r"error: 1 of 2 pods are not ready; default/far: 0/2 nodes are available", said.stderr)
+    assert re.search(r"error: 1 of 4 pods are not ready; default/far: 0/2 nodes are available", said.stderr)
     nsnet("down", "far")
 
 

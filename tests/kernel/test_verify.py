@@ -45,7 +45,7 @@ def test_a_whole_cluster_keeps_every_expectation() -> None:
     assert [f"{result.name}: {result.reason}" for result in results if not result.ok] == []
     assert {result.group for result in results} == {
         *("pod-to-pod", "node-to-pod", "pod-to-node", "node-to-node", "localhost"),
-        *("service", "nodeport", "spread", "affinity", "outside"),
+        *("service", "nodeport", "spread", "affinity", "outside", "environment"),
     }
 
 
