@@ -94,7 +94,7 @@ class _Apply:
             self.wiring.configure()
             self._write_sysctls(of_interfaces=True)
         self._await(others.result())
-        self._tell_readers()
+        self._tell_readers(visitors=True)
         self._refuse_others()
         self._delete_namespaces()
         return self.places.refusals
@@ -106,8 +106,11 @@ class _Apply:
         """
         self._write_files(programs)
         started = self._start(programs)
-        self._write_chains()
-        self._delete_flows()
+        with ThreadPoolExecutor(1) as beside:
+            telling = beside.submit(self._tell_readers, visitors=False)  # names need not wait for ten thousand rules
+            self._write_chains()
+            self._delete_flows()
+        telling.result()
         return started
 
     # --- what a step may know ---
@@ -144,8 +147,7 @@ class _Apply:
         adds = self._adds(Netns)
         for program in programs if adds else ():
             for path in map(Path, program.argv):
-                visits = names.kind_of(program.netns) == "fabric" and process.is_ours(program.argv)
-                if visits and path.is_relative_to(names.RUN):
+                if _visits(program) and path.is_relative_to(names.RUN):
                     files.must_be_read(path)
                     self.unread.setdefault(path, (adds[0], []))[1].append(program)
 
@@ -193,14 +195,30 @@ class _Apply:
             if reason:
                 self.refuse(change, reason)
 
-    def _tell_readers(self) -> None:
-        """Ours first, which answer when they live by the new file: what stands before them may only then forget."""
-        for path, (change, readers) in sorted(self.unread.items(), key=_theirs_last):
-            reasons = [reason for reader in readers if (reason := process.reload(reader, str(path)))]
-            for reason in reasons:
-                self.refuse(change, reason)
-            if not reasons:
-                files.has_been_read(path)
+    def _tell_readers(self, *, visitors: bool) -> None:
+        """Ours first, which answer when they live by the new file: what stands before them may only then forget.
+
+        Those that visit other namespaces come when all of them are made.
+        """
+        told = [
+            (path, reader)
+            for path, (_, readers) in self.unread.items()
+            for reader in readers
+            if _visits(reader) is visitors
+        ]
+        ours = [item for item in told if process.is_ours(item[1].argv)]
+        failed = {*self._told(ours), *self._told([item for item in told if item not in ours])}
+        for path in {path for path, _ in told} - failed:
+            files.has_been_read(path)
+
+    def _told(self, readers: Sequence[tuple[Path, process.Running]]) -> Iterator[Path]:
+        """Tells them side by side, and waits for all; the files that were not read."""
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            reasons = pool.map(lambda item: process.reload(item[1], str(item[0])), readers)
+            for (path, _), reason in zip(readers, reasons, strict=True):
+                if reason:
+                    self.refuse(self.unread[path][0], reason)
+                    yield path
 
     # --- namespaces ---
 
@@ -288,8 +306,9 @@ class _Apply:
                     self.refuse(change, f"nothing here writes a value of kind {kind.__name__}")
 
 
-def _theirs_last(item: tuple[Path, tuple[Change, list[process.Running]]]) -> bool:
-    return not all(process.is_ours(reader.argv) for reader in item[1][1])
+def _visits(program: process.Running) -> bool:
+    """May it hold sockets in namespaces other than its own?"""
+    return names.kind_of(program.netns) == "fabric" and process.is_ours(program.argv)
 
 
 def _argv(change: Change) -> tuple[str, ...]:
