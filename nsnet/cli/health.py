@@ -1,6 +1,7 @@
 """`status`, `list`, `events`, `logs`: how clusters are."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ CONTROLLER = "controller"
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What `status` finds. `drift`: the lines that would repair it; `programs`: argv and how many run."""
+    """What `status` finds. `drift`: the lines that would repair it; `programs`: each one's name, and how many run."""
 
     cluster: str
     revision: int
@@ -75,7 +76,7 @@ def health(now: Running) -> Health:
         without_endpoints=tuple(_without_endpoints(now.objects)),
         drift=tuple(str(change).split("\n")[0] for change in changes),
         controller=controller.status(now.cluster),
-        programs=tuple(sorted(_programs(have))),
+        programs=tuple(sorted(_programs(have).items())),
         warnings=tuple(_warning(event) for event in model.of(now.objects, Event) if event.type == "Warning"),
     )
 
@@ -89,11 +90,13 @@ def _without_endpoints(objects: Objects) -> Iterator[str]:
             yield f"{meta.namespace}/{meta.name}"
 
 
-def _programs(have: State) -> Iterator[tuple[str, int]]:
+def _programs(have: State) -> Counter[str]:
+    found = Counter[str]()
     for values in have.values():
         for value in values:
             if isinstance(value, Process):
-                yield _short(value.argv), value.copies
+                found[_short(value.argv)] += value.copies
+    return found
 
 
 def _short(argv: tuple[str, ...]) -> str:

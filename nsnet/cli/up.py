@@ -226,7 +226,7 @@ def _print_tries(running: Running) -> None:
 
 
 def tries(objects: Objects) -> Iterator[str]:
-    """A few commands to go on with: by the Service's address from a pod, by a node port from outside."""
+    """A few commands to go on with: by the Service's name from a pod, by a node port from outside."""
     yield "get pods -o wide"
     services = [item for item in _not_the_clusters(objects, Service) if item.spec.selector and item.spec.ports]
     inside = next((item for item in services if item.spec.clusterIP not in {"", "None"}), None)
@@ -234,12 +234,21 @@ def tries(objects: Objects) -> Iterator[str]:
     caller = next(filter(model.is_ready, callers), None)
     if inside and caller:
         flag = "" if caller.metadata.namespace == "default" else f" -n {caller.metadata.namespace}"
-        yield f"exec{flag} {caller.metadata.name} -- {_call(inside, inside.spec.clusterIP, None)}"
+        yield f"exec{flag} {caller.metadata.name} -- {_call(inside, _by_name(objects, inside, caller), None)}"
     outside = next((item for item in services if any(port.nodePort for port in item.spec.ports or ())), None)
     hosts = model.cluster_of(objects).hosts
     nodes = model.of(objects, Node)
     if outside and hosts and nodes:
         yield f"exec host/{hosts[0].name} -- {_call(outside, model.internal_ip(nodes[-1]), 'node')}"
+
+
+def _by_name(objects: Objects, service: Service, caller: Pod) -> str:
+    """What the pod calls the Service; its address where there is no DNS, or the pod asks another."""
+    services = {model.key_of(item): item for item in model.of(objects, Service)}
+    if caller.spec.dnsPolicy != "ClusterFirst" or model.dns_service(services, model.cluster_of(objects)) is None:
+        return service.spec.clusterIP
+    meta = service.metadata
+    return meta.name if meta.namespace == caller.metadata.namespace else f"{meta.name}.{meta.namespace}"
 
 
 def _not_the_clusters(objects: Objects, kind: type[T]) -> list[T]:

@@ -9,7 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dns.message
+import dns.query
+import dns.rcode
 import pytest
+
+from nsnet.kernel import netns
 
 ROOT = Path(__file__).parents[2]
 NSNET = (sys.executable, "-m", "nsnet")
@@ -131,6 +136,68 @@ def dig(where: str, *words: str) -> str:
 )
 def test_getent(where: str, namespace: str, name: str, address: str) -> None:
     assert getent(where, name, namespace) == address
+
+
+ZONE = "cluster.local"
+QUESTIONS = [
+    # name, type → code, answers
+    (f"web.default.svc.{ZONE}", "A", "NOERROR", ["10.96.50.1"]),
+    (f"WEB.Default.svc.{ZONE}", "A", "NOERROR", ["10.96.50.1"]),
+    (f"web.default.svc.{ZONE}", "AAAA", "NOERROR", []),
+    (f"web.default.svc.{ZONE}", "TXT", "NOERROR", []),
+    (f"kubernetes.default.svc.{ZONE}", "A", "NOERROR", ["10.96.0.1"]),
+    (f"_https._tcp.kubernetes.default.svc.{ZONE}", "SRV", "NOERROR", [f"0 100 443 kubernetes.default.svc.{ZONE}."]),
+    (f"_http._tcp.web.default.svc.{ZONE}", "SRV", "NXDOMAIN", []),  # its port has no name
+    (f"_dns._udp.kube-dns.kube-system.svc.{ZONE}", "SRV", "NOERROR", [f"0 100 53 kube-dns.kube-system.svc.{ZONE}."]),
+    (f"db.default.svc.{ZONE}", "A", "NOERROR", ["10.244.1.", "10.244.2."]),
+    (f"db-0.db.default.svc.{ZONE}", "A", "NOERROR", ["10.244."]),
+    (f"db-9.db.default.svc.{ZONE}", "A", "NXDOMAIN", []),
+    (f"db-0.web.default.svc.{ZONE}", "A", "NXDOMAIN", []),
+    (
+        f"_sql._tcp.db.default.svc.{ZONE}",
+        "SRV",
+        "NOERROR",
+        [f"0 50 5432 db-0.db.default.svc.{ZONE}.", f"0 50 5432 db-1.db.default.svc.{ZONE}."],
+    ),
+    (f"out.default.svc.{ZONE}", "A", "NOERROR", ["203.0.113.2", "www.example.com."]),
+    (f"out.default.svc.{ZONE}", "CNAME", "NOERROR", ["www.example.com."]),
+    (f"sub.out.default.svc.{ZONE}", "A", "NXDOMAIN", []),
+    (f"1-2-3-4.default.pod.{ZONE}", "A", "NOERROR", ["1.2.3.4"]),
+    (f"1-2-3-4.nowhere.pod.{ZONE}", "A", "NXDOMAIN", []),
+    (f"no-address.default.pod.{ZONE}", "A", "NXDOMAIN", []),
+    (f"web.nowhere.svc.{ZONE}", "A", "NXDOMAIN", []),
+    (f"nope.default.svc.{ZONE}", "A", "NXDOMAIN", []),
+    (f"default.svc.{ZONE}", "A", "NOERROR", []),
+    (f"svc.{ZONE}", "A", "NOERROR", []),
+    (f"foo.{ZONE}", "A", "NXDOMAIN", []),
+    (f"dns-version.{ZONE}", "TXT", "NOERROR", ['"1.1.0"']),
+    ("1.50.96.10.in-addr.arpa", "PTR", "NOERROR", [f"web.default.svc.{ZONE}."]),
+    ("10.0.96.10.in-addr.arpa", "PTR", "NOERROR", [f"kube-dns.kube-system.svc.{ZONE}."]),
+    ("99.99.96.10.in-addr.arpa", "PTR", "NXDOMAIN", []),
+    ("www.example.com", "A", "NOERROR", ["203.0.113.2"]),
+    ("node1", "A", "NOERROR", ["172.18.0.2"]),
+    ("other.example.com", "A", "NXDOMAIN", []),
+]
+
+
+@pytest.mark.parametrize("ask", [dns.query.udp, dns.query.tcp], ids=["UDP", "TCP"])
+@pytest.mark.parametrize("door", ["kubedns", "dnsmasq", "Service"])
+def test_questions(door: str, ask: Callable[..., dns.message.Message]) -> None:
+    """The whole table at each door: the server itself, the cache before it, and the Service's address."""
+    replica = _replicas()[0]["status"]["podIP"]
+    address, port = {"kubedns": (replica, 10053), "dnsmasq": (replica, 53), "Service": ("10.96.0.10", 53)}[door]
+    found = []
+    with netns.inside("names.pod.default.a"):
+        for name, kind, *_ in QUESTIONS:
+            answer = ask(dns.message.make_query(name, kind), address, port=port, timeout=5)
+            records = sorted(str(record) for rrset in answer.answer for record in rrset)
+            found.append((name, kind, dns.rcode.to_text(answer.rcode()), records))
+            for rrset in answer.answer:
+                assert rrset.ttl <= (28800 if name.startswith("dns-version") else 5), f"{name}: {rrset}"
+    for (name, kind, code, records), wanted in zip(found, QUESTIONS, strict=True):
+        assert (name, kind, code, len(records)) == (*wanted[:3], len(wanted[3])), f"{door}: {records}"
+        for record, start in zip(records, sorted(wanted[3]), strict=True):
+            assert record.startswith(start), f"{door}: {name}: {records}"
 
 
 def test_curl_by_name() -> None:
