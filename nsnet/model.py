@@ -188,6 +188,10 @@ class PodDNSConfigOption(msgspec.Struct, frozen=True):
     value: str | None = None
 
 
+# What kubelet lets through to resolv.conf (`pkg/apis/core/validation`: MaxDNSNameservers, MaxDNSSearchPaths, …).
+MOST_NAMESERVERS, MOST_SEARCHES, MOST_SEARCH_LETTERS = 3, 32, 2048
+
+
 class PodDNSConfig(msgspec.Struct, frozen=True):
     nameservers: tuple[str, ...] | None = ()
     searches: tuple[str, ...] | None = ()

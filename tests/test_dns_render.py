@@ -191,6 +191,25 @@ def test_each_pod_by_its_policy() -> None:
     assert not [value for value in want["demo.node.node1"] if isinstance(value, File) and "default.host" in value.path]
 
 
+SERVERS_LEFT_OUT = "name servers beyond the first 3 are left out of its resolv.conf"
+SEARCHES_LEFT_OUT = "search domains beyond the first 32, or 2048 letters, are left out of its resolv.conf"
+MANY = ", ".join(f"d{n}.example" for n in range(30))
+CUT = [
+    ("dnsConfig: {nameservers: [1.1.1.1, 1.1.1.2]}", []),
+    ("dnsConfig: {nameservers: [1.1.1.1, 1.1.1.2, 1.1.1.3]}", [SERVERS_LEFT_OUT]),
+    ("dnsPolicy: None, dnsConfig: {nameservers: [1.1.1.1, 1.1.1.2, 1.1.1.3]}", []),
+    (f"dnsPolicy: Default, dnsConfig: {{searches: [{MANY}]}}", []),
+    (f"dnsConfig: {{searches: [{MANY}]}}", [SEARCHES_LEFT_OUT]),
+    (f"dnsConfig: {{searches: [{'a' * 60}.{'b' * 60}]}}", []),
+]
+
+
+@pytest.mark.parametrize(("spec", "said"), CUT)
+def test_what_resolv_conf_has_no_room_for_is_said(spec: str, said: list[str]) -> None:
+    told = [f"Pod p: DNSConfigForming: {sentence}" for sentence in said]
+    assert events(up(pod("p", f", {spec}"))) == told
+
+
 def test_a_host_network_pod_with_files_of_its_own() -> None:
     text = pod("p", ", hostNetwork: true, nodeName: node1, dnsPolicy: ClusterFirstWithHostNet")
     (path,) = {value.path.rpartition("/")[0] for value in render(up(text))["demo.node.node1"]

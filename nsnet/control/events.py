@@ -11,6 +11,9 @@ from nsnet.control.endpoints import SERVICE_NAME
 from nsnet.control.table import Table, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
 from nsnet.model import (
+    MOST_NAMESERVERS,
+    MOST_SEARCH_LETTERS,
+    MOST_SEARCHES,
     Cluster,
     Endpoints,
     EndpointSlice,
@@ -22,6 +25,7 @@ from nsnet.model import (
     ObjectMeta,
     ObjectReference,
     Pod,
+    PodDNSConfig,
     Service,
     annotation,
     is_unschedulable,
@@ -63,6 +67,9 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
     for key, namespace in of(table, Namespace).items():
         if owned_by(namespace, "Cluster") and key.name not in namespaces.BUILT_IN:
             yield namespace, "NamespaceCreated", "it is named in the manifests and nowhere declared", "Normal"
+    for pod in of(table, Pod).values():
+        if pod.spec.dnsConfig is not None:
+            yield from ((pod, "DNSConfigForming", message, "Warning") for message in _cut(pod, pod.spec.dnsConfig))
     yield from _unreachable(table, cluster)
     yield from _not_yet(table)
 
@@ -82,6 +89,20 @@ def _not_yet(table: Table) -> Iterator[Said]:
     for pod in of(table, Pod).values():
         if annotation(pod, "nsnet/run") == "true":
             yield pod, "NotYet", "nsnet/run is not built yet: a stand-in serves its ports, no command runs", "Warning"
+
+
+def _cut(pod: Pod, config: PodDNSConfig) -> Iterator[str]:
+    """What its resolv.conf has no room for: one name server and three search domains come from its dnsPolicy."""
+    own = pod.spec.dnsPolicy != "None"
+    cluster = own and pod.spec.dnsPolicy != "Default"
+    servers, searches = set(config.nameservers or ()), set(config.searches or ())
+    if len(servers) + own > MOST_NAMESERVERS:
+        yield f"name servers beyond the first {MOST_NAMESERVERS} are left out of its resolv.conf"
+    if len(searches) + 3 * cluster > MOST_SEARCHES or sum(map(len, searches)) + len(searches) > MOST_SEARCH_LETTERS:
+        yield (
+            f"search domains beyond the first {MOST_SEARCHES}, or {MOST_SEARCH_LETTERS} letters, "
+            "are left out of its resolv.conf"
+        )
 
 
 def _has_endpoints(table: Table, key: Key) -> bool:

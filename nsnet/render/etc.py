@@ -30,7 +30,6 @@ from nsnet.state import File, Value
 
 NSSWITCH = "hosts: files dns\n"
 NOBODY = "# there is no DNS\n"
-NAMESERVERS, SEARCHES, SEARCH_LETTERS = 3, 32, 2048  # what kubelet lets through
 IPV6 = """\
 ::1\tlocalhost ip6-localhost ip6-loopback
 fe00::0\tip6-localnet
@@ -133,7 +132,7 @@ def resolv_conf(servers: Iterable[str], searches: Iterable[str] = (), options: I
     listed = _searches(dict.fromkeys(searches))
     if listed:
         lines.append(f"search {' '.join(listed)}")
-    lines += [f"nameserver {server}" for server in list(dict.fromkeys(servers))[:NAMESERVERS]]
+    lines += [f"nameserver {server}" for server in list(dict.fromkeys(servers))[: model.MOST_NAMESERVERS]]
     if words := " ".join(options):
         lines.append(f"options {words}")
     return "".join(f"{line}\n" for line in lines) or NOBODY
@@ -142,7 +141,7 @@ def resolv_conf(servers: Iterable[str], searches: Iterable[str] = (), options: I
 def _searches(domains: Iterable[str]) -> list[str]:
     kept: list[str] = []
     for domain in domains:
-        if len(kept) == SEARCHES or len(" ".join((*kept, domain))) > SEARCH_LETTERS:
+        if len(kept) == model.MOST_SEARCHES or len(" ".join((*kept, domain))) > model.MOST_SEARCH_LETTERS:
             break
         kept.append(domain)
     return kept
