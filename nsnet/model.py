@@ -8,7 +8,8 @@ and comes back out of `to_doc` unchanged. Whoever changes an object makes a new 
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -16,6 +17,8 @@ from nsnet.errors import InputError
 
 Labels = dict[str, str]
 IntOrString = int | str
+Family = Literal["ip", "ip6"]
+"""An address family, in netfilter's words; the API says IPv4 and IPv6 (`API_FAMILIES`)."""
 
 
 class Key(NamedTuple):
@@ -451,9 +454,13 @@ class Event(msgspec.Struct, frozen=True):
     raw: dict[str, Any] = {}
 
 
+NO_SUBNET = "0.0.0.0/0"  # flannel's word in the place of an IPv4 subnet where there is none
+
+
 class SubnetLease(msgspec.Struct, frozen=True):
     """A flannel lease; `metadata.name` is the subnet as in flannel's key (`10.244.1.0-24`).
 
+    With IPv6 it is `10.244.1.0-24&fd00:10:244:1::-64`; without IPv4 the first half is 0.0.0.0-0, and so is PublicIP.
     Stored as flannel stores it (key and JSON), see `store.keys`.
     """
 
@@ -461,11 +468,20 @@ class SubnetLease(msgspec.Struct, frozen=True):
     PublicIP: str
     BackendType: str = ""
     BackendData: dict[str, Any] | None = None
+    PublicIPv6: str | None = None
+    BackendV6Data: dict[str, Any] | None = None
     raw: dict[str, Any] = {}
 
     @property
+    def subnets(self) -> tuple[str, ...]:
+        """One subnet per family."""
+        every = (part.replace("-", "/") for part in self.metadata.name.split("&"))
+        return tuple(part for part in every if part != NO_SUBNET)
+
+    @property
     def subnet(self) -> str:
-        return self.metadata.name.replace("-", "/")
+        """What it is called by: its IPv4 subnet where it has one."""
+        return next(iter(self.subnets), "")
 
 
 class Other(msgspec.Struct, frozen=True):
@@ -499,18 +515,26 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Flannel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """flannel's net-conf.json without Network; `allocation`: first (free subnet in order) or random."""
+    """flannel's net-conf.json without Network and IPv6Network; `allocation`: first (free subnet in order) or random.
+
+    EnableIPv4 and EnableIPv6 follow from podSubnet; a document that says otherwise is refused.
+    """
 
     SubnetLen: int = 0  # 0: 24, or Network + 2 where Network is smaller than /22
     SubnetMin: str = ""
     SubnetMax: str = ""
+    EnableIPv4: bool | None = None
+    EnableIPv6: bool | None = None
+    IPv6SubnetLen: int = 0  # 0: 64, or IPv6Network + 2 where that is smaller than /62
+    IPv6SubnetMin: str = ""
+    IPv6SubnetMax: str = ""
     Backend: "Backend" = Backend()
     allocation: str = "first"
     ipMasq: bool = True
 
 
 class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A segment of the underlay: a switch; the router owns its first address."""
+    """A segment of the underlay: a switch; the router owns its first address. `subnet` may be a pair, as podSubnet."""
 
     name: str
     subnet: str = ""
@@ -546,6 +570,7 @@ class HostEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     network: str = ""
     address: str = ""
+    addresses: tuple[str, ...] = ()
 
 
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -852,6 +877,53 @@ def is_unschedulable(pod: Pod) -> bool:
 
 def internal_ip(node: Node) -> str:
     return next((item.address for item in node.status.addresses if item.type == "InternalIP"), "")
+
+
+# --- address families -------------------------------------------------------------------------------------------------
+
+API_FAMILIES: Mapping[Family, str] = {"ip": "IPv4", "ip6": "IPv6"}
+
+
+def family_of(address: str) -> Family:
+    """The family of an address or subnet."""
+    return "ip6" if ":" in address else "ip"
+
+
+@lru_cache(256)
+def subnets(said: str) -> tuple[str, ...]:
+    """`10.244.0.0/16,fd00:10:244::/56` → its parts, in order."""
+    return tuple(part for item in said.split(",") if (part := item.strip()))
+
+
+def subnet_of(said: str, family: Family) -> str:
+    """The part of a pair that is of the family; empty where there is none."""
+    return next((part for part in subnets(said) if family_of(part) == family), "")
+
+
+def families_of(cluster: Cluster) -> tuple[Family, ...]:
+    """The families of the cluster's pods and Services; the first is the one that is meant where none is named."""
+    return tuple(map(family_of, subnets(cluster.networking.podSubnet)))
+
+
+def pod_ips(pod: Pod) -> tuple[str, ...]:
+    """Every address of the pod, the first of which is podIP."""
+    return tuple(item.ip for item in pod.status.podIPs) or ((pod.status.podIP,) if pod.status.podIP else ())
+
+
+def cluster_ips(spec: ServiceSpec) -> tuple[str, ...]:
+    """Every clusterIP; none where it is headless or an ExternalName."""
+    if spec.type == "ExternalName" or spec.clusterIP == "None":
+        return ()
+    return tuple(filter(None, spec.clusterIPs or (spec.clusterIP,)))
+
+
+def internal_ips(node: Node) -> tuple[str, ...]:
+    return tuple(item.address for item in node.status.addresses if item.type == "InternalIP")
+
+
+def pod_cidrs(node: Node) -> tuple[str, ...]:
+    """The node's subnets, one per family."""
+    return node.spec.podCIDRs or tuple(filter(None, (node.spec.podCIDR,)))
 
 
 def annotation(obj: Object, name: str) -> str:

@@ -1,6 +1,7 @@
 """Names computed from names, so that anyone can recompute them and nothing has to be remembered.
 
-Sources: kube-proxy `pkg/proxy/iptables/proxier.go` (chain names), CNI `pkg/utils/hwaddr` (0a:58 + IPv4),
+Sources: kube-proxy `pkg/proxy/iptables/proxier.go` (chain names), CNI `pkg/utils/hwaddr` (0a:58 + IPv4; it knows no
+IPv6, for which the last four bytes of a hash stand),
 flannel `pkg/backend/vxlan` (a random local VTEP MAC; here it is a hash, so that plan = up).
 """
 
@@ -102,11 +103,13 @@ def hashed_mac(text: str) -> str:
 
 
 def mac(address: str, prefix: str = "0a:58") -> str:
-    """The MAC of an interface by its IPv4 address, as the CNI bridge plugin made it: 0a:58 + the four bytes."""
-    packed = ip_address(address)
-    if not isinstance(packed, IPv4Address):
-        raise ValueError(f"{address} is not IPv4")
-    return prefix + "".join(f":{byte:02x}" for byte in packed.packed)
+    """The MAC of an interface by its address, as the CNI bridge plugin made it: 0a:58 + the four bytes.
+
+    Of an IPv6 address the four bytes are a hash's: its own last four may be another's, too.
+    """
+    there = ip_address(address)
+    four = there.packed if isinstance(there, IPv4Address) else hashlib.sha256(there.packed).digest()[:4]
+    return prefix + "".join(f":{byte:02x}" for byte in four)
 
 
 def vtep_mac(cluster: str, node: str, vni: int) -> str:

@@ -1,7 +1,8 @@
 """Endpoints and EndpointSlices as Kubernetes' three controllers write them.
 
 - endpointslice: for a Service with a selector, one slice per distinct set of resolved ports (pods may have a named port
-  at different numbers), at most 100 endpoints each; at least one, if empty. Terminating pods stay in, marked so.
+  at different numbers) and family, at most 100 endpoints each; at least one, if empty. Terminating pods stay in, marked
+  so; a pod without an address of the family is left out.
 - endpoints: the older form of the same, without terminating pods; addresses with the same ports share a subset.
 - endpointslicemirroring: hand-written Endpoints of a Service without a selector become slices.
 
@@ -22,6 +23,7 @@ from nsnet.control.scheduler import ENDED, natural
 from nsnet.control.table import Table, drop, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
 from nsnet.model import (
+    API_FAMILIES,
     Endpoint,
     EndpointAddress,
     EndpointConditions,
@@ -37,8 +39,10 @@ from nsnet.model import (
     ObjectReference,
     Pod,
     Service,
+    family_of,
     is_ready,
     is_terminating,
+    pod_ips,
     selects,
     target_port,
 )
@@ -208,17 +212,24 @@ def _hostname(service: Service, pod: Pod) -> str:
 # --- EndpointSlices ---------------------------------------------------------------------------------------------------
 
 
-def _slices(table: Table, service: Service, pods: Iterable[Pod], zones: Mapping[str, str]) -> Iterator[EndpointSlice]:
-    groups: dict[Ports, list[Endpoint]] = {}
-    for pod in pods:
-        groups.setdefault(_ports(service, pod), []).append(_endpoint(service, pod, zones))
+def _slices(table: Table, service: Service, pods: Sequence[Pod], zones: Mapping[str, str]) -> Iterator[EndpointSlice]:
     labels = {
         **service.metadata.labels,
         SERVICE_NAME: service.metadata.name,
         MANAGED: CONTROLLER,
         **({HEADLESS: ""} if service.spec.clusterIP == "None" else {}),
     }
-    yield from _chunked(table, service, labels, groups or {(): []}, LARGEST)
+    for kind in service.spec.ipFamilies or ("IPv4",):
+        groups: dict[Ports, list[Endpoint]] = {}
+        for pod in pods:
+            if address := _address(pod, kind):
+                groups.setdefault(_ports(service, pod), []).append(_endpoint(service, pod, zones, address))
+        yield from _chunked(table, service, labels, groups or {(): []}, LARGEST, kind)
+
+
+def _address(pod: Pod, kind: str) -> str:
+    """The pod's address of an addressType (or ipFamily); empty where it has none."""
+    return next((ip for ip in pod_ips(pod) if API_FAMILIES[family_of(ip)] == kind), "")
 
 
 def _chunked(
@@ -259,12 +270,12 @@ def _slice_name(table: Table, meta: ObjectMeta, series: str, taken: set[str]) ->
         number += 1
 
 
-def _endpoint(service: Service, pod: Pod, zones: Mapping[str, str]) -> Endpoint:
+def _endpoint(service: Service, pod: Pod, zones: Mapping[str, str], address: str) -> Endpoint:
     serving, terminating = is_ready(pod), is_terminating(pod)
     ready = service.spec.publishNotReadyAddresses or (serving and not terminating)
     zone = zones.get(pod.spec.nodeName) or None
     return Endpoint(
-        (pod.status.podIP,),
+        (address,),
         EndpointConditions(ready, serving, terminating),
         _hostname(service, pod) or None,
         pod.spec.nodeName,
@@ -287,15 +298,15 @@ def _hints(distribution: str | None, node: str, zone: str | None) -> EndpointHin
 
 
 def _endpoints(service: Service, pods: Iterable[Pod]) -> Endpoints:
-    unready_too = service.spec.publishNotReadyAddresses
+    unready_too, kind = service.spec.publishNotReadyAddresses, next(iter(service.spec.ipFamilies or ()), "IPv4")
     groups: dict[Ports, tuple[list[EndpointAddress], list[EndpointAddress]]] = {}
     for pod in pods:
-        ports = _ports(service, pod)
-        if (is_terminating(pod) and not unready_too) or (service.spec.ports and not ports):
+        ports, address = _ports(service, pod), _address(pod, kind)
+        if (is_terminating(pod) and not unready_too) or (service.spec.ports and not ports) or not address:
             continue
         ready, unready = groups.setdefault(tuple(sorted(ports, key=_port_order)), ([], []))
         place = ready if unready_too or is_ready(pod) else unready
-        place.append(EndpointAddress(pod.status.podIP, _hostname(service, pod), pod.spec.nodeName, _reference(pod)))
+        place.append(EndpointAddress(address, _hostname(service, pod), pod.spec.nodeName, _reference(pod)))
     subsets = tuple(EndpointSubset(_by_ip(ready), _by_ip(unready), ports) for ports, (ready, unready) in groups.items())
     meta = ObjectMeta(
         name=service.metadata.name,
