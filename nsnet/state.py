@@ -16,6 +16,8 @@ from typing import Literal
 import msgspec
 
 Key = tuple[str, ...]
+Family = Literal["ip", "ip6"]
+"""An address family, in netfilter's words; the API says IPv4 and IPv6 (`model.API_FAMILIES`)."""
 
 
 class Netns(msgspec.Struct, frozen=True, tag=True):
@@ -184,7 +186,7 @@ class Chain(msgspec.Struct, frozen=True, tag=True):
     name: str
     rules: tuple[str, ...] = ()
     policy: str = ""
-    family: Literal["ip", "ip6"] = "ip"
+    family: Family = "ip"
 
     @property
     def key(self) -> Key:
@@ -304,7 +306,8 @@ class Listener(msgspec.Struct, frozen=True, tag=True):
 class Conntrack(msgspec.Struct, frozen=True, tag=True):
     """A UDP entry of conntrack; observed when asked for by kind, never wanted, and it may be deleted.
 
-    `answerer` is who answers, as `ip:port`: the reply's source. Where that is not the destination, DNAT rewrote it.
+    `answerer` is who answers, as `ip:port` or `[ip]:port`: the reply's source. Where that is not the destination, DNAT
+    rewrote it.
     """
 
     src: str
@@ -319,7 +322,7 @@ class Conntrack(msgspec.Struct, frozen=True, tag=True):
 
     @property
     def rewritten(self) -> bool:
-        return self.answerer != f"{self.dst}:{self.dport}"
+        return self.answerer != socket_address(self.dst, self.dport)
 
 
 Value = (
@@ -381,6 +384,9 @@ class Refusal(msgspec.Struct, frozen=True):
         return f"{lines(self.change)[0]}: {self.reason}"
 
 
+# Where it has IPv6 at all: `kernel.netns` makes a namespace without, because of what that costs.
+IPV6 = ("net.ipv6.conf.default.disable_ipv6", "net.ipv6.conf.default.addr_gen_mode")
+
 # What `observe` reads in a namespace of each kind; `render` may want no other (a test holds them together).
 # A `*` stands for one interface name.
 SYSCTLS: Mapping[str, tuple[str, ...]] = {
@@ -395,15 +401,28 @@ SYSCTLS: Mapping[str, tuple[str, ...]] = {
         "net.netfilter.nf_conntrack_tcp_be_liberal",
         "net.netfilter.nf_conntrack_udp_timeout",
         "net.netfilter.nf_conntrack_udp_timeout_stream",
+        *IPV6,
+        "net.ipv6.conf.all.forwarding",
+        "net.ipv6.conf.default.accept_ra",
+        "net.bridge.bridge-nf-call-ip6tables",
     ),
     "fabric": (
         "net.ipv4.ip_forward",
         "net.bridge.bridge-nf-call-iptables",
         "net.ipv4.fib_multipath_hash_policy",
+        *IPV6,
+        "net.ipv6.conf.all.forwarding",
+        "net.bridge.bridge-nf-call-ip6tables",
+        "net.ipv6.fib_multipath_hash_policy",
     ),
-    "host": (),
+    "host": IPV6,
     "pod": (),
 }
+
+
+def socket_address(ip: str, port: int) -> str:
+    """`10.0.0.1:80`, `[fd00::1]:80`."""
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
 def text(value: Value) -> str:
@@ -442,7 +461,7 @@ def _words(value: Value) -> Iterator[str]:
             yield f"ip link set {name} master {bridge}"
             yield f"bridge link set dev {name} hairpin {'on' if hairpin else 'off'}"
         case Address(dev, cidr):
-            yield f"ip address add {cidr} dev {dev}"
+            yield f"ip address add {cidr} dev {dev}{' nodad' if ':' in cidr else ''}"
         case Route():
             yield f"ip route replace {_route(value)}"
         case Neighbour(dev, ip, mac):
@@ -463,7 +482,7 @@ def _words(value: Value) -> Iterator[str]:
         case File(path, content, mode):
             yield f"install -D -m {mode:o} /dev/stdin {quote(path)}  # {len(content.encode())} bytes"
         case Listener(protocol, port, address):
-            yield f"# {protocol} {address}:{port} listens"
+            yield f"# {protocol} {socket_address(address, port)} listens"
         case Conntrack():
             yield f"# {_entry(value)} is answered by {value.answerer}"
 
@@ -555,7 +574,7 @@ def _delete(value: Value) -> Iterator[str]:
         case File(path):
             yield f"rm {quote(path)}"
         case Listener(protocol, port, address):
-            yield f"# {protocol} {address}:{port} closes"
+            yield f"# {protocol} {socket_address(address, port)} closes"
         case Conntrack():
             yield f"conntrack -D {_entry(value)}"
 

@@ -307,7 +307,8 @@ def _with_allocated(new: Cluster, old: Cluster, incoming: Objects) -> Cluster:
     nodes, hosts = underlay.entries(new, declared), underlay.hosts_of(new)
     before = {entry.name: entry for entry in old.nodes} if isinstance(old.nodes, tuple) else {}
     hosts_before = {entry.name: entry for entry in old.hosts or ()}
-    said = {address for entry in (*nodes, *hosts) for address in (entry.address, *entry.addresses)}
+    machines: list[NodeEntry | HostEntry] = [*nodes, *hosts]
+    said = {address for entry in machines for address in (entry.address, *entry.addresses)}
     return msgspec.structs.replace(
         new,
         metadata=meta,

@@ -33,7 +33,7 @@ HEADLESS = ("None",)
 
 
 def said_ips(spec: ServiceSpec) -> tuple[str, ...]:
-    """clusterIPs as the document says them, in either field; None for a headless Service."""
+    """What clusterIPs are, as the document says it in either field; `None` for a headless Service."""
     several = tuple(spec.clusterIPs or ())
     if not spec.clusterIP:
         return several
@@ -54,7 +54,7 @@ def wanted(spec: ServiceSpec) -> tuple[Family, ...]:
 
 
 def chosen(key: Key, spec: ServiceSpec, networking: Networking) -> tuple[str, ...]:
-    """ipFamilies as the API server fills them in. Raises ObjectError for what it refuses."""
+    """The ipFamilies as the API server fills them in. Raises ObjectError for what it refuses."""
     cluster = tuple(map(family_of, subnets(networking.serviceSubnet)))
     ips, policy = said_ips(spec), spec.ipFamilyPolicy or SINGLE
     asked = tuple(spec.ipFamilies or ())

@@ -38,6 +38,7 @@ KUBERNETES = Key("Service", "default", "kubernetes")
 AFFINITY = SessionAffinityConfig(ClientIPConfig(10800))
 EXPOSED = ("NodePort", "LoadBalancer")
 
+
 class _Settled(NamedTuple):
     """The last answer for a Service, and for which families: asked again, it is found by `is`."""
 

@@ -254,7 +254,8 @@ def _network_names(cluster: Cluster, networks: Sequence[Network]) -> None:
 
 
 def _segments(cluster: Cluster, index: int, network: Network) -> Ranges:
-    field, found = f"underlay.networks[{index}].subnet", []
+    field = f"underlay.networks[{index}].subnet"
+    found: list[Range] = []
     for part in subnets(network.subnet):
         one = subnet_or_none(part)
         if one is None:
@@ -389,13 +390,13 @@ def _with_addresses(cluster: Cluster, entry: Entry, free: _Free, at: Mapping[str
     first = entry.address or _next(cluster, entry, ordered[0], free, field)
     there = [number(address) for address in (first, *entry.addresses)]
     missing = [one for one in ordered if not any(map(one.has, there))]
-    given = tuple(_next(cluster, entry, one, free, field) for one in missing)
+    given: tuple[str, ...] = tuple(_next(cluster, entry, one, free, field) for one in missing)
     if first == entry.address and not given:
         return entry
     return msgspec.structs.replace(entry, address=first, addresses=(*given, *entry.addresses))
 
 
-def _next(cluster: Cluster, entry: Entry, network: Range, free: _Free, field: str) -> str:
+def _next(cluster: Cluster, entry: NodeEntry | HostEntry, network: Range, free: _Free, field: str) -> str:
     address = next(free[entry.network, network.family], None)
     if address is None:
         message = f"no address is left for it in network {entry.network} {network}"

@@ -30,7 +30,7 @@ from nsnet import names
 from nsnet.errors import MachineError
 from nsnet.kernel import conntrack, files, health, netns, process, rtnl, sockdiag, sysctl
 from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request
-from nsnet.state import SYSCTLS, Key, Listener, Netns, Scope, Sysctl, Value
+from nsnet.state import SYSCTLS, Family, Key, Listener, Netns, Scope, Sysctl, Value
 
 _LINKS = {"netns", "link", "port"}
 _DUMPS: Mapping[str, Request] = {
@@ -43,8 +43,10 @@ _ALL = frozenset({*_ROUTE_KINDS, "sysctl", "chain", "nft", "process", "file", "l
 
 _NFT_GETTABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
 _NFGENMSG = Struct("=BBH")
-_NF_FAMILIES = {2, 10}  # iptables' and ip6tables' tables
-_LEGACY = "/proc/thread-self/net/ip_tables_names"
+_NF_FAMILIES: Mapping[int, Family] = {2: "ip", 10: "ip6"}  # iptables' and ip6tables' tables
+_LEGACY: Mapping[Family, str] = {
+    "ip": "/proc/thread-self/net/ip_tables_names", "ip6": "/proc/thread-self/net/ip6_tables_names",
+}  # fmt: skip
 
 _FEW = 100  # namespaces, up to which their files are looked for one by one
 _WORKERS = max(2, os.cpu_count() or 1)
@@ -85,8 +87,8 @@ def _observe(cluster: str, only: Scope | None) -> dict[str, frozenset[Value]]:
                 continue
             looks[name], more[name] = look, list(further)
             keys = frozenset() if only is None else only[name]
-            if "chain" in wanted[name] and _has_chains(name, keys):
-                filters.append((name, pool.submit(_read_chains, name, keys)))
+            if "chain" in wanted[name] and (families := _families(name, keys)):
+                filters.append((name, pool.submit(_read_chains, name, keys, families)))
             if "nft" in wanted[name] and (keys or names.kind_of(name) != "pod"):
                 filters.append((name, pool.submit(_read_nft, name, keys)))
             more[name] += _sysctls(name, keys) if "sysctl" in wanted[name] else ()
@@ -181,31 +183,40 @@ def _count(keys: Iterable[Key], kind: str) -> int:
 # --- chains -----------------------------------------------------------------------------------------------------------
 
 
-def _has_chains(name: str, keys: frozenset[Key]) -> bool:
-    """Whether it is worth a process to read them."""
-    if _count(keys, "chain"):
-        return True
-    return names.kind_of(name) != "pod" and _has_tables(name)
+def _families(name: str, keys: frozenset[Key]) -> frozenset[Family]:
+    """Of which families it is worth a process to read them."""
+    asked = [key for key in keys if key[0] == "chain"]
+    if asked and all(len(key) > 1 for key in asked):
+        return frozenset(family for family in _LEGACY if any(key[1] == family for key in asked))
+    return _with_tables(name) if asked or names.kind_of(name) != "pod" else frozenset()
 
 
-def _has_tables(name: str) -> bool:
+def _with_tables(name: str) -> frozenset[Family]:
+    """The families that have any table."""
     request = Request(_NFT_GETTABLE, 0, _NFGENMSG.pack(0, 0, 0))
+    found: set[Family] = set()
     with netns.inside(name):
         with suppress(OSError):  # a kernel without nf_tables
             with Netlink(NETLINK_NETFILTER) as netfilter:
                 (tables,) = netfilter.dump([request])
-            if any(data[start] in _NF_FAMILIES for _, data, start, _ in tables):
-                return True
-        with suppress(OSError):  # a kernel without the legacy tables
-            return bool(Path(_LEGACY).read_bytes())
-    return False
+            found |= {_NF_FAMILIES[data[start]] for _, data, start, _ in tables if data[start] in _NF_FAMILIES}
+        for family, path in _LEGACY.items():
+            with suppress(OSError):  # a kernel without the legacy tables
+                if family not in found and Path(path).read_bytes():
+                    found.add(family)
+    return frozenset(found)
 
 
-def _read_chains(name: str, keys: frozenset[Key]) -> frozenset[Value]:
+def _read_chains(name: str, keys: frozenset[Key], families: frozenset[Family]) -> frozenset[Value]:
     from nsnet.kernel import iptables
 
-    some = frozenset((key[2], key[3]) for key in keys if key[0] == "chain" and len(key) > 1)
-    return iptables.read(name, some if keys and len(some) == _count(keys, "chain") else None)
+    asked = [key for key in keys if key[0] == "chain"]
+    if not asked or any(len(key) == 1 for key in asked):
+        return iptables.read(name, None, sorted(families))
+    return frozenset().union(*(
+        iptables.read(name, frozenset((key[2], key[3]) for key in asked if key[1] == family), (family,))
+        for family in families
+    ))  # fmt: skip
 
 
 def _read_nft(name: str, keys: frozenset[Key]) -> frozenset[Value]:

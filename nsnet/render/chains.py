@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from nsnet import model
 from nsnet.errors import ObjectError
+from nsnet.model import Family
 from nsnet.render import flannel, kubeproxy, proxy_iptables, proxy_nftables, services
 from nsnet.render.kubeproxy import Told
 from nsnet.render.view import View
@@ -29,35 +30,43 @@ def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
         key, hint = model.key_of(view.cluster), f"use one of: {', '.join(JUMPS)}"
         raise ObjectError(key, "networking.kubeProxyMode", f"mode {mode} is not built yet", hint)
     said = kubeproxy.told(view.objects)
-    proxies = _iptables(view.objects, said) if mode == "iptables" else _nftables(view.objects, said)
-    flannels = flannel.jumps(masq=view.cluster.flannel.ipMasq)
     sysctls = tuple(kubeproxy.sysctls(said, mode))
-    for seen, values in zip(view.nodes, proxies, strict=True):
-        yield seen.netns, values
+    for seen in view.nodes:
         yield seen.netns, sysctls
-        yield seen.netns, built_in((*JUMPS[mode], *(flannels if seen.subnet else ())))
+    for family in view.families:
+        yield from _of_family(view, family, mode, said)
 
 
-def _iptables(objects: model.Objects, said: Told) -> PerNode:
+def _of_family(view: View, family: Family, mode: str, said: Told) -> Iterator[tuple[str, Iterable[Value]]]:
+    """A node has one kube-proxy, which does the same for each family on its own."""
+    spell = _iptables if mode == "iptables" else _nftables
+    flannels = flannel.jumps(masq=view.cluster.flannel.ipMasq)
+    for seen, values in zip(view.nodes, spell(view.objects, said, family), strict=True):
+        yield seen.netns, values
+        has_subnet = any(leg.family == family for leg in seen.legs)
+        yield seen.netns, built_in((*JUMPS[mode], *(flannels if has_subnet else ())), family)
+
+
+def _iptables(objects: model.Objects, said: Told, family: Family) -> PerNode:
     joined, known = services.join(objects), dict[proxy_iptables.Settings, proxy_iptables.Settings]()
     for node in model.of(objects, model.Node):
-        settings = proxy_iptables.settings_on(node, said)
+        settings = proxy_iptables.settings_on(node, said, family)
         told = known.setdefault(settings, settings)  # nodes that are told the same share what was spelled
         yield proxy_iptables.node_chains(joined, services.place(node, told.family), told)
 
 
-def _nftables(objects: model.Objects, said: Told) -> PerNode:
+def _nftables(objects: model.Objects, said: Told, family: Family) -> PerNode:
     joined, known = services.join(objects), dict[proxy_nftables.Settings, proxy_nftables.Settings]()
     for node in model.of(objects, model.Node):
-        settings = proxy_nftables.settings_on(node, said)
+        settings = proxy_nftables.settings_on(node, said, family)
         told = known.setdefault(settings, settings)
         yield proxy_nftables.node_values(joined, services.place(node, told.family), told)
 
 
 @lru_cache(maxsize=64)
-def built_in(jumps: tuple[Jump, ...]) -> tuple[Chain, ...]:
+def built_in(jumps: tuple[Jump, ...], family: Family = "ip") -> tuple[Chain, ...]:
     """The built-in chains these jumps stand in, each with its jumps in the order given."""
     rules: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for table, name, rule in jumps:
         rules[table, name].append(rule)
-    return tuple(Chain(table, name, tuple(found), policy="ACCEPT") for (table, name), found in rules.items())
+    return tuple(Chain(table, name, tuple(found), "ACCEPT", family) for (table, name), found in rules.items())

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from nsnet import names
-from nsnet.model import Key, Node, Object, Objects, Service, cluster_of, of
+from nsnet.model import API_FAMILIES, Key, Node, Object, Objects, Service, cluster_of, of
 from nsnet.render import kubeproxy, services
 from nsnet.state import Change, Conntrack, State
 
@@ -96,5 +96,7 @@ def _endpoints(objects: Objects) -> tuple[Endpoints, Endpoints]:
 
 
 def _ports(objects: Objects) -> Iterator[services.Port]:
-    every = (port for joined in services.join(objects) for port in services.ports(joined))
+    every = (
+        port for joined in services.join(objects) for family in API_FAMILIES for port in services.ports(joined, family)
+    )
     return (port for port in every if port.info.protocol == "udp")

@@ -49,13 +49,13 @@ class Zone(msgspec.Struct, frozen=True):
 def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
     zone, authority = zone_of(view), has_authority(view.cluster)
     for machine in view.machines:
-        site = (machine.network.gateway,) if authority else ()
+        site = machine.network.gateways if authority else ()
         yield (
             machine.netns,
-            _files(names.etc_dir(machine.netns), resolv_conf(site), machine_hosts(machine.ip, machine.name)),
+            _files(names.etc_dir(machine.netns), resolv_conf(site), machine_hosts(machine.ips, machine.name)),
         )
     for node in view.nodes:
-        site = (node.machine.network.gateway,) if authority else ()
+        site = node.machine.network.gateways if authority else ()
         for pod in view.pods.get(node.name, ()):
             yield pod.netns, _of_pod(view, node, pod, zone, site)
 
@@ -85,8 +85,8 @@ def _of_pod(view: View, node: Node, pod: Pod, zone: Zone, site: tuple[str, ...])
     aliases = spec.hostAliases or ()
     if pod.device:
         domain = f"{spec.subdomain}.{pod.namespace}.svc.{zone.domain}" if spec.subdomain else ""
-        return _files(names.etc_dir(pod.netns), text, pod_hosts(pod.ip, pod.hostname, domain, aliases))
-    hosts = machine_hosts(node.machine.ip, node.name)
+        return _files(names.etc_dir(pod.netns), text, pod_hosts(pod.ips, pod.hostname, domain, aliases))
+    hosts = machine_hosts(node.machine.ips, node.name)
     if text == resolv_conf(site) and not aliases:
         return frozenset()
     return _files(names.guest_etc_dir(pod.netns, pod.namespace, pod.name), text, hosts + _aliases(aliases))
@@ -150,13 +150,17 @@ def _searches(domains: Iterable[str]) -> list[str]:
 # --- hosts ------------------------------------------------------------------------------------------------------------
 
 
-def pod_hosts(ip: str, hostname: str, domain: str, aliases: tuple[HostAlias, ...]) -> str:
+def pod_hosts(ips: tuple[str, ...], hostname: str, domain: str, aliases: tuple[HostAlias, ...]) -> str:
     own = f"{hostname}.{domain}\t{hostname}" if domain else hostname
-    return f"# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n{IPV6}{ip}\t{own}\n{_aliases(aliases)}"
+    return f"# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n{IPV6}{_own(ips, own)}{_aliases(aliases)}"
 
 
-def machine_hosts(ip: str, name: str) -> str:
-    return f"127.0.0.1\tlocalhost\n{IPV6}{ip}\t{name}\n"
+def machine_hosts(ips: tuple[str, ...], name: str) -> str:
+    return f"127.0.0.1\tlocalhost\n{IPV6}{_own(ips, name)}"
+
+
+def _own(ips: tuple[str, ...], words: str) -> str:
+    return "".join(f"{ip}\t{words}\n" for ip in ips)
 
 
 def _aliases(aliases: tuple[HostAlias, ...]) -> str:

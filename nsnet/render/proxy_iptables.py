@@ -19,10 +19,10 @@ from typing import NamedTuple
 import msgspec
 
 from nsnet import names
-from nsnet.model import Node, Objects
+from nsnet.model import Family, Node, Objects
 from nsnet.render import kubeproxy, services
 from nsnet.render.kubeproxy import LocalDetector, Told
-from nsnet.render.services import Family, Joined, Place, ServicePortInfo, Target
+from nsnet.render.services import Joined, Place, ServicePortInfo, Target
 from nsnet.state import Chain
 
 LARGE = 1000  # more endpoints than that, counted per Service port: no comments on endpoint rules (upstream's threshold)

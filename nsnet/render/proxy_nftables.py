@@ -28,10 +28,10 @@ from typing import NamedTuple
 import msgspec
 
 from nsnet import names
-from nsnet.model import Node, Objects
+from nsnet.model import Family, Node, Objects, family_of, subnets
 from nsnet.render import kubeproxy, services
 from nsnet.render.kubeproxy import PRIMARY, LocalDetector, Told
-from nsnet.render.services import Family, Joined, Place, Port, ServicePortInfo, Target
+from nsnet.render.services import Joined, Place, Port, ServicePortInfo, Target
 from nsnet.state import Key, Nft, NftChain, NftElement, NftSet, NftTable, nft_interval
 
 TABLE = "kube-proxy"
@@ -77,14 +77,14 @@ def settings(objects: Objects, family: Family = "ip") -> Settings:
 
 def settings_on(node: Node | None, said: Told, family: Family = "ip") -> Settings:
     """What the kube-proxy of a node makes of it. Unlike in iptables mode, nothing said means the primary address."""
-    subnets = said.cluster.networking.serviceSubnet.split(",")
+    every = subnets(said.cluster.networking.serviceSubnet)
     primary = said.config.nodePortAddresses in ((), PRIMARY)
     return Settings(
         kubeproxy.detector(said, node, family),
         kubeproxy.masquerade_bit(said.config.nftables.masqueradeBit),
         said.config.nftables.masqueradeAll,
         PRIMARY if primary else kubeproxy.node_port_addresses(said, node, family),
-        service_cidrs=tuple(part.strip() for part in subnets if part and (":" in part) == (family == "ip6")),
+        service_cidrs=tuple(part for part in every if family_of(part) == family),
         family=family,
     )
 

@@ -14,17 +14,15 @@ What depends on the Service and its slices alone is computed once and kept in it
 The table of those may be dropped at any time without any effect but speed.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from nsnet import model, names
-from nsnet.model import Endpoint, EndpointSlice, Node, Objects, Service
+from nsnet.model import API_FAMILIES, Endpoint, EndpointSlice, Family, Node, Objects, Service
 
-Family = Literal["ip", "ip6"]
-ADDRESS_TYPE: Mapping[str, str] = {"ip": "IPv4", "ip6": "IPv6"}
 AFFINITY_SECONDS = 10800  # the API's default for ClientIP
 
 SERVICE_NAME = "kubernetes.io/service-name"
@@ -217,7 +215,7 @@ def _ports(joined: Joined, family: Family) -> Iterator[Port]:
     address = _cluster_ip(service, family)
     if not address:
         return
-    slices = [item for item in joined.slices if item.addressType == ADDRESS_TYPE[family]]
+    slices = [item for item in joined.slices if item.addressType == API_FAMILIES[family]]
     spec_ports = service.spec.ports or ()
     for port in sorted(spec_ports, key=lambda item: (item.name, item.protocol)):
         info = _info(service, port, address, family)
