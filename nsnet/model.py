@@ -9,17 +9,16 @@ and comes back out of `to_doc` unchanged. Whoever changes an object makes a new 
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from nsnet import state
 from nsnet.errors import InputError
-
 
 Labels = dict[str, str]
 IntOrString = int | str
-Family = state.Family
+Family = Literal["ip", "ip6"]
+"""An address family, in netfilter's words (as `state.Family`); the API says IPv4 and IPv6 (`API_FAMILIES`)."""
 
 
 class Key(NamedTuple):
