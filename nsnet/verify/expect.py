@@ -25,6 +25,7 @@ from nsnet.control import environment
 from nsnet.errors import InputError
 from nsnet.kernel.probe import Learned
 from nsnet.model import Objects, Service, ServicePort
+from nsnet.state import socket_address
 from nsnet.verify import chance, names, sample
 from nsnet.verify import world as worlds
 from nsnet.verify.world import Backend, Place, World
@@ -37,6 +38,8 @@ PROTOCOLS: tuple[Literal["UDP"], Literal["TCP"]] = ("UDP", "TCP")
 STICKY_CALLS = 15  # upstream's e2e: as many equal answers in a row
 FULL_NODES = 4  # up to so many nodes every source asks every node's port, and every node's spread is tested
 REFUSALS = {"near": 40, "far": 5}  # what one rejecter is asked by one source on its own node namespace, or elsewhere
+
+LOOPBACK: Mapping[model.Family, str] = {"ip": "127.0.0.1", "ip6": "::1"}
 
 IDENTITY = b"GET /nsnet HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
 WHOAMI = b"whoami\n"
@@ -74,14 +77,19 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """`pod-to-pod: pod/default/a → pod/default/b TCP 10.244.2.3:80`; the topology's own checks have their own."""
-        where = self.address if self.protocol == "ICMP" else f"{self.address}:{self.port}"
+        where = self.address if self.protocol == "ICMP" else socket_address(self.address, self.port)
         return f"{self.group}: {self.title or f'{self.source} → {self.target} {self.protocol} {where}'}"
+
+    @property
+    def family(self) -> model.Family:
+        """Of the record that is asked for."""
+        return self.question.family if self.question else "ip"
 
     @property
     def payload(self) -> bytes:
         match self.ask:
             case "identity":
-                return WHOAMI if self.protocol == "UDP" else IDENTITY % self.address.encode()
+                return WHOAMI if self.protocol == "UDP" else IDENTITY % _in_url(self.address).encode()
             case "http":
                 return b"GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % (
                     self.path.encode(),
@@ -90,7 +98,7 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
             case "line":
                 return b"hostname\n"
             case "dns":
-                return names.packed(self.target, stream=self.protocol == "TCP")
+                return names.packed(self.target, stream=self.protocol == "TCP", family=self.family)
         return b""
 
     def __str__(self) -> str:
@@ -119,7 +127,12 @@ def expectations(objects: Objects, *, all_pairs: bool = False, seed: int = 0) ->
 
     Above `sample.ALL_PAIRS_UP_TO` pods a sample, the same for the same seed, unless `all_pairs`.
     """
-    world = worlds.world(objects)
+    return [
+        item for world in worlds.each(objects) for item in _of_family(world, objects, all_pairs=all_pairs, seed=seed)
+    ]
+
+
+def _of_family(world: World, objects: Objects, *, all_pairs: bool, seed: int) -> Iterator[Expectation]:
     parts = (
         _pods(world, all_pairs, seed),
         _nodes(world, all_pairs),
@@ -129,7 +142,11 @@ def expectations(objects: Objects, *, all_pairs: bool = False, seed: int = 0) ->
         _environment(world, objects),
         _outside(world),
     )
-    return [item for part in parts for item in part]
+    yield from (item for part in parts for item in part)
+
+
+def _in_url(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 def only(found: Sequence[Expectation], pattern: str) -> list[Expectation]:
@@ -263,9 +280,10 @@ def _as_seen_by_node(world: World, pod: Place, node: str) -> str:
 
 def _localhost(world: World) -> Iterator[Expectation]:
     """Containers of a pod share its loopback; a hostNetwork pod's is its node's."""
+    loopback = LOOPBACK[world.family]
     for pod in (*world.pods, *world.guests):
         for protocol, port in _ports(pod):
-            yield _port("localhost", pod, pod, protocol, port, "127.0.0.1", address="127.0.0.1")
+            yield _port("localhost", pod, pod, protocol, port, loopback, address=loopback)
 
 
 # --- Services ---------------------------------------------------------------------------------------------------------

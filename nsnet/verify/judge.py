@@ -89,7 +89,7 @@ def _one(item: Expectation, answer: Answer) -> str:
     who = _who(said)
     if who not in item.answers:
         return f"{who} answered, wanted {describe(item)}"
-    seen, wanted = said.client.rpartition(":")[0], answer.local[0] if item.seen == SENDER else item.seen
+    seen, wanted = said.client.rpartition(":")[0].strip("[]"), answer.local[0] if item.seen == SENDER else item.seen
     if wanted and who not in item.hidden and seen != wanted:
         return f"{who} saw {seen}, wanted {wanted} (the address was translated on the way)"
     return ""
