@@ -420,7 +420,7 @@ SYSCTLS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def socket_address(ip: str, port: int) -> str:
+def socket_address(ip: str, port: int | str) -> str:
     """`10.0.0.1:80`, `[fd00::1]:80`."""
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 

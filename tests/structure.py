@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_interface
 
-from nsnet import names, state
+from nsnet import state
 from nsnet.diff import hangs_on, targets
+from nsnet.names import kind_of
 from nsnet.state import Address, Bridge, BridgePort, Chain, Netns, OtherLink, Route, State, Sysctl, Value, Veth, Vxlan
 from tests.fake import dangling
 
@@ -39,10 +40,13 @@ def _unreached(values: frozenset[Value]) -> Iterator[str]:
 
 
 def _sysctls(netns: str, values: frozenset[Value]) -> Iterator[str]:
-    """Each one that is read is wanted, and no other: a value that nobody sets differs from machine to machine."""
-    wanted = {value.name for value in values if isinstance(value, Sysctl)}
-    if wanted != set(state.SYSCTLS[names.kind_of(netns)]):
-        yield f"sysctls {sorted(wanted ^ set(state.SYSCTLS[names.kind_of(netns)]))} are wanted or read, not both"
+    """Each one that is read is wanted, and no other: a value that nobody sets differs from machine to machine.
+
+    Those of IPv6 are wanted where there is IPv6.
+    """
+    wanted, read = {value.name for value in values if isinstance(value, Sysctl)}, set(state.SYSCTLS[kind_of(netns)])
+    if wanted - read or any(".ipv6." not in name and "ip6" not in name for name in read - wanted):
+        yield f"sysctls {sorted(wanted ^ read)} are wanted or read, not both"
 
 
 def _devices(values: frozenset[Value]) -> Iterator[str]:

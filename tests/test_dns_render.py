@@ -72,13 +72,15 @@ def test_without_any_server_the_file_says_so() -> None:
 
 def test_hosts() -> None:
     aliases = (HostAlias("127.0.0.1", ("foo.local", "bar.local")), HostAlias("10.1.2.3", ("foo.remote",)))
-    text = pod_hosts("10.244.1.2", "web-0", "db.shop.svc.cluster.local", aliases)
+    text = pod_hosts(("10.244.1.2",), "web-0", "db.shop.svc.cluster.local", aliases)
     assert text.startswith("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ")
     assert text.endswith(
         "10.244.1.2\tweb-0.db.shop.svc.cluster.local\tweb-0\n"
         "\n# Entries added by HostAliases.\n127.0.0.1\tfoo.local\tbar.local\n10.1.2.3\tfoo.remote\n"
     )
-    assert pod_hosts("10.244.1.2", "web", "", ()).endswith("\n10.244.1.2\tweb\n")
+    assert pod_hosts(("10.244.1.2",), "web", "", ()).endswith("\n10.244.1.2\tweb\n")
+    both = pod_hosts(("10.244.1.2", "fd00:10:244:1::2"), "web", "", ())
+    assert both.endswith("\n10.244.1.2\tweb\nfd00:10:244:1::2\tweb\n")
 
 
 # --- in a cluster -----------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from nsnet.model import (
     internal_ip,
     is_ready,
 )
+from nsnet.state import socket_address
 
 NONE = "<none>"
 Cells = list[str]
@@ -149,7 +150,7 @@ def _port(port: ServicePort) -> str:
 
 def _endpoints(endpoints: Endpoints, look: Look) -> Cells:
     found = [
-        f"{address.ip}:{port.port}" if port else address.ip
+        socket_address(address.ip, port.port or 0) if port else address.ip
         for subset in endpoints.subsets or ()
         for port in subset.ports or (None,)
         for address in _addresses(subset.addresses)

@@ -9,6 +9,8 @@ Elements of nftables' sets and maps have `set NAME` and `map NAME` for a chain. 
 import re
 from collections.abc import Mapping, Sequence
 
+from nsnet.state import socket_address
+
 Row = tuple[str, str, str]
 TABLE: Sequence[Row] = (
     ("^KUBE-SERVICES", r"-d (\S+)/\d+ .*--dport (\d+) -j KUBE-SV[CL]-", "to the Service's address {0}:{1}"),
@@ -46,7 +48,7 @@ TABLE: Sequence[Row] = (
     ("^FLANNEL-POSTRTG", r"! -s \S+ -d (\S+) .*-j RETURN", "from outside to the pods of this node ({0}): no NAT"),
     ("^FLANNEL-POSTRTG", r"! -s \S+ -d (\S+) .*-j MASQUERADE", "from outside to pods elsewhere: this node's address"),
     ("^FLANNEL-POSTRTG", r"-s (\S+) -d \S+ .*-j RETURN", "inside the pod network: no NAT"),
-    ("^FLANNEL-POSTRTG", r"-s (\S+) ! -d 224.*-j MASQUERADE", "from a pod to the world: the node's address"),
+    ("^FLANNEL-POSTRTG", r"-s (\S+) ! -d (?:224|ff00).*-j MASQUERADE", "from a pod to the world: the node's address"),
     ("^FLANNEL-FWD", r"-(?:s|d) (\S+) .*-j ACCEPT", "pod traffic may be forwarded"),
     ("^map service-ips", r"^(\S+) \. (\w+) \. (\d+) : goto (?:service|local)-", "to the Service's address {0}:{2}"),
     ("^map service-ips", r"^(\S+) \. (\w+) \. (\d+) : goto external-", "to the external address {0}:{2}"),
@@ -113,9 +115,9 @@ def _chance(rule: str) -> str:
     return f"1 in {share} of what is left" if share else "never"
 
 
-_ENDPOINT = re.compile(r"\d+ : (?:goto endpoint-[^\s,]+__)?([0-9.]+)(?: \. |/)(\d+)")
+_ENDPOINT = re.compile(r"\d+ : (?:goto endpoint-[^\s,]+__)?([0-9a-f.:]+)(?: \. |/)(\d+)")
 
 
 def _ways(rule: str, pods: Mapping[str, str]) -> str:
-    ends = _ENDPOINT.findall(rule)
-    return ", ".join(f"{ip}:{port} ({pods[ip]})" if ip in pods else f"{ip}:{port}" for ip, port in ends)
+    ends = ((ip, socket_address(ip, port)) for ip, port in _ENDPOINT.findall(rule))
+    return ", ".join(f"{end} ({pods[ip]})" if ip in pods else end for ip, end in ends)

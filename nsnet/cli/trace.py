@@ -23,7 +23,7 @@ from nsnet.cli.sentences import sentence
 from nsnet.cli.target import Target, target
 from nsnet.errors import InputError, NotReachedError
 from nsnet.model import Objects, Pod, Service
-from nsnet.state import Chain, Listener, NftChain, State
+from nsnet.state import Chain, Listener, NftChain, State, socket_address
 from nsnet.trace import Hop, Packet, Way, answer, service_of, walk
 
 
@@ -132,7 +132,7 @@ def _is_open(state: State, way: Way) -> bool:
         return True
     here = (value for value in state[way.netns] if isinstance(value, Listener))
     wanted = (way.packet.protocol, way.packet.dport)
-    mine = {"0.0.0.0", "::", way.packet.dst}  # noqa: S104 - compared, not bound
+    mine = {"::", way.packet.dst} | ({"0.0.0.0"} if ":" not in way.packet.dst else set())  # noqa: S104 - compared
     return any((item.protocol.lower(), item.port) == wanted and item.address in mine for item in here)
 
 
@@ -155,19 +155,19 @@ def destination(objects: Objects, text: str, namespace: str, protocol: str) -> D
     if protocol == "icmp":
         return Destination(address, 0, words)
     port = said or _first_port(objects, known, name, protocol)
-    return Destination(address, port, f"{words}:{port}" if words == address else f"{words} port {port}")
+    return Destination(address, port, socket_address(address, port) if words == address else f"{words} port {port}")
 
 
 def _parted(text: str, protocol: str) -> tuple[str, int]:
-    """TO without its port, and the port; 0 where none is said."""
+    """TO without its port, and the port; 0 where none is said. An IPv6 address with a port stands in brackets."""
     name, colon, port = text.rpartition(":")
-    if not colon or _is_address(text):
-        return text, 0
+    if not colon or _is_address(text) or text.endswith("]"):
+        return text.strip("[]"), 0
     if protocol == "icmp":
         raise InputError("a ping has no ports", f"leave out :{port}")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise InputError(f'{text}: "{port}" is no port', "a number from 1 to 65535")
-    return name, int(port)
+    return name.strip("[]"), int(port)
 
 
 def _is_address(text: str) -> bool:
@@ -180,8 +180,8 @@ def _is_address(text: str) -> bool:
 
 def _holder(objects: Objects, address: str) -> Service | Pod | None:
     """Whose address it is, where one port of it comes first."""
-    services = (item for item in model.of(objects, Service) if item.spec.clusterIP == address)
-    pods = (pod for pod in model.of(objects, Pod) if pod.status.podIP == address and not pod.spec.hostNetwork)
+    services = (item for item in model.of(objects, Service) if address in model.cluster_ips(item.spec))
+    pods = (pod for pod in model.of(objects, Pod) if address in model.pod_ips(pod) and not pod.spec.hostNetwork)
     return next(services, None) or next(pods, None)
 
 
@@ -362,7 +362,7 @@ def _entry(way: Way, netns: str, asked: Packet) -> tuple[Packet, Packet]:
 
 
 def _end(address: str, port: int) -> str:
-    return f"{address}:{port}" if port else address
+    return socket_address(address, port) if port else address
 
 
 # --- how it ends ------------------------------------------------------------------------------------------------------
@@ -416,7 +416,7 @@ _DECIDES = re.compile(r"-j (?:DROP|REJECT)\b|\b(?:drop|reject)\b")
 def _refused_service(way: Way, look: Look, asked: Packet) -> str:
     """From the rule; nftables' reject-chain is shared by all, so there the address that was asked for tells."""
     named = _service_of(way.hops[-1])
-    ports = (f"{asked.dst}:{asked.dport}", f":{asked.dport}")
+    ports = (socket_address(asked.dst, asked.dport), f":{asked.dport}")
     return named or next((look.services[port] for port in ports if port in look.services), "")
 
 

@@ -262,4 +262,6 @@ def _call(service: Service, address: str, way: str | None) -> str:
     if tcp is None:
         return f"ip route get {address}"
     number = tcp.nodePort if way else tcp.port
-    return f"curl -s http://{address}{'' if number == 80 else f':{number}'}/hostname"
+    host = f"[{address}]" if ":" in address else address
+    url = f"http://{host}{'' if number == 80 else f':{number}'}/hostname"
+    return f"curl -sg '{url}'" if ":" in address else f"curl -s {url}"  # a shell takes brackets for a pattern

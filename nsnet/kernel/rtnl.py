@@ -267,7 +267,7 @@ def _address(kind: int, flags: int, value: Address, index: Index) -> Request:
     ip, _, length = value.cidr.partition("/")
     packed, family = _ip(ip), _family(ip)
     # Nobody else has an address that is given out here; duplicate detection would hold it back for a second.
-    nodad = IFA_F_NODAD if family == AF_INET6 else 0
+    nodad = IFA_F_NODAD if family == AF_INET6 and kind == RTM_NEWADDR else 0
     head = _ADDR.pack(family, int(length), nodad, RT_SCOPE_UNIVERSE, index[value.dev])
     return Request(kind, flags, head + attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed))
 

@@ -14,7 +14,7 @@ from nsnet.state import Chain
 from nsnet.trace import nft
 from nsnet.trace.rules import UNKNOWN, Facts, Rule, likelihood, number, pair, parse
 from nsnet.trace.values import Hop, Packet, Trip
-from nsnet.trace.view import View, lookup, source
+from nsnet.trace.view import LOOPBACK, View, lookup, source
 
 Outcome = Literal["accept", "drop", "reject"]
 Step = tuple[Outcome, Trip]
@@ -138,7 +138,7 @@ def _to_destination(rule: Rule, trip: Trip, _: View) -> Trip:
 
 def _redirected(rule: Rule, trip: Trip, here: View) -> Trip:
     """To this namespace itself: to the address of the device the packet came in by, or to loopback."""
-    own = here.addresses.get(trip.dev_in, ["127.0.0.1/8"])[0].partition("/")[0]
+    own = here.addresses.get(trip.dev_in, [LOOPBACK[here.family]])[0].partition("/")[0]
     port = rule.argument("--to-ports").partition("-")[0]
     packet = replace(trip.packet, dst=own, dport=int(port) if port else trip.packet.dport)
     return replace(trip, packet=packet, translated=True)

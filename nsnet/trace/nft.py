@@ -34,7 +34,7 @@ class Base(msgspec.Struct, frozen=True):
 
 
 class Tables(msgspec.Struct, frozen=True, eq=False):
-    """The nftables values of a namespace, of family ip, indexed."""
+    """The nftables values of a namespace, of one family, indexed."""
 
     bases: Mapping[str, tuple[Base, ...]]  # by hook, in the order of their priorities
     chains: Mapping[Place, NftChain]
@@ -42,12 +42,11 @@ class Tables(msgspec.Struct, frozen=True, eq=False):
 
 
 def tables(values: Collection[Value]) -> Tables:
-    chains = {(one.table, one.name): one for one in values if isinstance(one, NftChain) and one.family == "ip"}
-    elements: dict[Place, dict[str, str]] = {
-        (one.table, one.name): {} for one in values if isinstance(one, NftSet) and one.family == "ip"
-    }
+    """`values` are of one family."""
+    chains = {(one.table, one.name): one for one in values if isinstance(one, NftChain)}
+    elements: dict[Place, dict[str, str]] = {(one.table, one.name): {} for one in values if isinstance(one, NftSet)}
     for value in values:
-        if isinstance(value, NftElement) and value.family == "ip":
+        if isinstance(value, NftElement):
             elements.setdefault((value.table, value.set), {})[value.element] = value.data
     return Tables(_bases(chains), chains, elements)
 
@@ -66,8 +65,8 @@ def _bases(chains: Mapping[Place, NftChain]) -> dict[str, tuple[Base, ...]]:
 
 _WORD = re.compile(r'"[^"]*"|[{},]|[^\s{},]+')
 _FIELDS = {
-    "ip saddr", "ip daddr", "meta l4proto", "th sport", "th dport", "iifname", "oifname", "meta mark", "ct state",
-    "ct status", "fib saddr", "fib daddr",
+    "ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr", "meta l4proto", "th sport", "th dport", "iifname", "oifname",
+    "meta mark", "ct state", "ct status", "fib saddr", "fib daddr",
 }  # fmt: skip
 _VERDICTS = {"accept", "drop", "reject", "return", "jump", "goto", "continue"}
 
@@ -160,7 +159,7 @@ def _statements(words: _Words) -> Iterator[Statement]:
 
 
 def _dnat(words: _Words) -> Statement:
-    """`dnat to ip:port`, or `dnat ip addr . port to numgen random mod n map { … }`."""
+    """`dnat to ip:port` (`[ip]:port`), or `dnat ip addr . port to numgen random mod n map { … }`."""
     while words.peek() and not words.skip("to"):
         words.take()
     if not words.skip("numgen", "random", "mod"):
@@ -292,7 +291,7 @@ def _vmap(chain: NftChain, statement: Statement, trip: Trip, hop: Hop, facts: Fa
 def _translated(statement: Statement, trip: Trip) -> Iterator[Step]:
     for _, target in statement.pairs:
         address, _, port = target.rpartition(":")
-        packet = replace(trip.packet, dst=address, dport=int(port))
+        packet = replace(trip.packet, dst=address.strip("[]"), dport=int(port))
         yield "accept", replace(trip, packet=packet, translated=True, chance=trip.chance / len(statement.pairs))
 
 
@@ -331,9 +330,9 @@ def _conntrack(field: str, trip: Trip) -> set[str]:
 def _field(field: str, trip: Trip, facts: Facts) -> str:
     packet: Packet = trip.packet
     match field:
-        case "ip saddr":
+        case "ip saddr" | "ip6 saddr":
             return packet.src
-        case "ip daddr":
+        case "ip daddr" | "ip6 daddr":
             return packet.dst
         case "meta l4proto":
             return packet.protocol
@@ -355,10 +354,19 @@ def _equals(key: str, value: str) -> bool:
     if value.startswith('"'):
         name = value.strip('"')
         return key.startswith(name[:-1]) if name.endswith("*") else key == name
-    if value[:1].isdigit() and ("/" in value or "-" in value) and key[:1].isdigit():
+    if ("/" in value or "-" in value) and _is_address(key):
         first, last = _range(value)
         return first <= int(ip_address(key)) <= last
     return key == value
+
+
+@lru_cache(maxsize=1 << 12)
+def _is_address(words: str) -> bool:
+    try:
+        ip_address(words)
+    except ValueError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=1 << 12)
