@@ -154,7 +154,7 @@ VALUES: list[tuple[Value, type, dict[str, Any], Attributes]] = [
     (
         Address("eth0", "fd00::2/64"),
         ifaddrmsg,
-        {"family": 10, "prefixlen": 64, "index": 2},
+        {"family": 10, "prefixlen": 64, "index": 2, "flags": rtnl.IFA_F_NODAD},
         [("IFA_LOCAL", "fd00::2"), ("IFA_ADDRESS", "fd00::2")],
     ),
     (
@@ -230,9 +230,9 @@ def test_values(value: Value, message: type, fields: dict[str, Any], attributes:
     ("value", "message", "fields", "attributes"), VALUES, ids=lambda item: text(item) if isinstance(item, Value) else ""
 )
 def test_deleting_says_the_same(value: Value, message: type, fields: dict[str, Any], attributes: Attributes) -> None:
-    """A route is deleted whatever its scope (255, nowhere, matches all)."""
+    """A route is deleted whatever its scope (255, nowhere, matches all), an address whatever its flags."""
     (request,) = rtnl.requests(value, "delete", INDEX)
-    anywhere = {"scope": 255} if isinstance(value, Route) else {}
+    anywhere = {"scope": 255} if isinstance(value, Route) else {"flags": 0} if isinstance(value, Address) else {}
     assert request.body.hex() == encoded(message, {**fields, **anywhere}, attributes).hex()
 
 

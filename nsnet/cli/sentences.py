@@ -99,8 +99,15 @@ def sentence(chain: str, rule: str, pods: Mapping[str, str]) -> str:
     for where, pattern, text in TABLE:
         found = re.search(pattern, rule) if re.search(where, chain) else None
         if found:
-            return text.format(*found.groups(), pod=_pod(found, pods), chance=_chance(rule), ways=_ways(rule, pods))
+            words = _bracketed(text, found)
+            return text.format(*words, pod=_pod(found, pods), chance=_chance(rule), ways=_ways(rule, pods))
     return ""
+
+
+def _bracketed(text: str, found: re.Match[str]) -> list[str]:
+    """An IPv6 address that a port follows stands in brackets."""
+    words = [word or "" for word in found.groups()]
+    return [f"[{word}]" if ":" in word and f"{{{at}}}:" in text else word for at, word in enumerate(words)]
 
 
 def _pod(found: re.Match[str], pods: Mapping[str, str]) -> str:
