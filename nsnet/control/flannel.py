@@ -46,6 +46,7 @@ from nsnet.model import (
 )
 
 CANDIDATES = 100  # how many free subnets flannel's dice have
+LONGEST_DEVICE = 15  # IFNAMSIZ - 1
 PREFIX = "flannel.alpha.coreos.com"
 
 
@@ -73,12 +74,23 @@ def net_conf(cluster: Cluster, networks: Sequence[Range]) -> Flannel:
     for network in networks:
         found |= _filled_in(cluster, network)
     there = {network.family for network in networks}
+    if "ip6" in there:
+        _device_name(cluster)
     for family, name in API_FAMILIES.items():
         wanted = family in there
         _enabled(cluster, f"Enable{name}", wanted)
         if wanted is not (family == "ip"):  # flannel's default is IPv4 alone
             found[f"Enable{name}"] = wanted
     return msgspec.structs.replace(cluster.flannel, **found)
+
+
+def _device_name(cluster: Cluster) -> None:
+    """IPv6's tunnel has a longer name, and a device's name ends at 15 characters."""
+    backend = cluster.flannel.Backend
+    name = f"flannel-v6.{backend.VNI}"
+    if backend.Type.lower() == "vxlan" and len(name) > LONGEST_DEVICE:
+        message = f"{name} is longer than a device's name may be"
+        raise cluster_error(cluster, "flannel.Backend.VNI", message, "with IPv6 at most 9999")
 
 
 def _enabled(cluster: Cluster, field: str, wanted: bool) -> None:
