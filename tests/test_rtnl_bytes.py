@@ -215,6 +215,30 @@ VALUES: list[tuple[Value, type, dict[str, Any], Attributes]] = [
         {**IPV6_MAIN, "dst_len": 64},
         to("fd01::", ("RTA_GATEWAY", "fd00::1"), ("RTA_OIF", 2)),
     ),
+    (
+        Route("::/0", "eth0", "fd00::1"),
+        rtmsg,
+        IPV6_MAIN,
+        [("RTA_GATEWAY", "fd00::1"), ("RTA_OIF", 2)],
+    ),
+    (
+        Route("fd00:10:244:2::/64", "flannel.1", "fd00:10:244:2::", onlink=True),
+        rtmsg,
+        {**IPV6_MAIN, "dst_len": 64, "flags": 4},
+        to("fd00:10:244:2::", ("RTA_GATEWAY", "fd00:10:244:2::"), ("RTA_OIF", 4)),
+    ),
+    (
+        Neighbour("cni0", "fd00:10:244:1::2", "0a:58:0a:01:01:02"),
+        ndmsg,
+        {"family": 10, "ifindex": 3, **PERMANENT},
+        [("NDA_DST", "fd00:10:244:1::2"), ("NDA_LLADDR", "0a:58:0a:01:01:02")],
+    ),
+    (
+        FdbEntry("flannel.1", "92:b9:4a:a4:ec:62", "fd00:172:18::3"),
+        ndmsg,
+        {"family": 7, "ifindex": 4, "flags": 2, **PERMANENT},
+        [("NDA_LLADDR", "92:b9:4a:a4:ec:62"), ("NDA_DST", "fd00:172:18::3")],
+    ),
 ]
 
 
