@@ -377,6 +377,43 @@ def test_one_slice_per_family(spec: str, expected: dict[str, set[str]]) -> None:
     assert {each.ip for subset in endpoints.subsets or () for each in subset.addresses or ()} == first
 
 
+@pytest.mark.parametrize(
+    ("spec", "more", "said"),
+    [
+        (
+            "externalIPs: ['fd00:9::1']",
+            "",
+            "KubeProxyIncorrectIPVersion fd00:9::1 in externalIPs has incorrect IP version: the Service has IPv4 alone",
+        ),
+        ("externalIPs: ['fd00:9::1'], ipFamilyPolicy: PreferDualStack", "", ""),
+        (
+            "type: LoadBalancer, loadBalancerSourceRanges: [10.0.0.0/8], ipFamilies: [IPv6]",
+            "",
+            "KubeProxyIncorrectIPVersion 10.0.0.0/8 in loadBalancerSourceRanges has incorrect IP version: the Service has IPv6 alone",
+        ),
+        (
+            "",
+            "IPv6 fd00:10:244:1::9",
+            "WrongFamily its addresses are IPv6, and Service web has IPv4 alone: nobody is sent there",
+        ),
+        ("", "IPv4 10.244.1.9", ""),
+    ],
+)
+def test_what_is_of_the_wrong_family_is_said(spec: str, more: str, said: str) -> None:
+    kind, _, address = more.partition(" ")
+    slice_ = (
+        f"---\n{{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: {kind}, "
+        f"metadata: {{name: mine, labels: {{kubernetes.io/service-name: web}}}}, "
+        f"endpoints: [{{addresses: ['{address}']}}], ports: [{{port: 80}}]}}\n"
+    )
+    objects = up(
+        cluster(BOTH) + pod("a") + service(", ".join(filter(None, (spec, SELECTED)))) + (slice_ if more else "")
+    )
+    reasons = {"KubeProxyIncorrectIPVersion", "WrongFamily"}
+    found = [f"{event.reason} {event.message}" for event in model.of(objects, model.Event) if event.reason in reasons]
+    assert found == [said] * bool(said)
+
+
 # --- what is rendered -------------------------------------------------------------------------------------------------
 
 
@@ -446,6 +483,29 @@ def test_each_family_has_its_tunnel() -> None:
     assert tunnels == [("flannel-v6.1", "fd00:172:18::2", 1430), ("flannel.1", "172.18.0.2", 1430)]
     (way,) = [value for value in state["demo.node.node1"] if isinstance(value, Route) and value.dev == "flannel-v6.1"]
     assert way == Route("fd00:10:244:2::/64", "flannel-v6.1", "fd00:10:244:2::", onlink=True)
+
+
+def told(words: str) -> str:
+    head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1, kind: KubeProxyConfiguration"
+    return f"---\n{{{head}, {words}}}\n"
+
+
+def rules(objects: Objects, family: str, table: str, name: str) -> tuple[str, ...]:
+    values = render(objects)["demo.node.node1"]
+    key = ("chain", family, table, name)
+    return next(value.rules for value in values if isinstance(value, Chain) and value.key == key)
+
+
+def test_kube_proxy_is_told_of_both_families() -> None:
+    """A pair of clusterCIDRs that agrees; nodePortAddresses of one family leave the other with every address."""
+    agreed = "clusterCIDR: '10.244.0.0/16,fd00:10:244::/56', nodePortAddresses: ['fd00:172:18::/64']"
+    objects = up(cluster(BOTH) + pod("a") + told(agreed))
+    four, six = (rules(objects, family, "nat", "KUBE-SERVICES")[-1] for family in ("ip", "ip6"))
+    assert "--dst-type LOCAL" in four
+    assert six.startswith("-d fd00:172:18::2/128 ")
+    assert "--dst-type" not in six
+    other = refused(cluster(BOTH) + told("clusterCIDR: '10.244.0.0/16,fd00:10:245::/56'"))
+    assert "clusterCIDR: is 10.244.0.0/16,fd00:10:245::/56, and Cluster" in other
 
 
 def test_stale_flows_of_ipv6_go_too() -> None:

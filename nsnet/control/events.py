@@ -3,10 +3,11 @@
 Events that manifests bring (a dump) are left alone.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 
 from nsnet import names
-from nsnet.control import namespaces
+from nsnet.control import ipfamilies, namespaces
 from nsnet.control.endpoints import SERVICE_NAME
 from nsnet.control.table import Table, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
@@ -70,8 +71,18 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
     for pod in of(table, Pod).values():
         if pod.spec.dnsConfig is not None:
             yield from ((pod, "DNSConfigForming", message, "Warning") for message in _cut(pod, pod.spec.dnsConfig))
+    yield from _wrong_family(table)
     yield from _unreachable(table, cluster)
     yield from _not_yet(table)
+
+
+def _wrong_family(table: Table) -> Iterator[Said]:
+    slices: defaultdict[tuple[str, str], list[EndpointSlice]] = defaultdict(list)
+    for key, item in of(table, EndpointSlice).items():
+        slices[key.namespace, item.metadata.labels.get(SERVICE_NAME, "")].append(item)
+    for key, service in of(table, Service).items():
+        for obj, reason, sentence in ipfamilies.strangers(service, slices[key.namespace, key.name]):
+            yield obj, reason, sentence, "Warning"
 
 
 def _not_yet(table: Table) -> Iterator[Said]:

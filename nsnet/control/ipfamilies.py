@@ -15,12 +15,24 @@ Source: Kubernetes `pkg/registry/core/service/storage/alloc.go` (initIPFamilyFie
 (ValidateServiceClusterIPsRelatedFields).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 
 from nsnet.control.addresses import NOWHERE, Range, around, number
 from nsnet.errors import ObjectError
-from nsnet.model import API_FAMILIES, Family, Key, Networking, ServiceSpec, cluster_ips, family_of, subnet_of, subnets
+from nsnet.model import (
+    API_FAMILIES,
+    EndpointSlice,
+    Family,
+    Key,
+    Networking,
+    Service,
+    ServiceSpec,
+    cluster_ips,
+    family_of,
+    subnet_of,
+    subnets,
+)
 
 SINGLE, PREFER, REQUIRE = "SingleStack", "PreferDualStack", "RequireDualStack"
 LARGEST = 108  # the shortest prefix of an IPv6 serviceSubnet, as kubeadm has it: at most 2^20 addresses
@@ -113,6 +125,24 @@ def _with_those_of(ips: tuple[str, ...], asked: tuple[str, ...]) -> tuple[str, .
     """The families asked for, and those of addresses that no name is given for."""
     further = ips[len(asked) :] if ips != HEADLESS else ()
     return (*asked, *(API_FAMILIES[family_of(ip)] for ip in further if number(ip) != NOWHERE))
+
+
+def strangers(service: Service, slices: Iterable[EndpointSlice]) -> Iterator[tuple[Service | EndpointSlice, str, str]]:
+    """What is there of a family that the Service has not, and so has no effect: (object, reason, sentence).
+
+    kube-proxy says the first of these itself (`pkg/proxy/util`, KubeProxyIncorrectIPVersion).
+    """
+    own = service.spec.ipFamilies or ()
+    spec = service.spec
+    for field, said in (("externalIPs", spec.externalIPs), ("loadBalancerSourceRanges", spec.loadBalancerSourceRanges)):
+        for address in said or ():
+            if own and API_FAMILIES[family_of(address)] not in own:
+                message = f"{address} in {field} has incorrect IP version: the Service has {' and '.join(own)} alone"
+                yield service, "KubeProxyIncorrectIPVersion", message
+    for item in slices:
+        if own and item.endpoints and item.addressType in NAMES and item.addressType not in own:
+            message = f"its addresses are {item.addressType}, and Service {service.metadata.name} has "
+            yield item, "WrongFamily", f"{message}{' and '.join(own)} alone: nobody is sent there"
 
 
 def _pairs(networking: Networking) -> str:
