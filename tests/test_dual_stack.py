@@ -10,6 +10,8 @@ import pytest
 
 from nsnet import model, verify
 from nsnet import names as names_
+from nsnet.cli import trace
+from nsnet.cli.explain import rule_lines
 from nsnet.control import complete
 from nsnet.control.addresses import NOWHERE, number, ranges, subnet, text
 from nsnet.model import EndpointSlice, Node, Objects, Pod, Service, SubnetLease
@@ -607,6 +609,40 @@ def destination(objects: Objects, to: str) -> tuple[str, int]:
     there = objects[key(f"Node/{node}")]
     assert isinstance(there, Node)
     return model.internal_ips(there)[1], port.nodePort or 0
+
+
+# --- what a person reads ----------------------------------------------------------------------------------------------
+
+
+def test_rules_are_told_by_family() -> None:
+    for mode, words in (
+        ("iptables", "to endpoint [fd00:10:244:2::2]:80 (pod b)"),
+        ("nftables", "[fd00:10:244:2::2]:80 (pod b)"),
+    ):
+        objects, state = world(BOTH, mode)
+        web = objects[key("Service/web")]
+        assert isinstance(web, Service)
+        four, six = "\n".join(rule_lines(objects, [web], state["demo.node.node1"])).split("--- IPv6 ---\n")
+        assert four.startswith("--- IPv4 ---\ndefault/web: NodePort 10.96.")
+        assert six.startswith(f"default/web: NodePort [{ips(objects)[1]}]:80/TCP, node port ")
+        assert words in six
+        assert f"to the Service's address [{ips(objects)[1]}]:80" in six
+
+
+@pytest.mark.parametrize(
+    ("to", "address", "port"),
+    [
+        ("[fd00:10:244:2::2]:81", "fd00:10:244:2::2", 81),
+        ("[fd00:10:244:2::2]", "fd00:10:244:2::2", 80),
+        ("fd00:10:244:2::2", "fd00:10:244:2::2", 80),
+        ("pod/b", "10.244.2.2", 80),
+    ],
+)
+def test_trace_takes_an_ipv6_address(to: str, address: str, port: int) -> None:
+    """Without a port: the first that the pod serves, whichever of its addresses was named."""
+    objects, _ = world(BOTH)
+    found = trace.destination(objects, to, "default", "tcp")
+    assert (found.address, found.port) == (address, port)
 
 
 # --- files and programs -----------------------------------------------------------------------------------------------
