@@ -10,7 +10,8 @@ from nsnet.state import Address, Bridge, BridgePort, Chain, Netns, OtherLink, Ro
 from tests.fake import dangling
 
 LINKS = (Bridge, Veth, Vxlan, OtherLink)
-UNUSED = {"KUBE-PROXY-CANARY", "KUBE-MARK-MASQ"}  # kube-proxy always has them: the canary shows a flush
+# kube-proxy always has them: the canary shows a flush; without an address that serves node ports nobody asks for those.
+UNUSED = {"KUBE-PROXY-CANARY", "KUBE-MARK-MASQ", "KUBE-NODEPORTS"}
 
 
 def faults(want: State) -> list[str]:
