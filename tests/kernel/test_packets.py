@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from math import ceil, log
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from nsnet import control, kernel, manifests, reconcile
