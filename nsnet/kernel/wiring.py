@@ -125,7 +125,7 @@ class Wiring:
     def make_links(self) -> None:
         """The fabric's first, so that a node has eth0 before it has cni0, as everywhere.
 
-        Of an address that it must choose itself (masquerading what goes out by `lo`) the kernel takes the first device's.
+        Where it must choose a source itself (masquerading what goes out by `lo`) the kernel takes the first device.
         """
         bridges = [change for change in self._adds(Bridge) if not _is_in_place(change)]
         by_near: defaultdict[str, list[_Pair]] = defaultdict(list)
