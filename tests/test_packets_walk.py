@@ -6,6 +6,7 @@ With real packets the same rows are asked in tests/kernel/test_packets.py.
 import pytest
 
 from nsnet.trace import Packet, Way, answer, walk
+from nsnet.verify.modes import DIFFERENCES
 from tests import packets
 from tests.packets import Row
 from tests.structure import faults
@@ -57,3 +58,10 @@ def test_rules_hang_together(mode: str, stem: str) -> None:
 
 def test_the_tables_are_large_enough_to_mean_something() -> None:
     assert all(sum(len(packets.rows(stem, mode)) for stem in packets.FILES) >= 150 for mode in packets.MODES)
+
+
+def test_modes_differ_only_where_upstream_means_it() -> None:
+    """Every difference that a row names is in the table, and every difference of the table has a row."""
+    for mode in packets.MODES:
+        named = {row.situation for stem in packets.FILES for row in packets.rows(stem, mode)} - {""}
+        assert named == set(DIFFERENCES.get(mode, {}))

@@ -3,7 +3,7 @@
 A row: sender, destination, protocol → who answers, which source is seen there. Columns stand two spaces apart.
 
     a1      10.96.0.11:80      tcp   e1 e2 e3    =
-    a1      10.96.0.11:81      tcp   unreachable      ; nftables refused
+    a1      10.96.0.11:81      tcp   unreachable      ; nftables refused  (other port)
 
 Who answers: every one of these in turns; `e1|e2`: always the same one of these; or `refused` (by a rule), `dropped`,
 `unreachable` (no route or no answer on the way), or a node's name (its own processes get it; none of them listens).
@@ -62,6 +62,7 @@ class Row(msgspec.Struct, frozen=True):
     who: frozenset[str]
     seen: frozenset[str]
     one: bool = False
+    situation: str = ""  # a row of nsnet/verify/modes.py, where the mode has an answer of its own
 
     @property
     def address(self) -> str:
@@ -88,11 +89,16 @@ def rows(stem: str, mode: str) -> list[Row]:
 def _row(line: str, mode: str) -> Row:
     usual, *others = (part.strip() for part in line.split(";"))
     sender, to, protocol, *answer = re.split(r"\s{2,}", usual)
-    other = next((rest for rest in others if rest.split()[0] == mode), None)
-    if other is not None:
-        answer = re.split(r"\s{2,}", other.removeprefix(mode).strip())
+    situation = ""
+    for other in others:
+        found = re.fullmatch(r"(\w+) (.*?)\s+\((.*)\)", other)
+        assert found, f"{other!r} is not `mode answer  (situation)`"
+        if found[1] == mode:
+            answer, situation = re.split(r"\s{2,}", found[2]), found[3]
     who, seen = answer[0], answer[1].split() if len(answer) > 1 else []
-    return Row(sender, to, protocol, frozenset(re.split(r"[ |]", who)), frozenset(seen), one="|" in who)
+    return Row(
+        sender, to, protocol, frozenset(re.split(r"[ |]", who)), frozenset(seen), one="|" in who, situation=situation
+    )
 
 
 def text(stem: str, mode: str) -> str:
