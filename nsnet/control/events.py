@@ -6,7 +6,7 @@ Events that manifests bring (a dump) are left alone.
 from collections.abc import Iterator
 
 from nsnet import names
-from nsnet.control import namespaces
+from nsnet.control import namespaces, service_events
 from nsnet.control.endpoints import SERVICE_NAME
 from nsnet.control.table import Table, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
@@ -63,6 +63,7 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
     for key, namespace in of(table, Namespace).items():
         if owned_by(namespace, "Cluster") and key.name not in namespaces.BUILT_IN:
             yield namespace, "NamespaceCreated", "it is named in the manifests and nowhere declared", "Normal"
+    yield from service_events.said(table, cluster)
     yield from _unreachable(table, cluster)
     yield from _not_yet(table)
 
