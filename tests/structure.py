@@ -8,9 +8,11 @@ from nsnet import names, state
 from nsnet.diff import hangs_on, targets
 from nsnet.state import Address, Bridge, BridgePort, Chain, Netns, OtherLink, Route, State, Sysctl, Value, Veth, Vxlan
 from tests.fake import dangling
+from tests.rule_structure import rule_faults
 
 LINKS = (Bridge, Veth, Vxlan, OtherLink)
-UNUSED = {"KUBE-PROXY-CANARY", "KUBE-MARK-MASQ"}  # kube-proxy always has them: the canary shows a flush
+# kube-proxy always has them: the canary shows a flush; without an address that serves node ports nobody asks for those.
+UNUSED = {"KUBE-PROXY-CANARY", "KUBE-MARK-MASQ", "KUBE-NODEPORTS"}
 
 
 def faults(want: State) -> list[str]:
@@ -25,6 +27,7 @@ def _inside(netns: str, values: frozenset[Value]) -> Iterator[str]:
         yield "is never made"
     yield from dangling(values)
     yield from _unreached(values)
+    yield from rule_faults(values)
     yield from _sysctls(netns, values)
     yield from _devices(values)
     yield from _gateways(values)

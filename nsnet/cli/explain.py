@@ -118,18 +118,29 @@ def _own_chains(name: str, protocol: str, chains: Chains) -> list[str]:
 def proxy_lines(chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
     """What all Services share."""
     yield coloured("for all Services", "cyan")
+    yield from _ways_in("KUBE-", chains, pods)
     for (_, chain), value in sorted(chains.items()):
         if chain in {"KUBE-MARK-MASQ", "KUBE-POSTROUTING", "KUBE-FORWARD", "KUBE-FIREWALL"}:
             yield from _explained(chain, value.rules, pods)
-    yield from _explained("KUBE-SERVICES", [rule for rule in _rules(chains, "KUBE-SERVICES") if "LOCAL" in rule], pods)
+    yield from _explained(
+        "KUBE-SERVICES", [rule for rule in _rules(chains, "KUBE-SERVICES") if "-j KUBE-NODEPORTS" in rule], pods
+    )
     yield ""
 
 
 def flannel_lines(chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
     """The part of flannel."""
     yield coloured("flannel", "cyan")
+    yield from _ways_in("FLANNEL-", chains, pods)
     for chain in ("FLANNEL-POSTRTG", "FLANNEL-FWD"):
         yield from _explained(chain, _rules(chains, chain), pods)
+
+
+def _ways_in(prefix: str, chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
+    """The rules of the kernel's own chains that lead to a component's."""
+    for (_, chain), value in sorted(chains.items()):
+        if value.policy:
+            yield from _explained(chain, [rule for rule in value.rules if f"-j {prefix}" in rule], pods)
 
 
 def _rules(chains: Chains, name: str) -> list[str]:

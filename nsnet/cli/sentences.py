@@ -11,6 +11,17 @@ from collections.abc import Mapping, Sequence
 
 Row = tuple[str, str, str]
 TABLE: Sequence[Row] = (
+    ("^(?:INPUT|OUTPUT)$", r"-j KUBE-FIREWALL$", "does it come from outside for 127.0.0.0/8?"),
+    ("^[A-Z]+$", r"-j KUBE-PROXY-FIREWALL$", "was it for a load balancer's address, and in none of its source ranges?"),
+    ("^INPUT$", r"-j KUBE-NODEPORTS$", "is it a health check of the load balancer?"),
+    ("^[A-Z]+$", r"-j KUBE-EXTERNAL-SERVICES$", "is it for an external address or node port without endpoint?"),
+    ("^[A-Z]+$", r"--ctstate NEW .*-j KUBE-SERVICES$", "is it for a Service without endpoint?"),
+    ("^(?:PREROUTING|OUTPUT)$", r"-j KUBE-SERVICES$", "is it for a Service?"),
+    ("^FORWARD$", r"-j KUBE-FORWARD$", "does kube-proxy let it pass?"),
+    ("^POSTROUTING$", r"-j KUBE-POSTROUTING$", "shall it leave with this node's address?"),
+    ("^FORWARD$", r"-j FLANNEL-FWD$", "is it pod traffic?"),
+    ("^POSTROUTING$", r"-j FLANNEL-POSTRTG$", "does it leave the pod network, or come into it?"),
+    ("^KUBE-SERVICES", r"-d (\S+)/\d+ .*-j KUBE-NODEPORTS$", "to {0}, where node ports are served: is it one?"),
     ("^KUBE-SERVICES", r"-d (\S+)/\d+ .*--dport (\d+) -j KUBE-SV[CL]-", "to the Service's address {0}:{1}"),
     ("^KUBE-SERVICES", r"-d (\S+)/\d+ .*--dport (\d+) -j KUBE-(?:EXT|FW)-", "to the external address {0}:{1}"),
     ("^KUBE-SERVICES", r"--dst-type LOCAL -j KUBE-NODEPORTS", "to an address of this node: is it a node port?"),

@@ -4,14 +4,19 @@ nat asks the rules for the first packet of a connection only, and a UDP client t
 conntrack, one connection as long as it sends. So kube-proxy deletes entries after a sync. Its rules (1.36,
 `pkg/proxy/conntrack/cleanup.go`; facts/KUBEPROXY.md §3):
 
-- UDP alone, and only Service ports with at least one serving endpoint: what has lost all endpoints keeps its entries;
+- UDP alone;
 - an entry to the port's clusterIP, externalIP or load balancer address, or to its node port, goes when what answers is
   not one of the serving endpoints. That takes along entries of before the Service was there, which were not rewritten.
 - traffic policy and topology are not asked.
 
-One difference: upstream takes an entry to *any* address with a node port's number for that node port's. It looks only
-when an endpoint changes; this function may be asked at any time, so it leaves alone what merely passes the node: an
-entry that was not rewritten counts where its destination is the node's own.
+Two differences. Upstream looks after Service ports with a serving endpoint alone; what leads to a Service that has lost
+all endpoints, or is gone with its addresses and node ports, keeps its entries there until nobody sends any more. Here
+they go: nothing in a node rewrites a destination but for a Service, so an entry that was rewritten and is nobody's is
+of one that was.
+
+And upstream takes an entry to *any* address with a node port's number for that node port's. It looks only when an
+endpoint changes; this function may be asked at any time, so it leaves alone what merely passes the node: an entry that
+was not rewritten counts where its destination is the node's own.
 """
 
 from collections import defaultdict
@@ -36,10 +41,8 @@ class Flows(msgspec.Struct, frozen=True):
 
 
 def flows(objects: Objects) -> dict[str, Flows]:
-    """Namespace of each node → its flows; nothing at all where no Service has a UDP port with an endpoint."""
+    """Namespace of each node → its flows."""
     by_address, by_port = _endpoints(_udp(objects))
-    if not by_address:
-        return {}
     cluster = cluster_of(objects)
     return {
         names.node_netns(cluster.metadata.name, node.metadata.name): Flows(
@@ -63,7 +66,7 @@ def _is_stale(entry: Conntrack, flow: Flows) -> bool:
     endpoints = flow.services.get((entry.dst, entry.dport))
     if endpoints is None and (entry.rewritten or entry.dst in flow.own):
         endpoints = flow.node_ports.get(("", entry.dport))
-    return endpoints is not None and entry.answerer not in endpoints
+    return entry.rewritten if endpoints is None else entry.answerer not in endpoints
 
 
 def _udp(objects: Objects) -> dict[Key, Object]:

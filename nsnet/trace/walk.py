@@ -105,6 +105,8 @@ def _hear(world: World, trip: Trip) -> Iterator[Way]:
             yield _ended(outcome, after)
         elif _is_martian(after, here):
             yield _end("dropped", after, f"{trip.dev_in} takes no loopback address: route_localnet is 0")
+        elif here.is_local(after.packet.src) and not trip.looped:
+            yield _end("dropped", after, f"martian source: {after.packet.src} is this namespace's own address")
         elif here.is_local(after.packet.dst):
             yield from _input(world, after, here)
         elif not here.is_on("net.ipv4.ip_forward"):

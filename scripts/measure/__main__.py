@@ -19,6 +19,7 @@ import datapath
 import floor
 import lookups
 import msgspec
+import services
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -325,11 +326,16 @@ def measure_help() -> Iterator[Line]:
     yield "nsnet --help", f"{spent * 1000:.0f} ms", "< 150 ms", spent < 0.15
 
 
+def measure_services() -> Iterator[Line]:
+    yield from services.measure(services.Tools(nsnet, service, endpoint_slice, _memory, quiet))
+
+
 MEASUREMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "help": measure_help,
     "up": measure_up,
     "pairs": measure_pairs,
     "change": measure_change,
+    "services": measure_services,
     "datapath": measure_datapath,
     "processes": measure_processes,
     "dns": measure_dns,
