@@ -6,7 +6,7 @@ Events that manifests bring (a dump) are left alone.
 from collections.abc import Iterator
 
 from nsnet import names
-from nsnet.control import namespaces
+from nsnet.control import namespaces, userspace
 from nsnet.control.endpoints import SERVICE_NAME
 from nsnet.control.table import Table, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
@@ -71,6 +71,7 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
         if pod.spec.dnsConfig is not None:
             yield from ((pod, "DNSConfigForming", message, "Warning") for message in _cut(pod, pod.spec.dnsConfig))
     yield from _unreachable(table, cluster)
+    yield from userspace.warnings(table, cluster)
     yield from _not_yet(table)
 
 

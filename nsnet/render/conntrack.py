@@ -9,6 +9,8 @@ conntrack, one connection as long as it sends. So kube-proxy deletes entries aft
   not one of the serving endpoints. That takes along entries of before the Service was there, which were not rewritten.
 - traffic policy and topology are not asked.
 
+In userspace mode the one who may answer is the proxy process: any address of the node, at the Service port's own port.
+
 One difference: upstream takes an entry to *any* address with a node port's number for that node port's. It looks only
 when an endpoint changes; this function may be asked at any time, so it leaves alone what merely passes the node: an
 entry that was not rewritten counts where its destination is the node's own.
@@ -20,8 +22,8 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from nsnet import names
-from nsnet.model import Key, Node, Object, Objects, Service, cluster_of, of
-from nsnet.render import kubeproxy, services
+from nsnet.model import Cluster, Key, Node, Object, Objects, Service, cluster_of, of
+from nsnet.render import kubeproxy, proxy_userspace, services
 from nsnet.state import Change, Conntrack, State
 
 Endpoints = Mapping[tuple[str, int], frozenset[str]]  # destination → `ip:port` of those that may answer
@@ -37,16 +39,36 @@ class Flows(msgspec.Struct, frozen=True):
 
 def flows(objects: Objects) -> dict[str, Flows]:
     """Namespace of each node → its flows; nothing at all where no Service has a UDP port with an endpoint."""
+    cluster = cluster_of(objects)
+    if cluster.networking.kubeProxyMode == "userspace":
+        return _to_the_process(objects, cluster)
     by_address, by_port = _endpoints(_udp(objects))
     if not by_address:
         return {}
-    cluster = cluster_of(objects)
     return {
         names.node_netns(cluster.metadata.name, node.metadata.name): Flows(
             by_address, by_port, frozenset(kubeproxy.local_addresses(cluster, node))
         )
         for node in of(objects, Node)
     }
+
+
+def _to_the_process(objects: Objects, cluster: Cluster) -> dict[str, Flows]:
+    found = [item for item in proxy_userspace.proxied(services.join(objects), objects) if item.info.protocol == "udp"]
+    flows = {}
+    for node in of(objects, Node) if found else ():
+        own = frozenset(kubeproxy.local_addresses(cluster, node))
+        by_address: dict[tuple[str, int], frozenset[str]] = {}
+        for item in found:
+            process = frozenset(f"{address}:{item.proxy_port}" for address in own)
+            by_address |= dict.fromkeys(((address, item.info.port) for address in _addresses(item.info)), process)
+            by_address["", item.info.node_port] = process
+        flows[names.node_netns(cluster.metadata.name, node.metadata.name)] = Flows(by_address, by_address, own)
+    return flows
+
+
+def _addresses(info: services.ServicePortInfo) -> tuple[str, ...]:
+    return (info.cluster_ip, *info.external_ips, *info.load_balancer_vips)
 
 
 def stale(wanted: Mapping[str, Flows], have: State) -> list[Change]:
@@ -88,7 +110,7 @@ def _endpoints(objects: Objects) -> tuple[Endpoints, Endpoints]:
     for port in _ports(objects):
         serving = frozenset(str(candidate.target) for candidate in port.candidates if candidate.serving)
         info = port.info
-        for address in (info.cluster_ip, *info.external_ips, *info.load_balancer_vips) if serving else ():
+        for address in _addresses(info) if serving else ():
             by_address[address, info.port] |= serving
         if serving and info.node_port:
             by_port["", info.node_port] |= serving
