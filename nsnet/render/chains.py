@@ -1,9 +1,10 @@
-"""Packet filters of a node, put together: kube-proxy's in the mode that is asked for, and what flanneld adds.
+"""Packet filters of a node, put together: kube-proxy's in the mode asked for, flanneld's, and jumps for host ports.
 
 In iptables mode a built-in chain is one value, whole, with policy ACCEPT, for several components share it. kube-proxy
-inserts its jumps at the head and flanneld appends, so kube-proxy's come first whatever started first. In nftables mode
-kube-proxy has a table of its own and the built-in chains hold flanneld's jumps alone. In userspace mode a process on
-each node stands behind the rules. What is left of another mode is not wanted any more, and so it goes.
+inserts its jumps at the head and flanneld appends, so kube-proxy's come first whatever started first (portmap.py says
+where its own stand). In nftables mode kube-proxy has a table of its own and the built-in chains hold the others' jumps
+alone. In userspace mode a process on each node stands behind the rules. What is left of another mode is not wanted any
+more, and so it goes.
 """
 
 from collections import defaultdict
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from nsnet import model, names
-from nsnet.render import flannel, kubeproxy, proxy_iptables, proxy_nftables, proxy_userspace, services
+from nsnet.render import flannel, kubeproxy, portmap, proxy_iptables, proxy_nftables, proxy_userspace, services
 from nsnet.render.kubeproxy import Told
 from nsnet.render.view import View
 from nsnet.state import Chain, Value
@@ -35,7 +36,8 @@ def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
     for seen, values in zip(view.nodes, proxies, strict=True):
         yield seen.netns, values
         yield seen.netns, sysctls
-        yield seen.netns, built_in((*JUMPS[mode], *(flannels if seen.subnet else ())))
+        before, after = portmap.jumps(view, seen)
+        yield seen.netns, built_in((*before, *JUMPS[mode], *(flannels if seen.subnet else ()), *after))
 
 
 def _iptables(objects: model.Objects, said: Told) -> PerNode:

@@ -152,7 +152,12 @@ def _noted(trip: Trip) -> Trip:
 def _is_martian(trip: Trip, here: View) -> bool:
     """Loopback addresses are for `lo` only, unless route_localnet says otherwise."""
     loopback = trip.packet.src.startswith("127.") or trip.packet.dst.startswith("127.")
-    return loopback and trip.dev_in != "lo" and not here.is_on(ROUTE_LOCALNET)
+    return loopback and trip.dev_in != "lo" and not _takes_loopback(here, trip.dev_in)
+
+
+def _takes_loopback(here: View, dev: str) -> bool:
+    """On for all devices, or for this one (as the portmap plugin sets it)."""
+    return here.is_on(ROUTE_LOCALNET) or here.is_on(f"net.ipv4.conf.{dev.replace('.', '/')}.route_localnet")
 
 
 def _is_plausible(trip: Trip, here: View) -> bool:
@@ -185,7 +190,7 @@ def _onward(world: World, trip: Trip, here: View) -> Iterator[Way]:
         yield _end("unreachable", trip, _no_route(trip, route))
         return
     branches = list(_branches(here, route))
-    if route.dev != "lo" and trip.packet.src.startswith("127.") and not here.is_on(ROUTE_LOCALNET):
+    if route.dev != "lo" and trip.packet.src.startswith("127.") and not _takes_loopback(here, branches[0][0]):
         yield _end("dropped", trip, f"a loopback source may not leave by {branches[0][0]}: route_localnet is 0")
         return
     for dev, via in branches:
