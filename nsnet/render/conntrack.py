@@ -9,7 +9,8 @@ conntrack, one connection as long as it sends. So kube-proxy deletes entries aft
   not one of the serving endpoints. That takes along entries of before the Service was there, which were not rewritten.
 - traffic policy and topology are not asked.
 
-In userspace mode the one who may answer is the proxy process: any address of the node, at the Service port's own port.
+The portmap plugin deletes entries to a UDP host port when it maps one; here those that lead to another pod than the
+port's go. In userspace mode the one who may answer is the proxy process, at any address of the node.
 
 One difference: upstream takes an entry to *any* address with a node port's number for that node port's. It looks only
 when an endpoint changes; this function may be asked at any time, so it leaves alone what merely passes the node: an
@@ -17,13 +18,13 @@ entry that was not rewritten counts where its destination is the node's own.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
 from nsnet import names
-from nsnet.model import Cluster, Key, Node, Object, Objects, Service, cluster_of, of
-from nsnet.render import kubeproxy, proxy_userspace, services
+from nsnet.model import Key, Node, Object, Objects, Service, cluster_of, of
+from nsnet.render import kubeproxy, portmap, proxy_userspace, services
 from nsnet.state import Change, Conntrack, State
 
 Endpoints = Mapping[tuple[str, int], frozenset[str]]  # destination → `ip:port` of those that may answer
@@ -38,33 +39,34 @@ class Flows(msgspec.Struct, frozen=True):
 
 
 def flows(objects: Objects) -> dict[str, Flows]:
-    """Namespace of each node → its flows; nothing at all where no Service has a UDP port with an endpoint."""
-    cluster = cluster_of(objects)
-    if cluster.networking.kubeProxyMode == "userspace":
-        return _to_the_process(objects, cluster)
-    by_address, by_port = _endpoints(_udp(objects))
-    if not by_address:
-        return {}
-    return {
-        names.node_netns(cluster.metadata.name, node.metadata.name): Flows(
-            by_address, by_port, frozenset(kubeproxy.local_addresses(cluster, node))
-        )
-        for node in of(objects, Node)
-    }
+    """Namespace of each node → its flows; without one where no UDP can flow through."""
+    cluster, host_ports = cluster_of(objects), portmap.udp(objects)
+    in_process = cluster.networking.kubeProxyMode == "userspace"
+    served = _served(objects) if in_process else ()
+    ends = _endpoints(_udp(objects)) if not in_process else ({}, {})
+    found = {}
+    for node in of(objects, Node):
+        name, own = node.metadata.name, frozenset(kubeproxy.local_addresses(cluster, node))
+        by_address, by_port = _by_the_process(served, own) if in_process else ends
+        if by_address or name in host_ports:
+            node_ports = {**host_ports.get(name, {}), **by_port}
+            found[names.node_netns(cluster.metadata.name, name)] = Flows(by_address, node_ports, own)
+    return found
 
 
-def _to_the_process(objects: Objects, cluster: Cluster) -> dict[str, Flows]:
-    found = [item for item in proxy_userspace.proxied(services.join(objects), objects) if item.info.protocol == "udp"]
-    flows = {}
-    for node in of(objects, Node) if found else ():
-        own = frozenset(kubeproxy.local_addresses(cluster, node))
-        by_address: dict[tuple[str, int], frozenset[str]] = {}
-        for item in found:
-            process = frozenset(f"{address}:{item.proxy_port}" for address in own)
-            by_address |= dict.fromkeys(((address, item.info.port) for address in _addresses(item.info)), process)
-            by_address["", item.info.node_port] = process
-        flows[names.node_netns(cluster.metadata.name, node.metadata.name)] = Flows(by_address, by_address, own)
-    return flows
+def _served(objects: Objects) -> list[proxy_userspace.Proxied]:
+    every = proxy_userspace.proxied(services.join(objects), objects)
+    return [item for item in every if item.info.protocol == "udp"]
+
+
+def _by_the_process(served: Iterable[proxy_userspace.Proxied], own: frozenset[str]) -> tuple[Endpoints, Endpoints]:
+    by_address: dict[tuple[str, int], frozenset[str]] = {}
+    by_port: dict[tuple[str, int], frozenset[str]] = {}
+    for item in served:
+        process = frozenset(f"{address}:{item.proxy_port}" for address in own)
+        by_address |= dict.fromkeys(((address, item.info.port) for address in _addresses(item.info)), process)
+        by_port["", item.info.node_port] = process
+    return by_address, by_port
 
 
 def _addresses(info: services.ServicePortInfo) -> tuple[str, ...]:

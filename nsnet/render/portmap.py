@@ -9,8 +9,8 @@ loopback addresses (route_localnet of that device alone, as the plugin sets it).
 which has run when the first pod comes, so a Service's node port of that number wins.
 
 These are iptables rules in every mode of kube-proxy: the plugin has had an nftables backend since 1.6, and iptables is
-the default. No two pods of a node have one port: the scheduler sees to that (a `nodeName` in a manifest passes it by; then
-the first by name has it).
+the default. No two pods of a node have one port: the scheduler sees to that (a `nodeName` in a manifest passes it by;
+then the first by name has it).
 
 Source: containernetworking/plugins `plugins/meta/portmap` (rules and their order), `pkg/utils/utils.go` (chain names).
 The network's name is `cbr0`, as flannel's own CNI configuration says, and a container's id a hash of the pod's name.
@@ -93,6 +93,18 @@ def _mapped(objects: model.Objects, pod: Pod) -> tuple[Mapped, ...]:
 def _port(item: model.ContainerPort) -> Mapped:
     address = "" if item.hostIP in EVERY else item.hostIP
     return Mapped(item.protocol.lower(), item.hostPort or 0, item.containerPort, address)
+
+
+def udp(objects: model.Objects) -> dict[str, dict[tuple[str, int], frozenset[str]]]:
+    """Node → its UDP host ports, as ("", port), and the `ip:port` of the pods that may answer there."""
+    found: dict[str, dict[tuple[str, int], frozenset[str]]] = {}
+    for pod in model.of(objects, model.Pod):
+        for item in model.container_ports(pod) if pod.status.podIP and not pod.spec.hostNetwork else ():
+            if item.hostPort and item.protocol == "UDP" and pod.status.phase not in {"Succeeded", "Failed"}:
+                ports = found.setdefault(pod.spec.nodeName, {})
+                ends = frozenset({f"{pod.status.podIP}:{item.containerPort}"})
+                ports["", item.hostPort] = ports.get(("", item.hostPort), frozenset()) | ends
+    return found
 
 
 # --- chains -----------------------------------------------------------------------------------------------------------
