@@ -90,6 +90,8 @@ def _one(item: Expectation, answer: Answer) -> str:
     if who not in item.answers:
         return f"{who} answered, wanted {describe(item)}"
     seen, wanted = said.client.rpartition(":")[0], answer.local[0] if item.seen == SENDER else item.seen
+    if item.seen_as and seen not in item.seen_as:
+        return f"{who} saw {seen}, wanted one of {', '.join(sorted(item.seen_as))}"
     if wanted and who not in item.hidden and seen != wanted:
         return f"{who} saw {seen}, wanted {wanted} (the address was translated on the way)"
     return ""
@@ -98,6 +100,8 @@ def _one(item: Expectation, answer: Answer) -> str:
 def _met(item: Expectation, answer: Answer) -> bool:
     if item.want == "unreachable":
         return answer.outcome in {"unreachable", "timeout"}
+    if item.want == "closed":
+        return answer.outcome == "reset" or (answer.outcome == "ok" and not answer.body)
     return answer.outcome == item.want
 
 
