@@ -3,7 +3,7 @@
 Each Service port has a listening socket of its own. A TCP connection is accepted, an endpoint dialled (round robin, or
 the one this client had before, under affinity ClientIP), and bytes are copied both ways: an end of one direction is
 passed on and leaves the other open, and who reads slowly slows down who sends. Every UDP client has a socket to its
-endpoint, until neither side has said anything for IDLE seconds. Where an endpoint does not take a connection within
+endpoint, until neither side has said anything for `udp_idle` seconds. Where an endpoint does not take a connection within
 0.25 s the next is tried with 0.5 s, 1 s, 2 s; a client without endpoint finds its connection closed again. The endpoint
 sees this node as its client.
 
@@ -35,7 +35,6 @@ import msgspec
 from nsnet.programs import start
 
 DIAL = (0.25, 0.5, 1.0, 2.0)  # s
-IDLE = 0.25  # s
 BACKLOG = 1024
 AT_ONCE = 64  # datagrams taken from one socket before the others get their turn
 CLIENTS = 4096  # of UDP at once, over all Service ports; then the one that was silent longest goes
@@ -62,6 +61,9 @@ class Service(msgspec.Struct, frozen=True):
 
 
 class Config(msgspec.Struct, frozen=True):
+    """The whole file. `udp_idle`, in seconds, is upstream's udpIdleTimeout and its default."""
+
+    udp_idle: float = 0.25
     services: tuple[Service, ...] = ()
 
 
@@ -266,6 +268,7 @@ class Talks:
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self.loop = loop
+        self.idle = Config().udp_idle
         self.all: OrderedDict[tuple[object, tuple[str, int, bytes]], Talk] = OrderedDict()
         self.timer: asyncio.TimerHandle | None = None
 
@@ -275,7 +278,7 @@ class Talks:
         self.all[talk.owner, talk.key] = talk
         self.loop.add_reader(talk.sock, talk.owner.answer, talk)
         if self.timer is None:
-            self.timer = self.loop.call_later(IDLE, self.expire)
+            self.timer = self.loop.call_later(self.idle, self.expire)
 
     def touch(self, talk: Talk) -> None:
         talk.used = monotonic()
@@ -288,9 +291,9 @@ class Talks:
 
     def expire(self) -> None:
         now = monotonic()
-        while self.all and (first := next(iter(self.all.values()))).used + IDLE <= now:
+        while self.all and (first := next(iter(self.all.values()))).used + self.idle <= now:
             self.end(first)
-        self.timer = self.loop.call_at(self.loop.time() + first.used + IDLE - now, self.expire) if self.all else None
+        self.timer = self.loop.call_later(first.used + self.idle - now, self.expire) if self.all else None
 
 
 class Udp:
@@ -427,6 +430,7 @@ class Proxy:
 
     async def use(self, config: Config) -> None:
         """Opens what is new, closes what is gone; what stays keeps its socket, with another list of endpoints."""
+        self.talks.idle = config.udp_idle
         wanted = {Place(item.protocol, item.port): item for item in config.services}
         for place in self.served.keys() - wanted.keys():
             self.served.pop(place).close()
