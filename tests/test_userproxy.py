@@ -96,7 +96,7 @@ class Proxy:
         self.process = subprocess.Popen(words, env=env, pass_fds=(writing,), stderr=subprocess.DEVNULL)
         os.close(writing)
         with os.fdopen(reading, "rb") as ready:
-            assert ready.read(1) == b"\n"
+            assert ready.read() == b"\n"  # to its end: the descriptor is closed
 
     def write(self, *services: Service) -> None:
         self.path.write_bytes(msgspec.json.encode(Config(self.idle, services)))
@@ -210,10 +210,15 @@ def test_bytes_come_back_as_they_were(proxy: Proxy) -> None:
     with backend(says(b"")) as end:
         proxy.start(Service("t/web", "tcp", port, endpoints=(end,)))
         with connect(port) as sock:
-            writer = threading.Thread(target=lambda: (sock.sendall(sent), sock.shutdown(socket.SHUT_WR)))
+            writer = threading.Thread(target=_sent, args=(sock, sent))
             writer.start()
             assert everything(sock) == sent
             writer.join()
+
+
+def _sent(sock: socket.socket, data: bytes) -> None:
+    sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
 
 
 def test_who_reads_slowly_slows_down_who_sends(proxy: Proxy) -> None:

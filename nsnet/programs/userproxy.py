@@ -3,9 +3,9 @@
 Each Service port has a listening socket of its own. A TCP connection is accepted, an endpoint dialled (round robin, or
 the one this client had before, under affinity ClientIP), and bytes are copied both ways: an end of one direction is
 passed on and leaves the other open, and who reads slowly slows down who sends. Every UDP client has a socket to its
-endpoint, until neither side has said anything for `udp_idle` seconds. Where an endpoint does not take a connection within
-0.25 s the next is tried with 0.5 s, 1 s, 2 s; a client without endpoint finds its connection closed again. The endpoint
-sees this node as its client.
+endpoint, until neither side has said anything for `udp_idle` seconds. Where an endpoint does not take a connection
+within 0.25 s the next is tried with 0.5 s, 1 s, 2 s; a client without endpoint finds its connection closed again. The
+endpoint sees this node as its client.
 
 Source: Kubernetes 1.25 `pkg/proxy/userspace/{proxysocket,roundrobin}.go`. Upstream closes both directions at the end of
 one, starts a changed list of endpoints at random (here: in the order given), and keeps UDP clients on an endpoint that
