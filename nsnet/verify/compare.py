@@ -78,7 +78,8 @@ def _side_by_side(world: World) -> Iterator[Expectation]:
     free = next(number for number in range(UNUSED, 0, -1) if number not in used)
     yield _question("a port that no Service has", pod, service.spec.clusterIP, free, "unreachable")
     yield from _unallocated(world, pod)
-    public = next((port.nodePort for _, port in tcp if port.nodePort), None)
+    everywhere = (port for other, port in tcp if other.spec.externalTrafficPolicy != "Local")
+    public = next((port.nodePort for port in everywhere if port.nodePort), None)
     node = world.node(pod.node)
     if public and node is not None:
         yield _question("a node port on loopback", node, "127.0.0.1", public, "ok")
