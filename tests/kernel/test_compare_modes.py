@@ -85,7 +85,6 @@ def test_every_difference_is_upstreams_own_and_the_cluster_is_left_alone() -> No
     assert last.endswith("each as upstream has it")
     found = [re.split(r" {3,}", row.rstrip()) for row in rows]
     kinds = {(row[0].partition(" (")[0], *row[1:4]) for row in found}
-    assert ("service", "ok, sender seen", "ok, sender seen", "ok, another address seen") in kinds
     assert ("service", "refused", "refused", "closed") in kinds
     assert ("outside", "ok, sender seen", "ok, sender seen", "ok, another address seen") in kinds  # policy Local
     assert ("a node port on loopback", "ok", "refused", "ok") in kinds
