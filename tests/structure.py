@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from ipaddress import ip_address, ip_interface
 
 from nsnet import names, state
@@ -44,8 +45,11 @@ def _unreached(values: frozenset[Value]) -> Iterator[str]:
 def _sysctls(netns: str, values: frozenset[Value]) -> Iterator[str]:
     """Each one that is read is wanted, and no other: a value that nobody sets differs from machine to machine."""
     wanted = {value.name for value in values if isinstance(value, Sysctl)}
-    if wanted != set(state.SYSCTLS[names.kind_of(netns)]):
-        yield f"sysctls {sorted(wanted ^ set(state.SYSCTLS[names.kind_of(netns)]))} are wanted or read, not both"
+    read = state.SYSCTLS[names.kind_of(netns)]
+    odd = {name for name in wanted if not any(fnmatch(name, pattern) for pattern in read)}
+    odd |= {name for name in read if "*" not in name} - wanted
+    if odd:
+        yield f"sysctls {sorted(odd)} are wanted or read, not both"
 
 
 def _devices(values: frozenset[Value]) -> Iterator[str]:

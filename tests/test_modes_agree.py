@@ -9,7 +9,7 @@ from nsnet import names
 from nsnet.render import render
 from nsnet.state import State
 from nsnet.trace import Packet, Way, walk
-from nsnet.verify.modes import DIFFERENCES
+from nsnet.verify.modes import SITUATIONS
 from tests import agreement
 from tests.agreement import CLIENT, Expected, Question, Scenario
 
@@ -33,8 +33,8 @@ def walked(scenario: Scenario, state: State, asked: Question) -> tuple[Expected,
 
 
 def in_mode(expected: Expected, mode: str) -> Expected:
-    if expected.situation in DIFFERENCES.get(mode, {}):
-        return Expected(word=DIFFERENCES[mode][expected.situation].instead)
+    if expected.situation in SITUATIONS.get(mode, {}):
+        return Expected(word=SITUATIONS[mode][expected.situation].instead)
     return expected._replace(situation="")
 
 

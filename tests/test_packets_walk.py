@@ -6,7 +6,7 @@ With real packets the same rows are asked in tests/kernel/test_packets.py.
 import pytest
 
 from nsnet.trace import Packet, Way, answer, walk
-from nsnet.verify.modes import DIFFERENCES
+from nsnet.verify.modes import SITUATIONS
 from tests import packets
 from tests.packets import Row
 from tests.structure import faults
@@ -64,4 +64,4 @@ def test_modes_differ_only_where_upstream_means_it() -> None:
     """Every difference that a row names is in the table, and every difference of the table has a row."""
     for mode in packets.MODES:
         named = {row.situation for stem in packets.FILES for row in packets.rows(stem, mode)} - {""}
-        assert named == set(DIFFERENCES.get(mode, {}))
+        assert named == set(SITUATIONS.get(mode, {}))

@@ -246,6 +246,15 @@ def _ours() -> Iterator[int]:
             yield int(entry.name)
 
 
+def _controllers_memory() -> int:
+    """Proportional set size of the one controller that runs, in KB; its supervisor is not counted."""
+    for pid in _ours():
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if b"nsnet.controller" in words and b"--supervise" not in words:
+            return _proportional(pid)
+    return 0
+
+
 def _proportional(pid: int) -> int:
     """Proportional set size in KB."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -327,7 +336,7 @@ def measure_help() -> Iterator[Line]:
 
 
 def measure_services() -> Iterator[Line]:
-    yield from services.measure(services.Tools(nsnet, service, endpoint_slice, _memory, quiet))
+    yield from services.measure(services.Tools(nsnet, service, endpoint_slice, _controllers_memory, quiet))
 
 
 MEASUREMENTS: dict[str, Callable[[], Iterator[Line]]] = {

@@ -29,7 +29,7 @@ class Tools(NamedTuple):
     nsnet: Callable[..., float]
     service: Callable[[int], dict[str, Any]]
     endpoint_slice: Callable[[int], dict[str, Any]]
-    memory: Callable[[], dict[str, int]]
+    memory: Callable[[], int]  # of the controller, in KB
     quiet: Callable[[], None]
 
 
@@ -42,7 +42,7 @@ def measure(tools: Tools) -> Iterator[Line]:
                 if services == 5000:
                     yield from _burst(mode)
                     yield from _latency(mode, services)
-                    size = tools.memory().get("nsnet.controller", 0) / 1000
+                    size = tools.memory() / 1000
                     yield f"{mode}: the controller at 5,000 Services", f"{size:.0f} MB", "< 250 MB", size < 250
                     yield from _first(mode)
             finally:
