@@ -396,7 +396,7 @@ def test_one_slice_per_family(spec: str, expected: dict[str, set[str]]) -> None:
         (
             "",
             "IPv6 fd00:10:244:1::9",
-            "WrongFamily its addresses are IPv6, and Service web has IPv4 alone: nobody is sent there",
+            "WrongFamily its addresses are IPv6, and Service web has IPv4: kube-proxy ignores it",
         ),
         ("", "IPv4 10.244.1.9", ""),
     ],

@@ -3,11 +3,10 @@
 Events that manifests bring (a dump) are left alone.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator
 
 from nsnet import names
-from nsnet.control import ipfamilies, namespaces
+from nsnet.control import namespaces, service_events, userspace
 from nsnet.control.endpoints import SERVICE_NAME
 from nsnet.control.table import Table, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
@@ -29,6 +28,8 @@ from nsnet.model import (
     PodDNSConfig,
     Service,
     annotation,
+    container_ports,
+    families_of,
     is_unschedulable,
     key_of,
 )
@@ -71,21 +72,13 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
     for pod in of(table, Pod).values():
         if pod.spec.dnsConfig is not None:
             yield from ((pod, "DNSConfigForming", message, "Warning") for message in _cut(pod, pod.spec.dnsConfig))
-    yield from _wrong_family(table)
+    yield from service_events.said(table, cluster)
     yield from _unreachable(table, cluster)
-    yield from _not_yet(table)
+    yield from userspace.warnings(table, cluster)
+    yield from _not_yet(table, cluster)
 
 
-def _wrong_family(table: Table) -> Iterator[Said]:
-    slices: defaultdict[tuple[str, str], list[EndpointSlice]] = defaultdict(list)
-    for key, item in of(table, EndpointSlice).items():
-        slices[key.namespace, item.metadata.labels.get(SERVICE_NAME, "")].append(item)
-    for key, service in of(table, Service).items():
-        for obj, reason, sentence in ipfamilies.strangers(service, slices[key.namespace, key.name]):
-            yield obj, reason, sentence, "Warning"
-
-
-def _not_yet(table: Table) -> Iterator[Said]:
+def _not_yet(table: Table, cluster: Cluster) -> Iterator[Said]:
     for kind, sentence in NOT_YET.items():
         for obj in table.get(kind, {}).values():
             yield obj, "NotYet", sentence, "Warning"
@@ -97,6 +90,9 @@ def _not_yet(table: Table) -> Iterator[Said]:
                 "there is no load balancer yet, so it has no address; node ports work",
                 "Warning",
             )
+    for pod in of(table, Pod).values() if families_of(cluster)[0] == "ip6" else ():
+        if any(port.hostPort for port in container_ports(pod)) and not pod.spec.hostNetwork:
+            yield pod, "NotYet", "hostPort leads to IPv4 addresses alone, and this pod's first one is IPv6", "Warning"
     for pod in of(table, Pod).values():
         if annotation(pod, "nsnet/run") == "true":
             yield pod, "NotYet", "nsnet/run is not built yet: a stand-in serves its ports, no command runs", "Warning"

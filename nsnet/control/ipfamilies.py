@@ -15,18 +15,16 @@ Source: Kubernetes `pkg/registry/core/service/storage/alloc.go` (initIPFamilyFie
 (ValidateServiceClusterIPsRelatedFields).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 
 from nsnet.control.addresses import NOWHERE, Range, around, number
 from nsnet.errors import ObjectError
 from nsnet.model import (
     API_FAMILIES,
-    EndpointSlice,
     Family,
     Key,
     Networking,
-    Service,
     ServiceSpec,
     cluster_ips,
     family_of,
@@ -127,22 +125,13 @@ def _with_those_of(ips: tuple[str, ...], asked: tuple[str, ...]) -> tuple[str, .
     return (*asked, *(API_FAMILIES[family_of(ip)] for ip in further if number(ip) != NOWHERE))
 
 
-def strangers(service: Service, slices: Iterable[EndpointSlice]) -> Iterator[tuple[Service | EndpointSlice, str, str]]:
-    """What is there of a family that the Service has not, and so has no effect: (object, reason, sentence).
-
-    kube-proxy says the first of these itself (`pkg/proxy/util`, KubeProxyIncorrectIPVersion).
-    """
-    own = service.spec.ipFamilies or ()
-    spec = service.spec
+def strangers(spec: ServiceSpec) -> Iterator[str]:
+    """What the Service says of a family that it has not: kube-proxy passes over it, and says so (`pkg/proxy/util`)."""
+    own = spec.ipFamilies or ()
     for field, said in (("externalIPs", spec.externalIPs), ("loadBalancerSourceRanges", spec.loadBalancerSourceRanges)):
         for address in said or ():
             if own and API_FAMILIES[family_of(address)] not in own:
-                message = f"{address} in {field} has incorrect IP version: the Service has {' and '.join(own)} alone"
-                yield service, "KubeProxyIncorrectIPVersion", message
-    for item in slices:
-        if own and item.endpoints and item.addressType in NAMES and item.addressType not in own:
-            message = f"its addresses are {item.addressType}, and Service {service.metadata.name} has "
-            yield item, "WrongFamily", f"{message}{' and '.join(own)} alone: nobody is sent there"
+                yield f"{address} in {field} has incorrect IP version: the Service has {' and '.join(own)} alone"
 
 
 def _pairs(networking: Networking) -> str:

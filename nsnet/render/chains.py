@@ -1,19 +1,19 @@
-"""Packet filters of a node, put together: kube-proxy's in the mode that is asked for, and what flanneld adds.
+"""Packet filters of a node, put together: kube-proxy's in the mode asked for, flanneld's, and jumps for host ports.
 
 In iptables mode a built-in chain is one value, whole, with policy ACCEPT, for several components share it. kube-proxy
-inserts its jumps at the head and flanneld appends, so kube-proxy's come first whatever started first. In nftables mode
-kube-proxy has a table of its own and the built-in chains hold flanneld's jumps alone. What is left of the other mode is
-not wanted any more, and so it goes.
+inserts its jumps at the head and flanneld appends, so kube-proxy's come first whatever started first (portmap.py says
+where its own stand). In nftables mode kube-proxy has a table of its own and the built-in chains hold the others' jumps
+alone. In userspace mode a process on each node stands behind the rules. What is left of another mode is not wanted any
+more, and so it goes.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
-from nsnet import model
-from nsnet.errors import ObjectError
+from nsnet import model, names
 from nsnet.model import Family
-from nsnet.render import flannel, kubeproxy, proxy_iptables, proxy_nftables, services
+from nsnet.render import flannel, kubeproxy, portmap, proxy_iptables, proxy_nftables, proxy_userspace, services
 from nsnet.render.kubeproxy import Told
 from nsnet.render.view import View
 from nsnet.state import Chain, Value
@@ -21,14 +21,15 @@ from nsnet.state import Chain, Value
 Jump = tuple[str, str, str]  # table, built-in chain, rule
 PerNode = Iterator[Iterable[Value]]
 
-JUMPS: dict[str, tuple[Jump, ...]] = {"iptables": proxy_iptables.JUMPS, "nftables": ()}
+JUMPS: dict[str, tuple[Jump, ...]] = {
+    "iptables": proxy_iptables.JUMPS,
+    "nftables": (),
+    "userspace": proxy_userspace.JUMPS,
+}
 
 
 def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
     mode = view.cluster.networking.kubeProxyMode
-    if mode not in JUMPS:
-        key, hint = model.key_of(view.cluster), f"use one of: {', '.join(JUMPS)}"
-        raise ObjectError(key, "networking.kubeProxyMode", f"mode {mode} is not built yet", hint)
     said = kubeproxy.told(view.objects)
     sysctls = tuple(kubeproxy.sysctls(said, mode))
     for seen in view.nodes:
@@ -39,12 +40,14 @@ def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
 
 def _of_family(view: View, family: Family, mode: str, said: Told) -> Iterator[tuple[str, Iterable[Value]]]:
     """A node has one kube-proxy, which does the same for each family on its own."""
-    spell = _iptables if mode == "iptables" else _nftables
+    proxies = PROXIES[mode](view.objects, said, family)
     flannels = flannel.jumps(masq=view.cluster.flannel.ipMasq)
-    for seen, values in zip(view.nodes, spell(view.objects, said, family), strict=True):
+    own = JUMPS[mode] if mode != "userspace" or family == "ip" else ()
+    for seen, values in zip(view.nodes, proxies, strict=True):
         yield seen.netns, values
+        before, after = portmap.jumps(view, seen) if family == "ip" else ((), ())
         has_subnet = any(leg.family == family for leg in seen.legs)
-        yield seen.netns, built_in((*JUMPS[mode], *(flannels if has_subnet else ())), family)
+        yield seen.netns, built_in((*before, *own, *(flannels if has_subnet else ()), *after), family)
 
 
 def _iptables(objects: model.Objects, said: Told, family: Family) -> PerNode:
@@ -61,6 +64,26 @@ def _nftables(objects: model.Objects, said: Told, family: Family) -> PerNode:
         settings = proxy_nftables.settings_on(node, said, family)
         told = known.setdefault(settings, settings)
         yield proxy_nftables.node_values(joined, services.place(node, told.family), told)
+
+
+def _userspace(objects: model.Objects, said: Told, family: Family) -> PerNode:
+    """It never had a second family: IPv4 alone."""
+    if family != "ip":
+        yield from (() for _ in model.of(objects, model.Node))
+        return
+    found = proxy_userspace.proxied(services.join(objects), objects)
+    content = proxy_userspace.configuration(found)
+    for node in model.of(objects, model.Node):
+        netns = names.node_netns(said.cluster.metadata.name, node.metadata.name)
+        process = proxy_userspace.program(netns, content) if found else ()
+        yield (*proxy_userspace.node_chains(found, services.place(node)), *process)
+
+
+PROXIES: dict[str, Callable[[model.Objects, Told, Family], PerNode]] = {
+    "iptables": _iptables,
+    "nftables": _nftables,
+    "userspace": _userspace,
+}
 
 
 @lru_cache(maxsize=64)

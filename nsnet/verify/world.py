@@ -8,6 +8,7 @@ none is not in it. So all that is expected of IPv4 is expected of IPv6 in the sa
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from ipaddress import ip_network
 from typing import NamedTuple
 
 import msgspec
@@ -38,6 +39,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     runs: bool = False
     tcp: tuple[int, ...] = ()
     udp: tuple[int, ...] = ()
+    every: frozenset[str] = frozenset()  # of a node: all its addresses
 
     @property
     def label(self) -> str:
@@ -55,6 +57,7 @@ class World(msgspec.Struct, frozen=True):
     services: tuple[Service, ...]
     slices: Mapping[tuple[str, str], tuple[EndpointSlice, ...]]
     plain: bool  # kube-proxy keeps a pod's address on its way to a ClusterIP
+    userspace: bool = False  # kube-proxy's process stands between client and endpoint
     family: Family = "ip"
 
     def node(self, name: str) -> Place | None:
@@ -85,10 +88,13 @@ def world(objects: Objects, family: Family = "ip") -> World:
             for host in cluster.hosts or ()
             if (address := _of_family((host.address, *host.addresses), family))
         ),
-        services=tuple(of_family(service, family) for service in services if proxied(service, family)),
+        services=tuple(of_family(service, family) for service in services if proxied(service, family))
+        if family == "ip" or cluster.networking.kubeProxyMode != "userspace"  # which never had another family
+        else (),
         slices=_slices(objects, family),
         plain=cluster.networking.kubeProxyMode != "userspace"
         and not any(key.kind == "KubeProxyConfiguration" for key in objects),
+        userspace=cluster.networking.kubeProxyMode == "userspace",
         family=family,
     )
 
@@ -106,7 +112,15 @@ def _node(cluster: str, node: Node, family: Family) -> Place:
         address=_of_family(model.internal_ips(node), family),
         node=name,
         zone=node.metadata.labels.get(ZONE, ""),
+        every=frozenset(_every_address(node)),
     )
+
+
+def _every_address(node: Node) -> Iterator[str]:
+    """Its own, the bridge's (the first of its subnet) and flannel's device's (the subnet's own)."""
+    yield from (item.address for item in node.status.addresses if item.type != "Hostname")
+    for cidr in filter(None, node.spec.podCIDRs or (node.spec.podCIDR,)):
+        yield from (str(ip_network(cidr)[number]) for number in (0, 1))
 
 
 def _pods(
