@@ -25,11 +25,11 @@ from nsnet.control import environment
 from nsnet.errors import InputError
 from nsnet.kernel.probe import Learned
 from nsnet.model import Objects, Service, ServicePort
-from nsnet.verify import chance, names, sample
+from nsnet.verify import chance, names, policy, sample
 from nsnet.verify import world as worlds
 from nsnet.verify.world import Backend, Place, World
 
-Want = Literal["ok", "refused", "timeout", "unreachable"]
+Want = Literal["ok", "refused", "timeout", "unreachable", "blocked"]
 Ask = Literal["identity", "http", "connect", "line", "ping", "dns"]
 
 SENDER = "sender"  # the server must see the very address that the asking socket has
@@ -38,6 +38,9 @@ STICKY_CALLS = 15  # upstream's e2e: as many equal answers in a row
 FULL_NODES = 4  # up to so many nodes every source asks every node's port, and every node's spread is tested
 REFUSALS = {"near": 40, "far": 5}  # what one rejecter is asked by one source on its own node namespace, or elsewhere
 
+WANTED: Mapping[Want, str] = {
+    "refused": "refused", "timeout": "no answer", "unreachable": "out of reach", "blocked": "blocked by policy",
+}  # fmt: skip
 IDENTITY = b"GET /nsnet HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
 WHOAMI = b"whoami\n"
 
@@ -48,7 +51,8 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     `answers` are the pods (`namespace/pod`) that may answer; empty: anybody. `seen` is the address the one who answers
     must see (SENDER: the asker's own; empty: no matter), except for the answerers in `hidden`. `spread`: the answers of
     all `calls` must look like a fair choice among `answers`; `sticky`: they must be one and the same.
-    `want` unreachable is also met by silence: routers ration their errors.
+    `want` unreachable is also met by silence: routers ration their errors. `want` blocked: a NetworkPolicy forbids it,
+    by silence or by a refusal. `partly`: policies forbid some of those who may be chosen, so that either is right.
     """
 
     group: str
@@ -66,6 +70,7 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     calls: int = 1
     spread: bool = False
     sticky: bool = False
+    partly: bool = False
     path: str = "/"
     title: str = ""
     learns: tuple[Learned, ...] = ()
@@ -100,7 +105,7 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
 def describe(item: Expectation) -> str:
     """What is expected, in words: `web-0|web-1 answer, spread fairly over 39 calls`."""
     if item.want != "ok":
-        return {"refused": "refused", "timeout": "no answer", "unreachable": "out of reach"}[item.want]
+        return WANTED[item.want]
     if item.question is not None:
         return str(item.question)
     who = " or ".join(sorted(item.answers)[:4]) + (f" … ({len(item.answers)})" if len(item.answers) > 4 else "")
@@ -111,7 +116,7 @@ def describe(item: Expectation) -> str:
         words += f", all of them, fairly over {item.calls} calls"
     if item.sticky:
         words += f", always the same in {item.calls} calls"
-    return words
+    return f"{words}; no answer where policy forbids the chosen one" if item.partly else words
 
 
 def expectations(objects: Objects, *, all_pairs: bool = False, seed: int = 0) -> list[Expectation]:
@@ -120,6 +125,7 @@ def expectations(objects: Objects, *, all_pairs: bool = False, seed: int = 0) ->
     Above `sample.ALL_PAIRS_UP_TO` pods a sample, the same for the same seed, unless `all_pairs`.
     """
     world = worlds.world(objects)
+    places = {key: place for place in (*world.nodes, *world.pods) for key in (place.netns, place.address)}
     parts = (
         _pods(world, all_pairs, seed),
         _nodes(world, all_pairs),
@@ -129,7 +135,18 @@ def expectations(objects: Objects, *, all_pairs: bool = False, seed: int = 0) ->
         _environment(world, objects),
         _outside(world),
     )
-    return [item for part in parts for item in part]
+    found = [item for part in parts for item in part]
+    return found if policy.none(world) else [_permitted(world, places, item) for item in found]
+
+
+def _permitted(world: World, places: Mapping[str, Place], item: Expectation) -> Expectation:
+    """What goes from one place to another without a Service, as NetworkPolicies leave it."""
+    if item.group not in policy.DIRECT or item.want != "ok":
+        return item
+    source, target = places[item.netns], places[item.address]
+    if not policy.forbidden(world, source, target, item.protocol, item.port):
+        return item
+    return msgspec.structs.replace(item, want="blocked")
 
 
 def only(found: Sequence[Expectation], pattern: str) -> list[Expectation]:
@@ -328,9 +345,16 @@ class _Asker:
         if not found:
             yield from self.without(base, source, rejecter, dropped=bool(worlds.usable(item.candidates)))
             return
+        shared = policy.share(self.world, self.way(source, item, rejecter, address, port), found)
+        if shared is None:
+            return
+        if not shared.allowed:
+            yield msgspec.structs.replace(base, want="blocked")
+            return
+        found, base = shared.allowed, msgspec.structs.replace(base, partly=shared.partly)
         servers = [self.servers.get((backend.address, item.protocol, backend.port)) for backend in found]
         known = [server for server in servers if server is not None]
-        if not known and all(backend.address in self.owners for backend in found):
+        if not known and not base.partly and all(backend.address in self.owners for backend in found):
             yield msgspec.structs.replace(base, want="refused")  # pods, and none of them listens
         if len(known) < len(found) or (item.protocol == "UDP" and any(server.runs for server in known)):
             return
@@ -343,6 +367,11 @@ class _Asker:
             hidden=frozenset(server.name for server in known if not server.own or server == source),
             learns=tuple(entry for server in known for entry in _arp(source, server)),
         )
+
+    def way(self, source: Place, item: _Port, entry: Place, address: str, port: int) -> policy.Way:
+        outer = address != item.service.spec.clusterIP
+        local = outer and item.service.spec.externalTrafficPolicy == "Local"
+        return policy.Way(source, entry, item.protocol, port if outer else 0, local)
 
     def without(self, base: Expectation, source: Place, rejecter: Place, *, dropped: bool) -> Iterator[Expectation]:
         if dropped:  # endpoints elsewhere, none that this policy allows
@@ -429,7 +458,8 @@ def _many_calls(asker: _Asker, item: _Port, turn: int, few: bool) -> Iterator[Ex
                 if one.answers and sticky:
                     yield msgspec.structs.replace(one, group="affinity", calls=STICKY_CALLS, sticky=True)
                 elif one.answers:
-                    yield msgspec.structs.replace(one, calls=chance.calls(len(one.answers)), spread=True)
+                    many = chance.calls(len(found) if one.partly else len(one.answers))
+                    yield msgspec.structs.replace(one, calls=many, spread=True)
 
 
 def _node_port(asker: _Asker, item: _Port, turn: int, few: bool) -> Iterator[Expectation]:
@@ -467,7 +497,7 @@ def _names(world: World, objects: Objects, everything: bool) -> Iterator[Expecta
     for turn, question in enumerate(names.questions(world, objects)):
         for source in pods if few else sample.rotated(pods, turn, 1):
             for protocol in PROTOCOLS:
-                yield Expectation(
+                item = Expectation(
                     group="dns",
                     source=source.label,
                     netns=source.netns,
@@ -478,6 +508,22 @@ def _names(world: World, objects: Objects, everything: bool) -> Iterator[Expecta
                     ask="dns",
                     question=question,
                 )
+                yield from _asked_of(world, service, source, item)
+
+
+def _asked_of(world: World, service: Service, source: Place, item: Expectation) -> Iterator[Expectation]:
+    """DNS is not special: policies stop a lookup as they stop anything."""
+    node = world.node(source.node)
+    port = next((each for each in service.spec.ports or () if (each.port, each.protocol) == (53, item.protocol)), None)
+    if policy.none(world) or node is None or port is None:
+        yield item
+        return
+    shared = policy.share(
+        world, policy.Way(source, node, item.protocol), worlds.usable(worlds.backends(world, service, port))
+    )
+    if shared is not None:
+        silent = not shared.allowed
+        yield msgspec.structs.replace(item, want="blocked" if silent else "ok", partly=shared.partly and not silent)
 
 
 def _environment(world: World, objects: Objects) -> Iterator[Expectation]:

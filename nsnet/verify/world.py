@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from nsnet import model, names
+from nsnet.control import policy
 from nsnet.model import Cluster, EndpointSlice, Node, Objects, Pod, Service
 
 SERVICE_NAME = "kubernetes.io/service-name"
@@ -53,6 +54,7 @@ class World(msgspec.Struct, frozen=True):
     services: tuple[Service, ...]
     slices: Mapping[tuple[str, str], tuple[EndpointSlice, ...]]
     plain: bool  # kube-proxy keeps a pod's address on its way to a ClusterIP
+    policy: policy.Index
 
     def node(self, name: str) -> Place | None:
         return next((place for place in self.nodes if place.name == name), None)
@@ -79,6 +81,7 @@ def world(objects: Objects) -> World:
         slices=_slices(objects),
         plain=cluster.networking.kubeProxyMode != "userspace"
         and not any(key.kind == "KubeProxyConfiguration" for key in objects),
+        policy=policy.index(objects),
     )
 
 

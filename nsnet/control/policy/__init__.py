@@ -8,11 +8,13 @@ Pure. `verify`, `trace` and the verb `policy` ask here; the data plane has a spe
 from collections.abc import Sequence
 
 from nsnet.control.policy.decide import Clause, Decision, Side, allows, as_source, decide, decided, egress, end, ingress
+from nsnet.control.policy.doubts import Known, doubts
 from nsnet.control.policy.index import End, Index, index
-from nsnet.control.policy.spec import Policy, account, policies, policy, written
+from nsnet.control.policy.spec import KIND, Policy, account, policies, policy, written
 from nsnet.control.policy.words import because, sentence
 
 __all__: Sequence[str] = (
-    "Clause", "Decision", "End", "Index", "Policy", "Side", "account", "allows", "as_source", "because", "decide",
-    "decided", "egress", "end", "index", "ingress", "policies", "policy", "sentence", "written",
+    "KIND", "Clause", "Decision", "End", "Index", "Known", "Policy", "Side", "account", "allows", "as_source",
+    "because", "decide", "decided", "doubts", "egress", "end", "index", "ingress", "policies", "policy", "sentence",
+    "written",
 )  # fmt: skip

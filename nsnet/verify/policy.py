@@ -1,0 +1,129 @@
+"""What NetworkPolicies make of expectations: what they forbid must be met by silence. Pure.
+
+Policy is asked where packets are filtered: after a Service's translation of the destination, before any masquerade of
+the source. Egress is filtered on the pod's own node, ingress on the node of the pod that shall answer; in between a
+node may have put its own address in the place of the sender's (facts/NETPOL.md rules 16-18):
+
+    from            by                     the answering pod's node sees
+    a pod           a ClusterIP            the pod
+    a node          anything               the node; through the tunnel its VTEP
+    outside, pods   a node port, Cluster   the sender where that node has the pod itself, else that node
+    outside         a node port, Local     the sender
+
+Where the objects alone do not say which address is seen (a KubeProxyConfiguration, rule 18's reading of a pod on the
+very node that translated), every possible one is asked, and where answers differ either outcome is right.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from nsnet.control import policy
+from nsnet.control.policy import End, Index
+from nsnet.verify.world import Backend, Place, World
+
+Protocol = Literal["TCP", "UDP", "ICMP"]
+DIRECT = frozenset({"pod-to-pod", "node-to-pod", "pod-to-node"})
+
+
+class Way(NamedTuple):
+    """How a Service is asked: `entry` is the node that translates; `outer`: by a node port; `local`: policy Local."""
+
+    source: Place
+    entry: Place
+    protocol: Protocol
+    node_port: int = 0
+    local: bool = False
+
+
+class Share(NamedTuple):
+    """The endpoints that may answer, and whether silence is right as well."""
+
+    allowed: list[Backend]
+    partly: bool
+
+
+def none(world: World) -> bool:
+    """Is nobody isolated? Then everything below has no effect."""
+    return not world.policy.closed
+
+
+def end_of(known: Index, place: Place) -> End:
+    """A place as policy sees it: a hostNetwork pod is its node."""
+    if place.kind == "host":
+        return known.hosts[place.name]
+    return known.pods[place.name] if place.kind == "pod" and place.own else known.nodes[place.node]
+
+
+def forbidden(world: World, source: Place, target: Place, protocol: Protocol, port: int) -> bool:
+    """Is it closed between two places, without a Service between them?"""
+    known = world.policy
+    there = end_of(known, target)
+    return not policy.allows(
+        known, policy.as_source(known, end_of(known, source), there), there, port, protocol
+    )  # fmt: skip
+
+
+def share(world: World, way: Way, found: Sequence[Backend]) -> Share | None:
+    """What of the endpoints policy leaves; None where nobody knows (a pod's way through a userspace proxy)."""
+    if none(world):
+        return Share(list(found), partly=False)
+    if _is_userspace(world) and way.source.kind == "pod" and ("Egress", way.source.name) in world.policy.closed:
+        return None
+    verdicts = [(backend, set(_verdicts(world, way, backend))) for backend in found]
+    allowed = [backend for backend, said in verdicts if True in said]
+    return Share(allowed, partly=any(False in said for _, said in verdicts))
+
+
+def _verdicts(world: World, way: Way, backend: Backend) -> Iterator[bool]:
+    """One for every address that the answering pod's node may see."""
+    known, there = world.policy, world.policy.at(backend.address)
+    leaves = _may_leave(world, way, there, backend.port)
+    for seen in _seen(world, way, there):
+        yield leaves and policy.ingress(known, seen, there, backend.port, way.protocol).allowed
+
+
+def _may_leave(world: World, way: Way, there: End, port: int) -> bool:
+    """Egress of a pod: to the endpoint where its own node translates, else to the other node and its port."""
+    known, source = world.policy, end_of(world.policy, way.source)
+    if source.node != way.entry.name:
+        there, port = known.nodes[way.entry.name], way.node_port
+    return policy.egress(known, source, there, port, way.protocol).allowed
+
+
+def _seen(world: World, way: Way, there: End) -> Iterator[End]:
+    """The senders that the node of `there` may see."""
+    known = world.policy
+    entry = policy.as_source(known, known.nodes[way.entry.name], there)
+    came = _came(world, way)
+    if _is_userspace(world):
+        yield entry
+    elif came.kind == "pod" and came.name == there.name:
+        yield came
+    elif not _is_masqueraded(way, came):
+        yield came
+        if not world.plain:
+            yield entry
+    elif there.node == entry.node:
+        yield came  # filtered before it is masqueraded
+        yield entry
+    else:
+        yield entry
+
+
+def _came(world: World, way: Way) -> End:
+    """The sender as it comes to the node that translates: flannel hides a pod behind its node on the way to others."""
+    source = end_of(world.policy, way.source)
+    if source.kind == "pod" and source.node != way.entry.name and world.cluster.flannel.ipMasq:
+        return world.policy.nodes[source.node]
+    return source
+
+
+def _is_masqueraded(way: Way, came: End) -> bool:
+    if came.kind == "pod":
+        return bool(way.node_port) and not way.local
+    local_node = came.kind == "node" and came.node == way.entry.name
+    return local_node or not way.local or not way.node_port
+
+
+def _is_userspace(world: World) -> bool:
+    return world.cluster.networking.kubeProxyMode == "userspace"
