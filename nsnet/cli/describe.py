@@ -14,6 +14,7 @@ from nsnet.cli.get import Query, select
 from nsnet.cli.output import out, table
 from nsnet.cli.target import pods_of
 from nsnet.control.environment import changed_since, started_with
+from nsnet.control.policy import account, policy
 from nsnet.errors import InputError
 from nsnet.model import Endpoint, EndpointSlice, Event, Node, Object, Objects, Pod, Service, SubnetLease
 
@@ -74,6 +75,8 @@ def _body(now: Running, obj: Object) -> Iterable[Pair]:
             return _service(now.objects, obj)
         case Node():
             return _node(now, obj)
+        case model.Other(kind="NetworkPolicy"):
+            return _policy(obj)
         case _ if isinstance(obj, model.WORKLOADS):
             return _workload(now.objects, obj)
     return _plain(obj)
@@ -178,6 +181,11 @@ def _workload(objects: Objects, workload: model.Workload) -> Iterator[Pair]:
     wanted = "" if workload.spec.replicas is None else f"{workload.spec.replicas} desired, "
     yield "Replicas", f"{wanted}{len(pods)} there, {ready} ready"
     yield "Pods", _pod_rows(pods)
+
+
+def _policy(obj: Object) -> Iterator[Pair]:
+    """As kubectl tells it; what it comes to for one connection says `nsnet policy why`."""
+    yield "Spec", ["", *account(policy(obj))]
 
 
 def _plain(obj: Object) -> Iterator[Pair]:

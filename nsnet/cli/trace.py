@@ -16,6 +16,7 @@ import msgspec
 from nsnet import kernel, model, names
 from nsnet.cli import options
 from nsnet.cli.context import running
+from nsnet.cli.decided import intended
 from nsnet.cli.explain import addresses, service_addresses
 from nsnet.cli.kinds import kind_named
 from nsnet.cli.output import Colour, coloured, out, print_json
@@ -99,6 +100,8 @@ def trace(
         print_json(document(found, start, end, asked, look))
     else:
         for line in report(found, start, end, asked, look):
+            out(line)
+        for line in intended(now.objects, start, (one.way for one in found)):
             out(line)
     return 0 if all(one.good for one in found) else NotReachedError.exit_code
 

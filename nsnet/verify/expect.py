@@ -213,7 +213,7 @@ def _ports(target: Place, turn: int | None = None) -> Iterator[tuple[Literal["TC
             yield ("TCP" if protocol == "TCP" else "UDP"), port
 
 
-def _arp(one: Place, other: Place) -> tuple[Learned, ...]:
+def learned(one: Place, other: Place) -> tuple[Learned, ...]:
     """What two pods on one bridge learn of each other; everybody else's neighbours are permanent entries."""
     if one.own and other.own and one.kind == other.kind == "pod" and one.node == other.node and one != other:
         return Learned(one.netns, other.address), Learned(other.netns, one.address)
@@ -227,7 +227,7 @@ def _pods(world: World, everything: bool, seed: int) -> Iterator[Expectation]:
     """Every pair: ICMP, and one port per protocol, in turns."""
     turns: Counter[str] = Counter()
     for source, target in sample.pairs(world.pods, lambda pod: pod.node, everything=everything, seed=seed):
-        learns = _arp(source, target)
+        learns = learned(source, target)
         yield _ping("pod-to-pod", source, target, learns)
         for protocol, port in _ports(target, turns[target.name]):
             yield _port("pod-to-pod", source, target, protocol, port, SENDER, learns=learns)
@@ -365,7 +365,7 @@ class _Asker:
             answers=frozenset(server.name for server in known) if speaks else frozenset(),
             seen=SENDER if kept and speaks else "",
             hidden=frozenset(server.name for server in known if not server.own or server == source),
-            learns=tuple(entry for server in known for entry in _arp(source, server)),
+            learns=tuple(entry for server in known for entry in learned(source, server)),
         )
 
     def way(self, source: Place, item: _Port, entry: Place, address: str, port: int) -> policy.Way:

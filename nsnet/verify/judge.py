@@ -139,11 +139,8 @@ def _together(item: Expectation, counts: Counter[str], blocked: int) -> str:
     """What is wrong with all answers together; `blocked` of the calls were, by a policy that may do so."""
     listed = ", ".join(f"{who} {count}x" for who, count in sorted(counts.items()))
     if item.sticky:
-        return (
-            ""
-            if len(counts) + bool(blocked) == 1
-            else f"{len(counts)} endpoints answered ({listed}), wanted always the same one"
-        )
+        same = len(counts) + bool(blocked) == 1
+        return "" if same else f"{len(counts)} endpoints answered ({listed}), wanted always the same one"
     found = [counts[who] for who in sorted(item.answers)]
     silent = [who for who in sorted(item.answers) if not counts[who]]
     if not sum(found):

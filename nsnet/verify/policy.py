@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from nsnet.control import policy
-from nsnet.control.policy import End, Index
+from nsnet.control.policy import Decision, End, Index, Side
 from nsnet.verify.world import Backend, Place, World
 
 Protocol = Literal["TCP", "UDP", "ICMP"]
@@ -69,25 +69,26 @@ def share(world: World, way: Way, found: Sequence[Backend]) -> Share | None:
         return Share(list(found), partly=False)
     if _is_userspace(world) and way.source.kind == "pod" and ("Egress", way.source.name) in world.policy.closed:
         return None
-    verdicts = [(backend, set(_verdicts(world, way, backend))) for backend in found]
+    verdicts = [(backend, {one.allowed for one in decisions(world, way, backend)}) for backend in found]
     allowed = [backend for backend, said in verdicts if True in said]
     return Share(allowed, partly=any(False in said for _, said in verdicts))
 
 
-def _verdicts(world: World, way: Way, backend: Backend) -> Iterator[bool]:
-    """One for every address that the answering pod's node may see."""
+def decisions(world: World, way: Way, backend: Backend) -> Iterator[Decision]:
+    """One for every address that the answering pod's node may see; more than one only where objects do not tell."""
     known, there = world.policy, world.policy.at(backend.address)
-    leaves = _may_leave(world, way, there, backend.port)
+    left = _leaving(world, way, there, backend.port)
     for seen in _seen(world, way, there):
-        yield leaves and policy.ingress(known, seen, there, backend.port, way.protocol).allowed
+        came = policy.ingress(known, seen, there, backend.port, way.protocol)
+        yield Decision(seen, there, backend.port, way.protocol, left, came)
 
 
-def _may_leave(world: World, way: Way, there: End, port: int) -> bool:
+def _leaving(world: World, way: Way, there: End, port: int) -> Side:
     """Egress of a pod: to the endpoint where its own node translates, else to the other node and its port."""
     known, source = world.policy, end_of(world.policy, way.source)
     if source.node != way.entry.name:
         there, port = known.nodes[way.entry.name], way.node_port
-    return policy.egress(known, source, there, port, way.protocol).allowed
+    return policy.egress(known, source, there, port, way.protocol)
 
 
 def _seen(world: World, way: Way, there: End) -> Iterator[End]:
