@@ -14,7 +14,7 @@ from nsnet.cli.get import Query, select
 from nsnet.cli.output import out, table
 from nsnet.cli.target import pods_of
 from nsnet.control.environment import changed_since, started_with
-from nsnet.control.policy import account, policy
+from nsnet.control.policy import KIND, account, policy
 from nsnet.errors import InputError
 from nsnet.model import Endpoint, EndpointSlice, Event, Node, Object, Objects, Pod, Service, SubnetLease
 
@@ -46,6 +46,9 @@ def lines(now: Running, obj: Object) -> Iterator[str]:
     """The description of one object."""
     for label, value in (*_head(obj), *_body(now, obj)):
         yield from _field(label, value)
+    if model.kind_of(obj) == KIND:  # as kubectl tells it; `nsnet policy why` says what it comes to
+        yield "Spec:"
+        yield from (f"  {line}" for line in account(policy(obj)))
     yield from _events(now, obj)
 
 
@@ -75,8 +78,8 @@ def _body(now: Running, obj: Object) -> Iterable[Pair]:
             return _service(now.objects, obj)
         case Node():
             return _node(now, obj)
-        case model.Other(kind="NetworkPolicy"):
-            return _policy(obj)
+        case model.Other(kind=found) if found == KIND:
+            return ()
         case _ if isinstance(obj, model.WORKLOADS):
             return _workload(now.objects, obj)
     return _plain(obj)
@@ -181,11 +184,6 @@ def _workload(objects: Objects, workload: model.Workload) -> Iterator[Pair]:
     wanted = "" if workload.spec.replicas is None else f"{workload.spec.replicas} desired, "
     yield "Replicas", f"{wanted}{len(pods)} there, {ready} ready"
     yield "Pods", _pod_rows(pods)
-
-
-def _policy(obj: Object) -> Iterator[Pair]:
-    """As kubectl tells it; what it comes to for one connection says `nsnet policy why`."""
-    yield "Spec", ["", *account(policy(obj))]
 
 
 def _plain(obj: Object) -> Iterator[Pair]:

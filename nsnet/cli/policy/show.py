@@ -60,7 +60,7 @@ def show(
         for line in show_lines(found):
             out(line)
         if any(not spaces or pod.name.partition("/")[0] in spaces for pod in world.guests):
-            note(f"without the {HOST_NETWORK}")
+            note(HOST_NETWORK)
     return NotReachedError.exit_code if any(one.different for one in found) else 0
 
 

@@ -22,6 +22,8 @@ from nsnet.verify import world as worlds
 from nsnet.verify.table import Protocol, Table
 from nsnet.verify.world import Place, World
 
+DNS = 53
+
 
 class Change(msgspec.Struct, frozen=True):
     """A cell that would change; `because` is what decides it then."""
@@ -69,11 +71,16 @@ def changes(before: World, then: World) -> Iterator[Change]:
     there = {pod.name: pod for pod in before.pods}
     stay = [pod for pod in then.pods if pod.name in there]
     for protocol, port in tables.served(stay):
-        for target in (pod for pod in stay if tables.serves(pod, protocol, port)):
-            for source in stay:
+        for target in (pod for pod in stay if tables.serves(pod, protocol, port) and _matters(pod, port)):
+            for source in (pod for pod in stay if pod is not target):
                 was = not ways.forbidden(before, there[source.name], there[target.name], protocol, port)
                 if was == ways.forbidden(then, source, target, protocol, port):
                     yield _change(then, source, target, protocol, port)
+
+
+def _matters(pod: Place, port: int) -> bool:
+    """What a pod that serves the cluster's DNS has besides 53 is between its own containers."""
+    return port == DNS or not (pod.runs and pod.name.startswith("kube-system/"))
 
 
 def _change(then: World, source: Place, target: Place, protocol: str, port: int) -> Change:

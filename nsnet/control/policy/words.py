@@ -6,7 +6,7 @@ from nsnet.control.policy.decide import Decision, Side
 from nsnet.control.policy.index import Index
 from nsnet.control.policy.spec import Policy, Rule, written
 
-HOST_NETWORK = "hostNetwork pods are node addresses: policies neither select them nor match them as peers"
+HOST_NETWORK = "hostNetwork pods are node addresses here: policies neither select them nor match them as peers"
 
 
 def because(known: Index, decision: Decision) -> Iterator[str]:
