@@ -12,6 +12,7 @@ from nsnet.control import policy
 from nsnet.control.policy import Decision, End, Index
 from nsnet.model import Objects
 from nsnet.trace import Way
+from nsnet.trace.values import Flow
 
 
 def intended(objects: Objects, start: Target, ways: Iterable[Way]) -> Iterator[str]:
@@ -26,10 +27,25 @@ def intended(objects: Objects, start: Target, ways: Iterable[Way]) -> Iterator[s
 
 
 def decided(known: Index, start: End, way: Way) -> Decision:
-    """The decision on the packet as it was when it ended: after Services, and with the sender's own address."""
+    """Each side on the packet as its own node saw it: after a Service's translation, before any masquerade."""
     there = known.at(way.packet.dst)
-    source = policy.as_source(known, start, there)
-    return policy.decided(known, source, there, way.packet.dport, way.packet.protocol.upper())
+    left, came = _on(way, start), _on(way, there)
+    towards = left.left if left else way.packet
+    seen = known.at(came.came.src if came else way.packet.src)
+    port, spoken = way.packet.dport, way.packet.protocol.upper()
+    return Decision(
+        seen,
+        there,
+        port,
+        spoken,
+        policy.egress(known, start, known.at(towards.dst), towards.dport, spoken),
+        policy.ingress(known, seen, there, port, spoken),
+    )
+
+
+def _on(way: Way, end: End) -> Flow | None:
+    """The connection's entry on the node where the end stands; none where the packet did not come through it."""
+    return next((flow for flow in reversed(way.flows) if end.node and flow.netns.endswith(f".node.{end.node}")), None)
 
 
 def lines(decision: Decision) -> Iterator[str]:

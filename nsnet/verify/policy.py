@@ -10,8 +10,9 @@ node may have put its own address in the place of the sender's (facts/NETPOL.md 
     outside, pods   a node port, Cluster   the sender where that node has the pod itself, else that node
     outside         a node port, Local     the sender
 
-Where the objects alone do not say which address is seen (a KubeProxyConfiguration, rule 18's reading of a pod on the
-very node that translated), every possible one is asked, and where answers differ either outcome is right.
+So on the node that translated, the sender is still seen although the pod itself will see that node. Where objects alone
+do not say whether kube-proxy masquerades (a KubeProxyConfiguration), both addresses are asked, and where the answers
+differ either outcome is right.
 """
 
 from collections.abc import Iterator, Sequence
@@ -98,17 +99,12 @@ def _seen(world: World, way: Way, there: End) -> Iterator[End]:
     came = _came(world, way)
     if _is_userspace(world):
         yield entry
-    elif came.kind == "pod" and came.name == there.name:
-        yield came
-    elif not _is_masqueraded(way, came):
-        yield came
-        if not world.plain:
-            yield entry
     elif there.node == entry.node:
         yield came  # filtered before it is masqueraded
+    elif _is_masqueraded(way, came):
         yield entry
     else:
-        yield entry
+        yield from (came,) if world.plain else (came, entry)
 
 
 def _came(world: World, way: Way) -> End:
