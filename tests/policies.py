@@ -21,11 +21,17 @@ def published(folder: str) -> Path | None:
 def pod(name: str, labels: str = "", node: str = "node1", more: str = "", ports: str = PORTS) -> str:
     """A pod `namespace/name` with labels `a=b,c=d`; more of its spec as YAML."""
     namespace, _, name = name.partition("/")
-    words = ", ".join(f'{key}: "{value}"' for key, _, value in (item.partition("=") for item in labels.split(",")) if key)
+    words = ", ".join(
+        f'{key}: "{value}"' for key, _, value in (item.partition("=") for item in labels.split(",")) if key
+    )
     return (
         f"{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}, labels: {{{words}}}}}, "
         f"spec: {{nodeName: {node}, {more} containers: [{{name: c, {ports}}}]}}}}"
     )
+
+
+def _space(word: str) -> str:
+    return word * 3 if word in {"x", "y", "z"} else word
 
 
 def namespace(name: str, labels: str = "") -> str:
@@ -34,8 +40,9 @@ def namespace(name: str, labels: str = "") -> str:
 
 
 def written(spec: str, name: str = "x/p") -> str:
-    """A policy `namespace/name`."""
+    """A policy `namespace/name`; x is short for namespace xxx."""
     namespace, _, name = name.partition("/")
+    namespace = _space(namespace)
     head = "apiVersion: networking.k8s.io/v1, kind: NetworkPolicy"
     return f"{{{head}, metadata: {{name: {name}, namespace: {namespace}}}, spec: {{{spec}}}}}"
 
@@ -44,7 +51,7 @@ def nine() -> str:
     """Nine pods in three namespaces over three nodes (cyclonus' fixture), and a hostNetwork pod."""
     docs = ["{apiVersion: nsnet/v1, kind: Cluster, metadata: {name: demo}, nodes: 3}"]
     for space in "xyz":
-        docs.append(namespace(f"{space * 3}", f"ns={space}"))
+        docs.append(namespace(f"{space * 3}", f"ns={space * 2}"))
         docs += [pod(f"{space * 3}/{name}", f"pod={name}", f"node{number}") for number, name in enumerate("abc", 1)]
     docs.append(pod("xxx/guest", "pod=guest", more="hostNetwork: true,", ports="ports: [{containerPort: 7000}]"))
     return "\n---\n".join(docs)
@@ -70,15 +77,17 @@ def _asked(known: Index, line: str) -> Decision:
     source, _, rest = line.partition(" > ")
     there, _, port = rest.rpartition(":")
     number, _, protocol = port.partition("/")
-    to = end(known, there)
-    return policy.decided(known, policy.as_source(known, end(known, source), to), to, int(number), protocol or "TCP")
+    start, to = end(known, source), end(known, there)
+    if source.startswith("node"):
+        start = policy.as_source(known, start, to)
+    return policy.decided(known, start, to, int(number), protocol or "TCP")
 
 
 def end(known: Index, word: str) -> End:
     space, slash, name = word.partition("/")
     if not slash:
         return known.at(word) if "." in word or ":" in word else policy.end(known, f"node/{word}")
-    return policy.end(known, f"pod/{space * 3 if len(space) == 1 else space}/{name}")
+    return policy.end(known, f"pod/{_space(space)}/{name}")
 
 
 def answers(objects: Objects, lines: Mapping[str, bool]) -> dict[str, bool]:

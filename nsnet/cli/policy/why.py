@@ -63,7 +63,7 @@ def why(
     start = _source(now.objects, known, source, namespace)
     place, text = _spaced(to, namespace)
     end = destination(now.objects, text, place, spoken.lower())
-    found = cases(now.objects, start, end, spoken)
+    found = cases(now.objects, start, end, spoken, as_is=source == start.address)
     if output == "json":
         print_json(_why_document(start, end, spoken, found))
     else:
@@ -89,10 +89,11 @@ def _source(objects: Objects, known: rules.Index, text: str, namespace: str) -> 
         return end_of(known, target(objects, name, space))
 
 
-def cases(objects: Objects, start: End, end: Destination, protocol: Protocol) -> list[Case]:
+def cases(objects: Objects, start: End, end: Destination, protocol: Protocol, *, as_is: bool = False) -> list[Case]:
     """What is decided of each endpoint where the address is a Service's, else of the address itself.
 
-    Raises NotReachedError for a Service that has no endpoint for the one who asks.
+    `as_is`: the source is an address, and not the node that has it and may take another on its way. Raises
+    NotReachedError for a Service that has no endpoint for the one who asks.
     """
     world = worlds.world(objects)
     known, there = world.policy, world.policy.at(end.address)
@@ -102,7 +103,7 @@ def cases(objects: Objects, start: End, end: Destination, protocol: Protocol) ->
             inner = (service.spec.clusterIP, port.port) == (end.address, end.port)
             if port.protocol == protocol and (outer or inner):
                 return list(_service_cases(world, start, service, port, there if outer else None))
-    source = rules.as_source(known, start, there)
+    source = start if as_is else rules.as_source(known, start, there)
     return [Case(f"{there}", (rules.decided(known, source, there, end.port, protocol),))]
 
 

@@ -81,8 +81,10 @@ def decide(objects: Objects, source: str, destination: str, port: int, protocol:
     makes the `index` once and calls `decided`.
     """
     known = index(objects)
-    there = end(known, destination)
-    return decided(known, as_source(known, end(known, source), there), there, port, protocol)
+    there, start = end(known, destination), end(known, source)
+    if source.startswith("node/"):
+        start = as_source(known, start, there)
+    return decided(known, start, there, port, protocol)
 
 
 def end(known: Index, text: str) -> End:
