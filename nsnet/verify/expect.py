@@ -146,7 +146,7 @@ def _permitted(world: World, places: Mapping[str, Place], item: Expectation) -> 
     source, target = places[item.netns], places[item.address]
     if not policy.forbidden(world, source, target, item.protocol, item.port):
         return item
-    return msgspec.structs.replace(item, want="blocked")
+    return msgspec.structs.replace(item, want="blocked", answers=frozenset(), seen="")
 
 
 def only(found: Sequence[Expectation], pattern: str) -> list[Expectation]:

@@ -140,7 +140,8 @@ def _together(item: Expectation, counts: Counter[str], blocked: int) -> str:
     listed = ", ".join(f"{who} {count}x" for who, count in sorted(counts.items()))
     if item.sticky:
         same = len(counts) + bool(blocked) == 1
-        return "" if same else f"{len(counts)} endpoints answered ({listed}), wanted always the same one"
+        more = f" and {blocked} calls were blocked" if blocked else ""
+        return "" if same else f"{len(counts)} endpoints answered ({listed}){more}, wanted always the same one"
     found = [counts[who] for who in sorted(item.answers)]
     silent = [who for who in sorted(item.answers) if not counts[who]]
     if not sum(found):
