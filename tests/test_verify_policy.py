@@ -153,7 +153,6 @@ def test_egress_closes_every_way_out() -> None:
         # among the endpoints is d itself, which it always reaches
         "service": {"d?", "blocked"},
         "spread": {"d?"},
-        "affinity": {"d?"},
         "nodeport": {"d?", "blocked"},
     }
 

@@ -98,7 +98,7 @@ def look(found: Sequence[Table], *, progress: kernel.Progress | None = None, tim
     """The same tables with what packets find, all asked together. Never raises for what the network does."""
     asked = [item for one in found for item in probes(one)]
     answers = iter(kernel.probe(asked, timeout=timeout, concurrency=AT_ONCE, progress=progress))
-    return [msgspec.structs.replace(one, seen=_seen(one, answers)) for one in found]
+    return [msgspec.structs.replace(one, seen=seen(one, answers)) for one in found]
 
 
 def probes(table: Table) -> Iterator[Probe]:
@@ -117,7 +117,7 @@ def probes(table: Table) -> Iterator[Probe]:
             )
 
 
-def _seen(table: Table, answers: Iterator[Answer]) -> Cells:
+def seen(table: Table, answers: Iterator[Answer]) -> Cells:
     return tuple(
         tuple(_passed(table, target, next(answers)) for target in table.targets) for _ in table.sources
     )  # fmt: skip

@@ -325,6 +325,12 @@ def measure_help() -> Iterator[Line]:
     yield "nsnet --help", f"{spent * 1000:.0f} ms", "< 150 ms", spent < 0.15
 
 
+def measure_policy() -> Iterator[Line]:
+    from policy_decide import measure
+
+    yield from measure()
+
+
 MEASUREMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "help": measure_help,
     "up": measure_up,
@@ -332,6 +338,7 @@ MEASUREMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "change": measure_change,
     "datapath": measure_datapath,
     "processes": measure_processes,
+    "policy": measure_policy,
     "dns": measure_dns,
 }
 

@@ -5,9 +5,9 @@ The decision is `nsnet.control.policy`'s; the tables are those of `nsnet.verify.
 
 import click
 
-from nsnet.cli.policy.show import show
+from nsnet.cli.policy.reasons import why
+from nsnet.cli.policy.showing import show
 from nsnet.cli.policy.tries import try_
-from nsnet.cli.policy.why import why
 
 
 @click.group("policy", context_settings={"auto_envvar_prefix": "NSNET"})

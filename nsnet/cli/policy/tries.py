@@ -11,8 +11,8 @@ from nsnet.cli.change import facts, for_running
 from nsnet.cli.context import Running, need_root, opened
 from nsnet.cli.files import placed
 from nsnet.cli.output import coloured, out, print_json, warning
-from nsnet.cli.policy.show import SHOWN, grid, mark
-from nsnet.cli.policy.why import yes
+from nsnet.cli.policy.reasons import yes
+from nsnet.cli.policy.showing import SHOWN, grid, mark
 from nsnet.control import policy as rules
 from nsnet.model import Objects
 from nsnet.store.objects import load_objects

@@ -11,10 +11,10 @@ from nsnet.control.policy.decide import Clause, Decision, Side, allows, as_sourc
 from nsnet.control.policy.doubts import Known, doubts
 from nsnet.control.policy.index import End, Index, index
 from nsnet.control.policy.spec import KIND, Policy, account, policies, policy, written
-from nsnet.control.policy.words import because, sentence
+from nsnet.control.policy.words import HOST_NETWORK, because, sentence
 
 __all__: Sequence[str] = (
-    "KIND", "Clause", "Decision", "End", "Index", "Known", "Policy", "Side", "account", "allows", "as_source",
-    "because", "decide", "decided", "doubts", "egress", "end", "index", "ingress", "policies", "policy", "sentence",
-    "written",
+    "HOST_NETWORK", "KIND", "Clause", "Decision", "End", "Index", "Known", "Policy", "Side", "account", "allows",
+    "as_source", "because", "decide", "decided", "doubts", "egress", "end", "index", "ingress", "policies", "policy",
+    "sentence", "written",
 )  # fmt: skip

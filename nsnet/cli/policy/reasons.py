@@ -12,7 +12,7 @@ from nsnet.cli import options
 from nsnet.cli.context import running
 from nsnet.cli.decided import end_of
 from nsnet.cli.output import coloured, out, print_json
-from nsnet.cli.policy.show import speaks
+from nsnet.cli.policy.showing import speaks
 from nsnet.cli.target import target
 from nsnet.cli.trace import Destination, destination
 from nsnet.control import policy as rules
@@ -60,8 +60,8 @@ def why(
     now = running("policy", cluster)
     spoken = protocol or "TCP"
     known = rules.index(now.objects)
-    start = _source(now.objects, known, source, namespace)
-    place, text = _spaced(to, namespace)
+    start = source_of(now.objects, known, source, namespace)
+    place, text = spaced(to, namespace)
     end = destination(now.objects, text, place, spoken.lower())
     found = cases(now.objects, start, end, spoken, as_is=source == start.address)
     if output == "json":
@@ -75,17 +75,17 @@ def why(
 _THREE = re.compile(r"([a-z]+)/([a-z0-9-]+)/([^/]+)")
 
 
-def _spaced(text: str, namespace: str) -> tuple[str, str]:
+def spaced(text: str, namespace: str) -> tuple[str, str]:
     """`pod/shop/web` as its namespace and the rest; anything else as it is."""
     found = _THREE.fullmatch(text)
     return (found[2], f"{found[1]}/{found[3]}") if found else (namespace, text)
 
 
-def _source(objects: Objects, known: rules.Index, text: str, namespace: str) -> End:
+def source_of(objects: Objects, known: rules.Index, text: str, namespace: str) -> End:
     try:
         return known.at(str(ip_address(text)))
     except ValueError:
-        space, name = _spaced(text, namespace)
+        space, name = spaced(text, namespace)
         return end_of(known, target(objects, name, space))
 
 
