@@ -24,7 +24,7 @@ from nsnet.trace import Packet
 from nsnet.verify import table as tables
 from nsnet.verify import world as worlds
 from tests.controlled import up
-from tests.policies import namespace, pod, written
+from tests.deciding import namespace, pod, written
 
 QUIET = "{apiVersion: nsnet/v1, kind: Cluster, metadata: {name: demo}, nodes: 2, dns: {enabled: false}}"
 ONE = "ports: [{containerPort: 80, name: http}]"

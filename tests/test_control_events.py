@@ -4,7 +4,7 @@ import pytest
 
 from nsnet import model
 from tests.controlled import events, up
-from tests.policies import cluster, written
+from tests.deciding import cluster, written
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from nsnet.control import policy
 from nsnet.control.policy import End, Index
 from nsnet.model import Objects
 from tests.controlled import up
-from tests.policies import NINE
+from tests.deciding import NINE
 
 Doc = dict[str, Any]
 PORTS = [(80, "TCP"), (81, "TCP"), (80, "UDP"), (82, "TCP"), (0, "ICMP")]

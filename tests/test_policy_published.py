@@ -9,7 +9,7 @@ from nsnet import model
 from nsnet.control import policy
 from nsnet.model import Objects
 from tests.controlled import events, up
-from tests.policies import PUBLISHED, answers, namespace, pod, published, written
+from tests.deciding import PUBLISHED, answers, namespace, pod, published, written
 
 ROWS = [
     block.splitlines()

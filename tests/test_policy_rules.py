@@ -7,7 +7,7 @@ import pytest
 
 from nsnet.control import policy
 from nsnet.errors import InputError
-from tests.policies import answers, asked, cluster, nine, pod, written
+from tests.deciding import answers, asked, cluster, nine, pod, written
 
 DENY = "podSelector: {}"
 A = "podSelector: {matchLabels: {pod: a}}"

@@ -13,7 +13,7 @@ from nsnet.verify import Expectation, describe
 from nsnet.verify.judge import judge
 from nsnet.verify.run import question
 from tests.controlled import up
-from tests.policies import pod, written
+from tests.deciding import pod, written
 from tests.verifying import Objects, cluster
 
 N1, N2 = "172.18.0.2", "172.18.0.3"
