@@ -40,7 +40,7 @@ POLICIES = [
      ["UnknownPort: egress[0]: no destination has a port named http/TCP: that item allows nothing"]),
     (f"{A}, policyTypes: [Egress], egress: [{{ports: [{{port: http}}]}}]", []),
     (f"{A}, ingress: [{{ports: [{{port: 80, protocol: SCTP}}]}}]",
-     ["NotCarried: ingress[0]: SCTP is not carried here: that item allows nothing, the policy isolates all the same"]),
+     ["NotServed: ingress[0]: pods here serve no SCTP: nobody answers to what that item allows"]),
     ("podSelector: {matchLabels: {pod: guest}}",  # hostNetwork: not to be selected
      ["SelectsNothing: its podSelector pod=guest matches no pod of namespace xxx: it isolates nobody"]),
 ]  # fmt: skip

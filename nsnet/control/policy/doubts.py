@@ -58,7 +58,7 @@ def _of_rule(policy: Policy, direction: Direction, rule: Rule, known: Known) -> 
         if isinstance(port.port, str) and not _is_known(policy, direction, rule, port, known):
             yield "UnknownPort", f"no destination has a port named {port}: that item allows nothing"
         if port.protocol == "SCTP":
-            yield "NotCarried", "SCTP is not carried here: that item allows nothing, the policy isolates all the same"
+            yield "NotServed", "pods here serve no SCTP: nobody answers to what that item allows"
 
 
 def _nobody(policy: Policy, peer: Peer, known: Known) -> str:
