@@ -157,6 +157,25 @@ def test_egress_closes_every_way_out() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("egress", "inner", "outer"),
+    [
+        ([], "blocked", {f"{N1}:30013": "blocked", f"{N2}:30013": "blocked"}),
+        ([{"to": [{"ipBlock": {"cidr": "10.96.0.13/32"}}]}], "refused",
+         {f"{N1}:30013": "blocked", f"{N2}:30013": "blocked"}),
+        ([{"to": [{"ipBlock": {"cidr": f"{N1}/32"}}]}], "blocked",
+         {f"{N1}:30013": "refused", f"{N2}:30013": "blocked"}),
+    ],
+)  # fmt: skip
+def test_a_service_without_endpoints_is_not_translated(egress: list[Any], inner: str, outer: dict[str, str]) -> None:
+    """So its own address is what egress is asked about, and the refusal comes only after that."""
+    spec = {"podSelector": only("d", "e", "f"), "policyTypes": ["Egress"], "egress": egress}
+    asked = [item for item in verify.expectations(with_policy(spec)) if item.target == "svc/default/none"]
+    asked = [item for item in asked if item.source in {f"pod/default/{name}" for name in "def"}]
+    assert {item.want for item in asked if item.group == "service"} == {inner}
+    assert {f"{item.address}:{item.port}": item.want for item in asked if item.group == "nodeport"} == outer
+
+
 def test_other_nodes_node_ports_are_addresses_on_the_way_out() -> None:
     """By its own node d's packet has become the endpoint's where egress is filtered; by another it has not."""
     to_pods = with_policy(

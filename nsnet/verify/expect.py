@@ -342,10 +342,14 @@ class _Asker:
             address=address,
             port=port,
         )
+        way = self.way(source, item, rejecter, address, port)
+        if not found and not policy.leaves(self.world, way, address, port):
+            yield msgspec.structs.replace(base, want="blocked")
+            return
         if not found:
             yield from self.without(base, source, rejecter, dropped=bool(worlds.usable(item.candidates)))
             return
-        shared = policy.share(self.world, self.way(source, item, rejecter, address, port), found)
+        shared = policy.share(self.world, way, found)
         if shared is None:
             return
         if not shared.allowed:

@@ -75,6 +75,11 @@ def share(world: World, way: Way, found: Sequence[Backend]) -> Share | None:
     return Share(allowed, partly=any(False in said for _, said in verdicts))
 
 
+def leaves(world: World, way: Way, address: str, port: int) -> bool:
+    """May the sender send to a Service that has no endpoint? Its address is then not translated, and is what counts."""
+    return none(world) or _leaving(world, way, world.policy.at(address), port).allowed
+
+
 def decisions(world: World, way: Way, backend: Backend) -> Iterator[Decision]:
     """One for every address that the answering pod's node may see; more than one only where objects do not tell."""
     known, there = world.policy, world.policy.at(backend.address)
