@@ -18,7 +18,7 @@ from nsnet.verify.policy import end_of
 from nsnet.verify.world import Place, World
 
 AT_ONCE = 8192
-TIMEOUT = 0.4  # s; within one machine an answer takes milliseconds
+TIMEOUTS = {"TCP": 0.25, "UDP": 0.5}  # s; the kernel itself answers a SYN at once, a datagram waits for the pod server
 Protocol = Literal["TCP", "UDP"]
 Cells = tuple[tuple[bool | None, ...], ...]
 
@@ -94,11 +94,15 @@ def _table(world: World, pods: Sequence[Place], protocol: Protocol, port: int, *
 # --- as packets find it -----------------------------------------------------------------------------------------------
 
 
-def look(found: Sequence[Table], *, progress: kernel.Progress | None = None, timeout: float = TIMEOUT) -> list[Table]:
-    """The same tables with what packets find, all asked together. Never raises for what the network does."""
-    asked = [item for one in found for item in probes(one)]
-    answers = iter(kernel.probe(asked, timeout=timeout, concurrency=AT_ONCE, progress=progress))
-    return [msgspec.structs.replace(one, seen=seen(one, answers)) for one in found]
+def look(found: Sequence[Table], *, progress: kernel.Progress | None = None) -> list[Table]:
+    """The same tables with what packets find, all of a protocol together. Never raises for what the network does."""
+    answers = {spoken: iter(_asked(found, spoken, timeout, progress)) for spoken, timeout in TIMEOUTS.items()}
+    return [msgspec.structs.replace(one, seen=seen(one, answers[one.protocol])) for one in found]
+
+
+def _asked(found: Sequence[Table], spoken: str, timeout: float, progress: kernel.Progress | None) -> list[Answer]:
+    asked = [item for one in found if one.protocol == spoken for item in probes(one)]
+    return kernel.probe(asked, timeout=timeout, concurrency=AT_ONCE, progress=progress)
 
 
 def probes(table: Table) -> Iterator[Probe]:
