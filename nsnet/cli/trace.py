@@ -97,7 +97,8 @@ def trace(
     found = traced(state, start, asked)
     look = look_of(state, now.objects, namespace)
     if output == "json":
-        print_json(document(found, start, end, asked, look))
+        wanted = tuple(intended(now.objects, start, (one.way for one in found)))
+        print_json({**document(found, start, end, asked, look), **({"intended": wanted} if wanted else {})})
     else:
         for line in report(found, start, end, asked, look):
             out(line)
