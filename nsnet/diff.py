@@ -8,8 +8,9 @@ is made. What must go first goes first: processes (they hold sockets), links tha
 
 What the kernel drops by itself is written again, even where `have` still shows it (each tried on a real kernel):
 
-    the link is made anew          addresses, routes, neighbours, FDB entries, its place on a bridge, its ports; the
-                                   other end of a veth pair and a VXLAN device that it carries are made anew with it
+    the link is made anew          addresses, routes, neighbours, FDB entries, its place on a bridge, its ports, its
+                                   sysctls; the other end of a veth pair and a VXLAN device that it carries are made
+                                   anew with it
     the link is changed in place   its neighbours, permanent ones too: with every writing of its MAC, even of the same
     the link comes up from down    its neighbours and routes
     an address goes                with the last one the device's routes and neighbours; with a primary one the
@@ -64,7 +65,7 @@ Hold = tuple[str, Key]
 Device = tuple[str, str]  # namespace, device
 
 _LINKS = (Bridge, Veth, Vxlan, OtherLink)
-_HANGING = (BridgePort, Address, Route, Neighbour, FdbEntry)
+_HANGING = (BridgePort, Address, Route, Neighbour, FdbEntry, Sysctl)
 _NOTHING: frozenset[Value] = frozenset()
 
 
@@ -174,6 +175,8 @@ def hangs_on(value: Value) -> tuple[str, ...]:
             return (dev,)
         case Route(dev=dev, nexthops=nexthops):
             return (dev, *(hop for _, hop in nexthops)) if dev else tuple(hop for _, hop in nexthops)
+        case Sysctl(name) if _of_interface(name):
+            return (name.split(".")[3].replace("/", "."),)
     return ()
 
 

@@ -390,6 +390,7 @@ SYSCTLS: Mapping[str, tuple[str, ...]] = {
         "net.ipv4.conf.all.rp_filter",
         "net.ipv4.conf.default.rp_filter",
         "net.ipv4.conf.all.route_localnet",
+        "net.ipv4.conf.*.route_localnet",
         "net.netfilter.nf_conntrack_tcp_timeout_established",
         "net.netfilter.nf_conntrack_tcp_timeout_close_wait",
         "net.netfilter.nf_conntrack_tcp_be_liberal",

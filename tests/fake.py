@@ -21,6 +21,7 @@ all or nothing. An nftables table takes along what is in it.
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from ipaddress import ip_address, ip_interface
 from itertools import groupby
 
@@ -146,8 +147,10 @@ class Kernel:
             case Route():
                 self._reachable(netns, value)
             case Sysctl(name):
-                if name not in state.SYSCTLS[names.kind_of(netns)]:
+                if not any(fnmatch(name, known) for known in state.SYSCTLS[names.kind_of(netns)]):
                     raise RefusedError(f"sysctl: cannot stat {name}")
+                for dev in hangs_on(value):
+                    self._must(netns, dev)
             case Process(argv):
                 if not any(("file", word) in space for word in argv):
                     raise RefusedError(f"{argv}: its file is not there")
@@ -229,7 +232,7 @@ class Kernel:
         if link is None:
             return
         self.half.discard((netns, name))
-        self._drop(netns, name, BridgePort, Address, Route, Neighbour, FdbEntry)
+        self._drop(netns, name, BridgePort, Address, Route, Neighbour, FdbEntry, Sysctl)
         for other in list(self.spaces[netns].values()):
             if isinstance(other, Vxlan) and other.dev == name:
                 self._unlink(netns, other.name)

@@ -358,10 +358,6 @@ def test_a_pod_that_declares_no_port_serves_what_services_target() -> None:
 
 NOT_BUILT = [
     ({"flannel": model.Flannel(Backend=Backend("wireguard"))}, "flannel.Backend.Type: backend wireguard is not built"),
-    (
-        {"networking": model.Networking(kubeProxyMode="userspace")},
-        "networking.kubeProxyMode: mode userspace is not built",
-    ),
     ({"underlay": model.Underlay(NETWORKS, (LinkSpec(("n", "m"), delay="5ms"),))}, "underlay.links[0].delay: is not"),
 ]
 

@@ -26,6 +26,7 @@ _OBJECTS = {
     "other port": built(_TWO, backend=model.Backend(Port=4789)),
     "one node": built(_ALONE),
     "nftables": built(_TWO, mode="nftables", services=_WEB),
+    "userspace": built(_TWO, mode="userspace", services=_WEB),
     "nftables, moved": built(_MOVED, mode="nftables", services={**_WEB, "db": "10.96.0.30"}),
 }
 

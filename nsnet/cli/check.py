@@ -33,6 +33,7 @@ class Wish(msgspec.Struct, frozen=True):
 @click.option("--all-pairs", is_flag=True, help="All pairs of pods; above some hundred pods a sample is the default.")
 @click.option("--retry", type=click.IntRange(min=0), default=0, metavar="N", help="Ask what failed again, N times.")
 @click.option("--keep-going", is_flag=True, help="Ask everything, also after failures.")
+@click.option("--compare-modes", is_flag=True, help="Instead: a copy under each kubeProxyMode, side by side.")
 @click.option("--junit-file", type=click.Path(dir_okay=False), metavar="FILE", help="Write a JUnit report.")
 @options.output("json")
 @options.cluster
@@ -42,6 +43,7 @@ def verify_(
     all_pairs: bool,
     retry: int,
     keep_going: bool,
+    compare_modes: bool,
     junit_file: str | None,
     output: str | None,
     cluster: str | None,
@@ -51,6 +53,10 @@ def verify_(
     Sockets are opened inside every namespace by one process. Drift, kernel state that is not as wanted, fails as well.
     """
     now = running("verify", cluster)
+    if compare_modes:
+        from nsnet.cli.compare import compare_modes as compare
+
+        return compare(now, output)
     wish = Wish(only, all_pairs, retry, keep_going)
     found, drift = wished(now, wish)
     if listing:

@@ -26,7 +26,7 @@ PREFIXES = ("SVC", "SVL", "EXT", "FW")
 @options.namespace
 @options.cluster
 def rules(where: str, service: str | None, namespace: str, cluster: str | None) -> None:
-    """Show the rules that kube-proxy (iptables or nftables) and flannel wrote on a node, each with what it is for."""
+    """Show the rules that kube-proxy (in any mode), flannel and portmap wrote on a node, each with what it is for."""
     now = running("rules", cluster)
     node = _node(now.objects, where)
     found = _service(now.objects, namespace, service) if service else None
@@ -45,6 +45,7 @@ def rule_lines(objects: Objects, only: list[Service] | None, values: Collection[
     if only is None:
         yield from nft_shared_lines(nft, pods) if nft else proxy_lines(chains, pods)
         yield from flannel_lines(chains, pods)
+        yield from host_port_lines(chains, pods)
 
 
 def _node(objects: Objects, where: str) -> str:
@@ -118,18 +119,42 @@ def _own_chains(name: str, protocol: str, chains: Chains) -> list[str]:
 def proxy_lines(chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
     """What all Services share."""
     yield coloured("for all Services", "cyan")
+    yield from _ways_in("KUBE-", chains, pods)
     for (_, chain), value in sorted(chains.items()):
         if chain in {"KUBE-MARK-MASQ", "KUBE-POSTROUTING", "KUBE-FORWARD", "KUBE-FIREWALL"}:
             yield from _explained(chain, value.rules, pods)
-    yield from _explained("KUBE-SERVICES", [rule for rule in _rules(chains, "KUBE-SERVICES") if "LOCAL" in rule], pods)
+        elif value.policy:
+            yield from _explained(chain, [rule for rule in value.rules if "-j KUBE-PORTALS-" in rule], pods)
+            yield from _explained(chain, [rule for rule in value.rules if "-j KUBE-NODEPORT-" in rule], pods)
+    yield from _explained(
+        "KUBE-SERVICES", [rule for rule in _rules(chains, "KUBE-SERVICES") if "-j KUBE-NODEPORTS" in rule], pods
+    )
     yield ""
 
 
 def flannel_lines(chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
     """The part of flannel."""
     yield coloured("flannel", "cyan")
+    yield from _ways_in("FLANNEL-", chains, pods)
     for chain in ("FLANNEL-POSTRTG", "FLANNEL-FWD"):
         yield from _explained(chain, _rules(chains, chain), pods)
+
+
+def _ways_in(prefix: str, chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
+    """The rules of the kernel's own chains that lead to a component's."""
+    for (_, chain), value in sorted(chains.items()):
+        if value.policy:
+            yield from _explained(chain, [rule for rule in value.rules if f"-j {prefix}" in rule], pods)
+
+
+def host_port_lines(chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
+    """The part of the portmap plugin, where a pod of the node has a hostPort."""
+    found = sorted(chain for _, chain in chains if chain.startswith("CNI-"))
+    if found:
+        yield ""
+        yield coloured("host ports", "cyan")
+        for chain in found:
+            yield from _explained(chain, chains["nat", chain].rules, pods)
 
 
 def _rules(chains: Chains, name: str) -> list[str]:

@@ -3,7 +3,8 @@
 A table of (chain, rule, sentence): the first row whose patterns are found speaks. `{0}`, `{1}` are the groups of the
 rule's pattern; `{pod}` is who has the address in group 0, `{ways}` all endpoints that an nftables rule chooses from.
 Elements of nftables' sets and maps have `set NAME` and `map NAME` for a chain. Sources: facts of kube-proxy's
-`syncProxyRules` (both modes) and flannel's `pkg/trafficmngr/iptables`.
+`syncProxyRules` (all modes), the
+portmap plugin and flannel's `pkg/trafficmngr/iptables`.
 """
 
 import re
@@ -11,6 +12,17 @@ from collections.abc import Mapping, Sequence
 
 Row = tuple[str, str, str]
 TABLE: Sequence[Row] = (
+    ("^(?:INPUT|OUTPUT)$", r"-j KUBE-FIREWALL$", "does it come from outside for 127.0.0.0/8?"),
+    ("^[A-Z]+$", r"-j KUBE-PROXY-FIREWALL$", "was it for a load balancer's address, and in none of its source ranges?"),
+    ("^INPUT$", r"-j KUBE-NODEPORTS$", "is it a health check of the load balancer?"),
+    ("^[A-Z]+$", r"-j KUBE-EXTERNAL-SERVICES$", "is it for an external address or node port without endpoint?"),
+    ("^[A-Z]+$", r"--ctstate NEW .*-j KUBE-SERVICES$", "is it for a Service without endpoint?"),
+    ("^(?:PREROUTING|OUTPUT)$", r"-j KUBE-SERVICES$", "is it for a Service?"),
+    ("^FORWARD$", r"-j KUBE-FORWARD$", "does kube-proxy let it pass?"),
+    ("^POSTROUTING$", r"-j KUBE-POSTROUTING$", "shall it leave with this node's address?"),
+    ("^FORWARD$", r"-j FLANNEL-FWD$", "is it pod traffic?"),
+    ("^POSTROUTING$", r"-j FLANNEL-POSTRTG$", "does it leave the pod network, or come into it?"),
+    ("^KUBE-SERVICES", r"-d (\S+)/\d+ .*-j KUBE-NODEPORTS$", "to {0}, where node ports are served: is it one?"),
     ("^KUBE-SERVICES", r"-d (\S+)/\d+ .*--dport (\d+) -j KUBE-SV[CL]-", "to the Service's address {0}:{1}"),
     ("^KUBE-SERVICES", r"-d (\S+)/\d+ .*--dport (\d+) -j KUBE-(?:EXT|FW)-", "to the external address {0}:{1}"),
     ("^KUBE-SERVICES", r"--dst-type LOCAL -j KUBE-NODEPORTS", "to an address of this node: is it a node port?"),
@@ -42,6 +54,36 @@ TABLE: Sequence[Row] = (
     ("^KUBE-FORWARD", r"--ctstate RELATED,ESTABLISHED -j ACCEPT", "and so may all that belongs to a known connection"),
     ("^KUBE-FIREWALL", r"-d 127", "node ports on 127.0.0.1 are for this node only"),
     ("^KUBE-PROXY-FIREWALL", r"-j DROP", "not from the Service's source ranges"),
+    ("^PREROUTING", r"-j KUBE-PORTALS-CONTAINER", "from pods and from outside: is it for a Service?"),
+    ("^OUTPUT", r"-j KUBE-PORTALS-HOST", "from the node itself: is it for a Service?"),
+    ("^(?:PREROUTING|OUTPUT)", r"-j KUBE-NODEPORT-", "to an address of this node: is it a node port?"),
+    ("^KUBE-PORTALS-CONTAINER", r"physdev .*--to-ports (\d+)", "not from a pod, to that external address: as below"),
+    ("^KUBE-PORTALS-CONTAINER", r"LOCAL .*--to-ports (\d+)", "an external address that is this node's own: port {0}"),
+    (
+        "^KUBE-PORTALS-CONTAINER",
+        r"-d (\S+)/\d+ .*--dport (\d+) .*--to-ports (\d+)",
+        "to the Service's address {0}:{1}: to the proxy process on port {2}, which picks the endpoint",
+    ),
+    (
+        "^KUBE-PORTALS-HOST",
+        r"-d (\S+)/\d+ .*--dport (\d+) .*--to-destination (\S+)",
+        "the same from this node itself: to the proxy process at {2}",
+    ),
+    (
+        "^KUBE-NODEPORT-CONTAINER",
+        r"--dport (\d+) .*--to-ports (\d+)",
+        "to node port {0}, on any address of this node: to the proxy process on port {1}",
+    ),
+    ("^KUBE-NODEPORT-HOST", r"--dport (\d+) .*--to-destination (\S+)", "from this node itself to node port {0}"),
+    ("^KUBE-NODEPORT-NON-LOCAL", r"--dport (\d+) .*-j ACCEPT", "new connections may come in to proxy port {0}"),
+    ("^(?:PREROUTING|OUTPUT)", r"-j CNI-HOSTPORT-DNAT", "to an address of this node: is it a pod's hostPort?"),
+    ("^POSTROUTING", r"-j CNI-HOSTPORT-MASQ", "shall what came by a hostPort leave with this node's address?"),
+    ("^CNI-HOSTPORT-DNAT", r"--dports (\S+) ", "host port {0} of one pod"),
+    ("^CNI-HOSTPORT-SETMARK", r"-j MARK", "mark it: CNI-HOSTPORT-MASQ gives it the node's address"),
+    ("^CNI-HOSTPORT-MASQ", r"-j MASQUERADE", "the source becomes this node's address"),
+    ("^CNI-DN-", r"-s 127.0.0.1/32 .*-j CNI-HOSTPORT-SETMARK", "from 127.0.0.1: the pod could not answer that"),
+    ("^CNI-DN-", r"-s (\S+) .*-j CNI-HOSTPORT-SETMARK", "from a pod of this node ({0}): the answer must pass here"),
+    ("^CNI-DN-", r"--dport (\d+) -j DNAT --to-destination (\S+)", "host port {0} is {1}"),
     ("^FLANNEL-POSTRTG", r"--mark (\w+)/\w+ .*-j RETURN", "kube-proxy marked it: it will masquerade it itself"),
     ("^FLANNEL-POSTRTG", r"! -s \S+ -d (\S+) .*-j RETURN", "from outside to the pods of this node ({0}): no NAT"),
     ("^FLANNEL-POSTRTG", r"! -s \S+ -d (\S+) .*-j MASQUERADE", "from outside to pods elsewhere: this node's address"),

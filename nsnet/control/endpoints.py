@@ -15,9 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from nsnet import names
-from nsnet.control import kubernetes
+from nsnet.control import kubernetes, topology
 from nsnet.control.addresses import number
-from nsnet.control.nodes import ZONE
 from nsnet.control.scheduler import ENDED, natural
 from nsnet.control.table import Table, drop, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
@@ -25,12 +24,10 @@ from nsnet.model import (
     Endpoint,
     EndpointAddress,
     EndpointConditions,
-    EndpointHints,
     EndpointPort,
     Endpoints,
     EndpointSlice,
     EndpointSubset,
-    ForZone,
     Key,
     Node,
     ObjectMeta,
@@ -50,6 +47,7 @@ MIRROR = "endpointslicemirroring-controller.k8s.io"
 SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
 HEADLESS = "service.kubernetes.io/headless"
 ENDPOINTS_MANAGED = "endpoints.kubernetes.io/managed-by"
+TOLERATE = "service.alpha.kubernetes.io/tolerate-unready-endpoints"
 LARGEST = 100  # endpoints per slice (--max-endpoints-per-slice)
 MIRRORED = 1000  # of hand-written Endpoints, per subset
 
@@ -62,7 +60,7 @@ class _Kept(NamedTuple):
 
     source: Service | Endpoints
     members: tuple[Pod, ...]
-    zones: Mapping[str, str]
+    zones: topology.Zones | None
     written: tuple[Written, ...]
 
 
@@ -72,7 +70,7 @@ _kept: dict[Key, _Kept] = {}
 def write(table: Table, now: str) -> None:
     """All Endpoints and EndpointSlices that follow from Services and pods."""
     services = of(table, Service)
-    zones = {key.name: node.metadata.labels.get(ZONE, "") for key, node in of(table, Node).items()}
+    zones = topology.zones(of(table, Node))
     pods = _by_pair(services, of(table, Pod))
     wanted: set[Key] = set()
     used: dict[Key, _Kept] = {}
@@ -84,7 +82,7 @@ def write(table: Table, now: str) -> None:
             wanted.update(_key(item) for item in used[key].written)
     for key, endpoints in list(of(table, Endpoints).items()):
         if key not in wanted and _is_mirrored(key, endpoints, services):
-            used[key] = _settle(table, _Kept(endpoints, (), {}, ()), _kept.get(key), now)
+            used[key] = _settle(table, _Kept(endpoints, (), None, ()), _kept.get(key), now)
             wanted.update(_key(item) for item in used[key].written)
     _kept.clear()
     _kept.update(used)
@@ -146,6 +144,7 @@ def _answer(table: Table, asked: _Kept) -> Iterator[Written]:
     if isinstance(source, Endpoints):
         yield from _mirrors(table, source)
         return
+    assert asked.zones is not None
     members = sorted(asked.members, key=lambda pod: natural(Key("Pod", *_place(pod.metadata))))
     yield _endpoints(source, members)
     yield from _slices(table, source, members, asked.zones)
@@ -208,10 +207,11 @@ def _hostname(service: Service, pod: Pod) -> str:
 # --- EndpointSlices ---------------------------------------------------------------------------------------------------
 
 
-def _slices(table: Table, service: Service, pods: Iterable[Pod], zones: Mapping[str, str]) -> Iterator[EndpointSlice]:
+def _slices(table: Table, service: Service, pods: Sequence[Pod], zones: topology.Zones) -> Iterator[EndpointSlice]:
     groups: dict[Ports, list[Endpoint]] = {}
-    for pod in pods:
-        groups.setdefault(_ports(service, pod), []).append(_endpoint(service, pod, zones))
+    endpoints = topology.hinted(service, [_endpoint(service, pod, zones.of) for pod in pods], zones)
+    for pod, endpoint in zip(pods, endpoints, strict=True):
+        groups.setdefault(_ports(service, pod), []).append(endpoint)
     labels = {
         **service.metadata.labels,
         SERVICE_NAME: service.metadata.name,
@@ -261,7 +261,7 @@ def _slice_name(table: Table, meta: ObjectMeta, series: str, taken: set[str]) ->
 
 def _endpoint(service: Service, pod: Pod, zones: Mapping[str, str]) -> Endpoint:
     serving, terminating = is_ready(pod), is_terminating(pod)
-    ready = service.spec.publishNotReadyAddresses or (serving and not terminating)
+    ready = publishes_unready(service) or (serving and not terminating)
     zone = zones.get(pod.spec.nodeName) or None
     return Endpoint(
         (pod.status.podIP,),
@@ -270,24 +270,19 @@ def _endpoint(service: Service, pod: Pod, zones: Mapping[str, str]) -> Endpoint:
         pod.spec.nodeName,
         zone,
         _reference(pod),
-        _hints(service.spec.trafficDistribution, pod.spec.nodeName, zone) if ready else None,
     )
 
 
-def _hints(distribution: str | None, node: str, zone: str | None) -> EndpointHints | None:
-    """PreferSameZone (once PreferClose) and PreferSameNode (endpointslice `trafficdist`)."""
-    if distribution not in ("PreferClose", "PreferSameZone", "PreferSameNode"):
-        return None
-    zones = (ForZone(zone),) if zone else ()
-    nodes = (ForZone(node),) if distribution == "PreferSameNode" else ()
-    return EndpointHints(zones, nodes) if zones or nodes else None
+def publishes_unready(service: Service) -> bool:
+    """By its field, or by the annotation that the field replaced, which the controllers still read."""
+    return service.spec.publishNotReadyAddresses or service.metadata.annotations.get(TOLERATE) == "true"
 
 
 # --- Endpoints --------------------------------------------------------------------------------------------------------
 
 
 def _endpoints(service: Service, pods: Iterable[Pod]) -> Endpoints:
-    unready_too = service.spec.publishNotReadyAddresses
+    unready_too = publishes_unready(service)
     groups: dict[Ports, tuple[list[EndpointAddress], list[EndpointAddress]]] = {}
     for pod in pods:
         ports = _ports(service, pod)

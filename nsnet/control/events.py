@@ -6,7 +6,7 @@ Events that manifests bring (a dump) are left alone.
 from collections.abc import Iterator
 
 from nsnet import names
-from nsnet.control import namespaces, policy
+from nsnet.control import namespaces, policy, service_events, userspace
 from nsnet.control.endpoints import SERVICE_NAME
 from nsnet.control.table import Table, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
@@ -69,8 +69,10 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
     for pod in of(table, Pod).values():
         if pod.spec.dnsConfig is not None:
             yield from ((pod, "DNSConfigForming", message, "Warning") for message in _cut(pod, pod.spec.dnsConfig))
+    yield from service_events.said(table, cluster)
     yield from _unreachable(table, cluster)
     yield from _doubtful(table)
+    yield from userspace.warnings(table, cluster)
     yield from _not_yet(table)
 
 

@@ -1,18 +1,18 @@
-"""Packet filters of a node, put together: kube-proxy's in the mode that is asked for, and what flanneld adds.
+"""Packet filters of a node, put together: kube-proxy's in the mode asked for, flanneld's, and jumps for host ports.
 
 In iptables mode a built-in chain is one value, whole, with policy ACCEPT, for several components share it. kube-proxy
-inserts its jumps at the head and flanneld appends, so kube-proxy's come first whatever started first. In nftables mode
-kube-proxy has a table of its own and the built-in chains hold flanneld's jumps alone. What is left of the other mode is
-not wanted any more, and so it goes.
+inserts its jumps at the head and flanneld appends, so kube-proxy's come first whatever started first (portmap.py says
+where its own stand). In nftables mode kube-proxy has a table of its own and the built-in chains hold the others' jumps
+alone. In userspace mode a process on each node stands behind the rules. What is left of another mode is not wanted any
+more, and so it goes.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
-from nsnet import model
-from nsnet.errors import ObjectError
-from nsnet.render import flannel, kubeproxy, proxy_iptables, proxy_nftables, services
+from nsnet import model, names
+from nsnet.render import flannel, kubeproxy, portmap, proxy_iptables, proxy_nftables, proxy_userspace, services
 from nsnet.render.kubeproxy import Told
 from nsnet.render.view import View
 from nsnet.state import Chain, Value
@@ -20,22 +20,24 @@ from nsnet.state import Chain, Value
 Jump = tuple[str, str, str]  # table, built-in chain, rule
 PerNode = Iterator[Iterable[Value]]
 
-JUMPS: dict[str, tuple[Jump, ...]] = {"iptables": proxy_iptables.JUMPS, "nftables": ()}
+JUMPS: dict[str, tuple[Jump, ...]] = {
+    "iptables": proxy_iptables.JUMPS,
+    "nftables": (),
+    "userspace": proxy_userspace.JUMPS,
+}
 
 
 def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
     mode = view.cluster.networking.kubeProxyMode
-    if mode not in JUMPS:
-        key, hint = model.key_of(view.cluster), f"use one of: {', '.join(JUMPS)}"
-        raise ObjectError(key, "networking.kubeProxyMode", f"mode {mode} is not built yet", hint)
     said = kubeproxy.told(view.objects)
-    proxies = _iptables(view.objects, said) if mode == "iptables" else _nftables(view.objects, said)
+    proxies = PROXIES[mode](view.objects, said)
     flannels = flannel.jumps(masq=view.cluster.flannel.ipMasq)
     sysctls = tuple(kubeproxy.sysctls(said, mode))
     for seen, values in zip(view.nodes, proxies, strict=True):
         yield seen.netns, values
         yield seen.netns, sysctls
-        yield seen.netns, built_in((*JUMPS[mode], *(flannels if seen.subnet else ())))
+        before, after = portmap.jumps(view, seen)
+        yield seen.netns, built_in((*before, *JUMPS[mode], *(flannels if seen.subnet else ()), *after))
 
 
 def _iptables(objects: model.Objects, said: Told) -> PerNode:
@@ -52,6 +54,22 @@ def _nftables(objects: model.Objects, said: Told) -> PerNode:
         settings = proxy_nftables.settings_on(node, said)
         told = known.setdefault(settings, settings)
         yield proxy_nftables.node_values(joined, services.place(node, told.family), told)
+
+
+def _userspace(objects: model.Objects, said: Told) -> PerNode:
+    found = proxy_userspace.proxied(services.join(objects), objects)
+    content = proxy_userspace.configuration(found)
+    for node in model.of(objects, model.Node):
+        netns = names.node_netns(said.cluster.metadata.name, node.metadata.name)
+        process = proxy_userspace.program(netns, content) if found else ()
+        yield (*proxy_userspace.node_chains(found, services.place(node)), *process)
+
+
+PROXIES: dict[str, Callable[[model.Objects, Told], PerNode]] = {
+    "iptables": _iptables,
+    "nftables": _nftables,
+    "userspace": _userspace,
+}
 
 
 @lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ back. A way names each device and each rule that mattered; `service_of` finds th
     nft.py        nftables chains, sets and maps
     netfilter.py  chains: a hook of a namespace, NAT and conntrack included
     view.py       one namespace, indexed: links, addresses, routes, neighbours
+    process.py    kube-proxy's userspace process: what it would do with a connection
     walk.py       routing, bridges, veth pairs, VXLAN: from namespace to namespace
 """
 

@@ -179,6 +179,10 @@ def _one(match: Match, trip: Trip, facts: Facts) -> float:
             return any(_in_range(packet.sport, part) for part in values[0].split(","))
         case "conntrack", "--ctstate":
             return trip.state in values[0].split(",") or ("DNAT" in values[0] and trip.translated)
+        case "state", "--state":
+            return trip.state in values[0].split(",")
+        case "physdev", "--physdev-is-in":
+            return bool(trip.port_in)
         case "addrtype", "--dst-type":
             return facts.is_local(packet.dst) if values[0] == "LOCAL" else UNKNOWN
         case "addrtype", "--src-type":

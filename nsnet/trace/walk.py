@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from nsnet import state as kernel
 from nsnet.state import Bridge, Route, State, Veth, Vxlan
-from nsnet.trace import netfilter
+from nsnet.trace import netfilter, process
 from nsnet.trace.values import Flow, Hop, Packet, Result, Trip, Way
 from nsnet.trace.view import View, lookup, source, view
 
@@ -50,7 +50,21 @@ def walk(state: State, netns: str, packet: Packet, recent: Collection[tuple[str,
 
     `recent`: what the xt_recent lists hold, as (list name, source address); by default nobody has been seen before.
     """
-    return list(_send(World(state, recent), Trip(netns, packet)))
+    world = World(state, recent)
+    return [end for way in _send(world, Trip(netns, packet)) for end in _through_process(world, way)]
+
+
+def _through_process(world: World, way: Way) -> Iterator[Way]:
+    """kube-proxy's userspace process takes the packet for one to itself, and sends another (process.py)."""
+    item = process.served(world.state, way)
+    if item is None:
+        yield way
+    elif not item.endpoints:
+        yield process.without_endpoint(way, item)
+    else:
+        for packet in process.asked(item):
+            for onward in _send(world, Trip(way.netns, packet)):
+                yield process.joined(way, item, onward)
 
 
 def answer(state: State, way: Way, asked: Packet) -> list[Way]:
@@ -58,10 +72,25 @@ def answer(state: State, way: Way, asked: Packet) -> list[Way]:
 
     `asked` is the packet given to `walk`; an empty source there stands for the one the kernel chose.
     """
+    if way.through is not None:
+        return _answered_twice(state, way, way.through, asked)
     came, start = way.packet, way.flows[0].netns if way.flows else way.netns
     back = Packet(came.protocol, came.src, came.sport, came.dst, came.dport)
     world = World(state, flows=way.flows)
     return [_judged(end, start, asked) for end in _send(world, Trip(way.netns, back))]
+
+
+def _answered_twice(state: State, way: Way, client: Way, asked: Packet) -> list[Way]:
+    """The endpoint answers the process, and the process its client."""
+    own = way.flows[len(client.flows) :]
+    sent = own[0].came if own else way.packet
+    found = []
+    for first in answer(state, replace(way, through=None, flows=own), sent):
+        if first.result != "delivered":
+            found.append(first)
+            continue
+        found += [replace(last, hops=(*first.hops, *last.hops)) for last in answer(state, client, asked)]
+    return found
 
 
 def _judged(end: Way, start: str, asked: Packet) -> Way:
@@ -105,6 +134,8 @@ def _hear(world: World, trip: Trip) -> Iterator[Way]:
             yield _ended(outcome, after)
         elif _is_martian(after, here):
             yield _end("dropped", after, f"{trip.dev_in} takes no loopback address: route_localnet is 0")
+        elif here.is_local(after.packet.src) and not trip.looped:
+            yield _end("dropped", after, f"martian source: {after.packet.src} is this namespace's own address")
         elif here.is_local(after.packet.dst):
             yield from _input(world, after, here)
         elif not here.is_on("net.ipv4.ip_forward"):
@@ -152,7 +183,12 @@ def _noted(trip: Trip) -> Trip:
 def _is_martian(trip: Trip, here: View) -> bool:
     """Loopback addresses are for `lo` only, unless route_localnet says otherwise."""
     loopback = trip.packet.src.startswith("127.") or trip.packet.dst.startswith("127.")
-    return loopback and trip.dev_in != "lo" and not here.is_on(ROUTE_LOCALNET)
+    return loopback and trip.dev_in != "lo" and not _takes_loopback(here, trip.dev_in)
+
+
+def _takes_loopback(here: View, dev: str) -> bool:
+    """On for all devices, or for this one (as the portmap plugin sets it)."""
+    return here.is_on(ROUTE_LOCALNET) or here.is_on(f"net.ipv4.conf.{dev.replace('.', '/')}.route_localnet")
 
 
 def _is_plausible(trip: Trip, here: View) -> bool:
@@ -185,7 +221,7 @@ def _onward(world: World, trip: Trip, here: View) -> Iterator[Way]:
         yield _end("unreachable", trip, _no_route(trip, route))
         return
     branches = list(_branches(here, route))
-    if route.dev != "lo" and trip.packet.src.startswith("127.") and not here.is_on(ROUTE_LOCALNET):
+    if route.dev != "lo" and trip.packet.src.startswith("127.") and not _takes_loopback(here, branches[0][0]):
         yield _end("dropped", trip, f"a loopback source may not leave by {branches[0][0]}: route_localnet is 0")
         return
     for dev, via in branches:

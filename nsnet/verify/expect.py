@@ -25,11 +25,11 @@ from nsnet.control import environment
 from nsnet.errors import InputError
 from nsnet.kernel.probe import Learned
 from nsnet.model import Objects, Service, ServicePort
-from nsnet.verify import chance, names, policy, sample
+from nsnet.verify import chance, hostports, names, policy, sample, userspace
 from nsnet.verify import world as worlds
 from nsnet.verify.world import Backend, Place, World
 
-Want = Literal["ok", "refused", "timeout", "unreachable", "blocked"]
+Want = Literal["ok", "refused", "timeout", "unreachable", "closed", "blocked"]
 Ask = Literal["identity", "http", "connect", "line", "ping", "dns"]
 
 SENDER = "sender"  # the server must see the very address that the asking socket has
@@ -38,9 +38,6 @@ STICKY_CALLS = 15  # upstream's e2e: as many equal answers in a row
 FULL_NODES = 4  # up to so many nodes every source asks every node's port, and every node's spread is tested
 REFUSALS = {"near": 40, "far": 5}  # what one rejecter is asked by one source on its own node namespace, or elsewhere
 
-WANTED: Mapping[Want, str] = {
-    "refused": "refused", "timeout": "no answer", "unreachable": "out of reach", "blocked": "blocked by policy",
-}  # fmt: skip
 IDENTITY = b"GET /nsnet HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
 WHOAMI = b"whoami\n"
 
@@ -51,8 +48,10 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     `answers` are the pods (`namespace/pod`) that may answer; empty: anybody. `seen` is the address the one who answers
     must see (SENDER: the asker's own; empty: no matter), except for the answerers in `hidden`. `spread`: the answers of
     all `calls` must look like a fair choice among `answers`; `sticky`: they must be one and the same.
-    `want` unreachable is also met by silence: routers ration their errors. `want` blocked: a NetworkPolicy forbids it,
-    by silence or by a refusal. `partly`: policies forbid some of those who may be chosen, so that either is right.
+    `seen_as`: any of these addresses will do. `want` unreachable is also met by silence: routers ration their errors;
+    `closed` is a connection that is taken and then closed, or reset, without a word.
+    `blocked`: a NetworkPolicy forbids it, by silence or by a refusal. `partly`: policies forbid some of those who may
+    be chosen, so that either is right.
     """
 
     group: str
@@ -66,6 +65,7 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     ask: Ask = "identity"
     answers: frozenset[str] = frozenset()
     seen: str = ""
+    seen_as: frozenset[str] = frozenset()
     hidden: frozenset[str] = frozenset()
     calls: int = 1
     spread: bool = False
@@ -102,16 +102,27 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.name}: {describe(self)}"
 
 
+_WANTS = {
+    "refused": "refused",
+    "timeout": "no answer",
+    "unreachable": "out of reach",
+    "closed": "the connection is taken and closed",
+    "blocked": "blocked by policy",
+}
+
+
 def describe(item: Expectation) -> str:
     """What is expected, in words: `web-0|web-1 answer, spread fairly over 39 calls`."""
     if item.want != "ok":
-        return WANTED[item.want]
+        return _WANTS[item.want]
     if item.question is not None:
         return str(item.question)
     who = " or ".join(sorted(item.answers)[:4]) + (f" … ({len(item.answers)})" if len(item.answers) > 4 else "")
     words = f"{who} answers" if who else "an answer"
     if item.seen:
         words += f" and sees {'the sender' if item.seen == SENDER else item.seen}"
+    if item.seen_as:
+        words += " and sees the node"
     if item.spread:
         words += f", all of them, fairly over {item.calls} calls"
     if item.sticky:
@@ -131,6 +142,7 @@ def expectations(objects: Objects, *, all_pairs: bool = False, seed: int = 0) ->
         _nodes(world, all_pairs),
         _localhost(world),
         _services(world, all_pairs),
+        _host_ports(world, objects),
         _names(world, objects, all_pairs),
         _environment(world, objects),
         _outside(world),
@@ -146,6 +158,10 @@ def _permitted(world: World, places: Mapping[str, Place], item: Expectation) -> 
     source, target = places[item.netns], places[item.address]
     if not policy.forbidden(world, source, target, item.protocol, item.port):
         return item
+    return _blocked(item)
+
+
+def _blocked(item: Expectation) -> Expectation:
     return msgspec.structs.replace(item, want="blocked", answers=frozenset(), seen="")
 
 
@@ -296,6 +312,14 @@ class _Port(msgspec.Struct, frozen=True):
     protocol: Literal["TCP", "UDP"]
     candidates: tuple[Backend, ...]
 
+    @classmethod
+    def of(cls, world: World, service: Service, port: ServicePort) -> "_Port":
+        candidates = tuple(worlds.backends(world, service, port))
+        protocol: Literal["TCP", "UDP"] = "TCP" if port.protocol == "TCP" else "UDP"
+        if world.userspace:
+            return cls(userspace.plainly(service), port, protocol, userspace.asked(candidates))
+        return cls(service, port, protocol, candidates)
+
     @property
     def label(self) -> str:
         meta = self.service.metadata
@@ -343,6 +367,8 @@ class _Asker:
             port=port,
         )
         way = self.way(source, item, rejecter, address, port)
+        if policy.unknown(self.world, way):
+            return
         if not found and not policy.leaves(self.world, way, address, port):
             yield msgspec.structs.replace(base, want="blocked")
             return
@@ -359,7 +385,8 @@ class _Asker:
         servers = [self.servers.get((backend.address, item.protocol, backend.port)) for backend in found]
         known = [server for server in servers if server is not None]
         if not known and not base.partly and all(backend.address in self.owners for backend in found):
-            yield msgspec.structs.replace(base, want="refused")  # pods, and none of them listens
+            wanted: Want = self.nobody(item.protocol) if self.world.userspace else "refused"
+            yield msgspec.structs.replace(base, want=wanted)  # pods, and none of them listens
         if len(known) < len(found) or (item.protocol == "UDP" and any(server.runs for server in known)):
             return
         speaks = not any(server.runs for server in known)
@@ -368,6 +395,7 @@ class _Asker:
             ask="identity" if speaks else "connect",
             answers=frozenset(server.name for server in known) if speaks else frozenset(),
             seen=SENDER if kept and speaks else "",
+            seen_as=rejecter.every if self.world.userspace and speaks else frozenset(),
             hidden=frozenset(server.name for server in known if not server.own or server == source),
             learns=tuple(entry for server in known for entry in learned(source, server)),
         )
@@ -377,7 +405,14 @@ class _Asker:
         local = outer and item.service.spec.externalTrafficPolicy == "Local"
         return policy.Way(source, entry, item.protocol, port if outer else 0, local)
 
+    def nobody(self, protocol: str) -> Want:
+        """What a client finds whom the userspace process has nobody for."""
+        return "closed" if protocol == "TCP" else "timeout"
+
     def without(self, base: Expectation, source: Place, rejecter: Place, *, dropped: bool) -> Iterator[Expectation]:
+        if self.world.userspace:
+            yield msgspec.structs.replace(base, want=self.nobody(base.protocol))
+            return
         if dropped:  # endpoints elsewhere, none that this policy allows
             yield msgspec.structs.replace(base, want="timeout")
             return
@@ -403,8 +438,7 @@ def _services(world: World, everything: bool) -> Iterator[Expectation]:
     for service in world.services:
         for port in service.spec.ports or ():
             if port.protocol in {"TCP", "UDP"}:
-                candidates = tuple(worlds.backends(world, service, port))
-                item = _Port(service, port, "TCP" if port.protocol == "TCP" else "UDP", candidates)
+                item = _Port.of(world, service, port)
                 yield from _cluster_ip(asker, item, turn)
                 yield from _many_calls(asker, item, turn, few)
                 if port.nodePort:
@@ -489,6 +523,30 @@ def _node_port(asker: _Asker, item: _Port, turn: int, few: bool) -> Iterator[Exp
             )
 
 
+# --- host ports -------------------------------------------------------------------------------------------------------
+
+
+def _host_ports(world: World, objects: Objects) -> Iterator[Expectation]:
+    for one in hostports.questions(world, objects):
+        if one.closed:
+            yield Expectation(
+                group="hostport",
+                source=one.source.label,
+                netns=one.source.netns,
+                target=one.pod.label,
+                protocol=one.protocol,
+                address=one.address,
+                port=one.port,
+                want="refused",
+                ask="connect",
+            )
+        else:
+            seen = one.seen or SENDER
+            item = _port("hostport", one.source, one.pod, one.protocol, one.port, seen, address=one.address)
+            shut = policy.shut(world, one.source, one.pod, one.protocol, one.port, one.target)
+            yield _blocked(item) if shut else item
+
+
 # --- names and variables ----------------------------------------------------------------------------------------------
 
 
@@ -560,8 +618,7 @@ def _told(asker: _Asker, pod: Place, service: Service, told: Mapping[str, str]) 
     same = port is not None and (address, number) == (service.spec.clusterIP, str(port.port))
     if port is None or node is None or not same or port.protocol not in PROTOCOLS:
         return
-    candidates = tuple(worlds.backends(asker.world, service, port))
-    item = _Port(service, port, "TCP" if port.protocol == "TCP" else "UDP", candidates)
+    item = _Port.of(asker.world, service, port)
     for one in asker.ask(
         pod, item, _internal(item, node), address or "", port.port, rejecter=node, group="environment"
     ):

@@ -9,6 +9,7 @@ from nsnet.kernel.probe import Answer
 from nsnet.verify import chance, names
 from nsnet.verify.expect import SENDER, Expectation, describe
 
+SIDE_BY_SIDE = "modes"  # the group of questions that are asked to compare modes, and for nothing else
 WORDS = {
     "ok": "an answer",
     "refused": "refused",
@@ -63,6 +64,37 @@ def judge(item: Expectation, answers: Sequence[Answer]) -> Result:
     )
 
 
+def met(item: Expectation, answers: Sequence[Answer]) -> str:
+    """What a client finds, in a word or two, the same for every run: to be compared, where `judge` says right or wrong.
+
+    `ok` · `ok, sender seen` · `ok, another address seen` · `ok, by others` · `refused` · `closed` · `no answer` …
+    Words of several calls stand beside each other.
+    """
+    return " | ".join(sorted({_word(item, answer) for answer in answers}))
+
+
+def _word(item: Expectation, answer: Answer) -> str:
+    if answer.outcome == "reset" or (answer.outcome == "ok" and not answer.body and _speaks_first(item)):
+        return "closed"
+    if answer.outcome != "ok":
+        lost = answer.outcome in {"timeout", "unreachable"}  # routers ration their errors
+        return "no answer" if lost and item.group != SIDE_BY_SIDE else WORDS[answer.outcome]
+    said = _said(answer) if item.answers else None
+    if said is None:
+        return "ok"
+    if _who(said) not in item.answers:
+        return "ok, by others"
+    if item.seen != SENDER or item.hidden:
+        return "ok"
+    same = said.client.rpartition(":")[0] == answer.local[0]
+    return "ok, sender seen" if same else "ok, another address seen"
+
+
+def _speaks_first(item: Expectation) -> bool:
+    """Is there a question that an answer must follow? A mere connection has none."""
+    return bool(item.payload)
+
+
 def _reason(item: Expectation, answers: Sequence[Answer]) -> str:
     wrong = [problem for problem in (_one(item, answer) for answer in answers) if problem]
     if wrong:
@@ -93,6 +125,8 @@ def _one(item: Expectation, answer: Answer) -> str:
     if who not in item.answers:
         return f"{who} answered, wanted {describe(item)}"
     seen, wanted = said.client.rpartition(":")[0], answer.local[0] if item.seen == SENDER else item.seen
+    if item.seen_as and seen not in item.seen_as:
+        return f"{who} saw {seen}, wanted one of {', '.join(sorted(item.seen_as))}"
     if wanted and who not in item.hidden and seen != wanted:
         return f"{who} saw {seen}, wanted {wanted} (the address was translated on the way)"
     return ""
@@ -103,6 +137,8 @@ def _met(item: Expectation, answer: Answer) -> bool:
         return answer.outcome in {"unreachable", "timeout"}
     if answer.outcome in BLOCKED and (item.want == "blocked" or item.partly):
         return True
+    if item.want == "closed":
+        return answer.outcome == "reset" or (answer.outcome == "ok" and not answer.body)
     return answer.outcome == item.want
 
 

@@ -27,13 +27,17 @@ DIRECT = frozenset({"pod-to-pod", "node-to-pod", "pod-to-node"})
 
 
 class Way(NamedTuple):
-    """How a Service is asked: `entry` is the node that translates; `outer`: by a node port; `local`: policy Local."""
+    """How a Service is asked: `entry` is the node that translates; `local`: policy Local.
+
+    `host_port`: not a Service's, but a pod's own port on its node, which no kube-proxy has a hand in.
+    """
 
     source: Place
     entry: Place
     protocol: Protocol
     node_port: int = 0
     local: bool = False
+    host_port: bool = False
 
 
 class Share(NamedTuple):
@@ -65,14 +69,34 @@ def forbidden(world: World, source: Place, target: Place, protocol: Protocol, po
 
 
 def share(world: World, way: Way, found: Sequence[Backend]) -> Share | None:
-    """What of the endpoints policy leaves; None where nobody knows (a pod's way through a userspace proxy)."""
+    """What of the endpoints policy leaves.
+
+    None where nobody knows: userspace mode's process takes a connection first and then tries one endpoint after the
+    other, so that its client waits, is answered by another, or is cut off.
+    """
     if none(world):
         return Share(list(found), partly=False)
-    if _is_userspace(world) and way.source.kind == "pod" and ("Egress", way.source.name) in world.policy.closed:
+    if unknown(world, way):
         return None
     verdicts = [(backend, {one.allowed for one in decisions(world, way, backend)}) for backend in found]
     allowed = [backend for backend, said in verdicts if True in said]
-    return Share(allowed, partly=any(False in said for _, said in verdicts))
+    partly = any(False in said for _, said in verdicts)
+    return None if partly and _by_process(world, way) else Share(allowed, partly)
+
+
+def unknown(world: World, way: Way) -> bool:
+    """Is a pod closed on its way out, and a process of its node, on whatever port, its way to the Service?"""
+    return _by_process(world, way) and way.source.kind == "pod" and ("Egress", way.source.name) in world.policy.closed
+
+
+def shut(world: World, source: Place, pod: Place, protocol: Protocol, port: int, target: int) -> bool:
+    """Does policy close a pod's host port `port`, which is `target` of its own, to somebody?"""
+    node = world.node(pod.node)
+    if none(world) or node is None:
+        return False
+    way = Way(source, node, protocol, port, local=True, host_port=True)
+    backend = Backend(pod.address, target, pod.node, ready=True, draining=False, zones=(), nodes=())
+    return not all(one.allowed for one in decisions(world, way, backend))
 
 
 def leaves(world: World, way: Way, address: str, port: int) -> bool:
@@ -102,7 +126,7 @@ def _seen(world: World, way: Way, there: End) -> Iterator[End]:
     known = world.policy
     entry = policy.as_source(known, known.nodes[way.entry.name], there)
     came = _came(world, way)
-    if _is_userspace(world):
+    if _by_process(world, way):
         yield entry
     elif there.node == entry.node:
         yield came  # filtered before it is masqueraded
@@ -127,5 +151,5 @@ def _is_masqueraded(way: Way, came: End) -> bool:
     return local_node or not way.local or not way.node_port
 
 
-def _is_userspace(world: World) -> bool:
-    return world.cluster.networking.kubeProxyMode == "userspace"
+def _by_process(world: World, way: Way) -> bool:
+    return world.userspace and not way.host_port

@@ -36,11 +36,17 @@ def run(
     results: list[Result] = []
     total, done = sum(item.calls for item in expectations), 0
     for part in parts(expectations):
-        results += _part(part, progress and _shifted(progress, done, total), retry, timeout)
+        answers = _part(part, progress and _shifted(progress, done, total), retry, timeout)
+        results += [judge(item, found) for item, found in zip(part, answers, strict=True)]
         done += sum(item.calls for item in part)
         if not keep_going and not all(result.ok for result in results):
             break
     return results + [_skipped(item) for item in expectations[len(results) :]]
+
+
+def ask(expectations: Sequence[Expectation], *, retry: int = 0, timeout: float = TIMEOUT) -> list[list[Answer]]:
+    """The answers to all calls of every expectation, in the same order, for who wants to judge them otherwise."""
+    return [found for part in parts(expectations) for found in _part(part, None, retry, timeout)]
 
 
 def parts(expectations: Sequence[Expectation]) -> Iterator[list[Expectation]]:
@@ -61,19 +67,19 @@ def _shifted(progress: Progress, done: int, total: int) -> Progress:
     return lambda now, _: progress(min(done + now, total), total)
 
 
-def _part(part: list[Expectation], progress: Progress | None, retry: int, timeout: float) -> list[Result]:
-    results = _ask(part, progress, timeout)
+def _part(part: list[Expectation], progress: Progress | None, retry: int, timeout: float) -> list[list[Answer]]:
+    answers = _ask(part, progress, timeout)
     for _ in range(retry):
-        failed = [index for index, result in enumerate(results) if not result.ok]
+        failed = [index for index, item in enumerate(part) if not judge(item, answers[index]).ok]
         if not failed:
             break
         sleep(PAUSE)
-        for index, result in zip(failed, _ask([part[index] for index in failed], None, timeout), strict=True):
-            results[index] = result
-    return results
+        for index, found in zip(failed, _ask([part[index] for index in failed], None, timeout), strict=True):
+            answers[index] = found
+    return answers
 
 
-def _ask(part: Sequence[Expectation], progress: Progress | None, timeout: float) -> list[Result]:
+def _ask(part: Sequence[Expectation], progress: Progress | None, timeout: float) -> list[list[Answer]]:
     """Everything once; affinity's first call before the others, so that there is something to stick to."""
     answers: list[list[Answer]] = [[] for _ in part]
     first = [index for index, item in enumerate(part) if item.sticky]
@@ -92,7 +98,7 @@ def _ask(part: Sequence[Expectation], progress: Progress | None, timeout: float)
             strict=True,
         ):
             answers[index].append(answer)
-    return [judge(item, found) for item, found in zip(part, answers, strict=True)]
+    return answers
 
 
 def question(item: Expectation) -> Probe:

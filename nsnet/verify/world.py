@@ -5,7 +5,7 @@ with it, on purpose: an oracle that asked the rules' author would find the autho
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 import msgspec
@@ -37,6 +37,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     runs: bool = False
     tcp: tuple[int, ...] = ()
     udp: tuple[int, ...] = ()
+    every: frozenset[str] = frozenset()  # of a node: all its addresses
 
     @property
     def label(self) -> str:
@@ -55,6 +56,7 @@ class World(msgspec.Struct, frozen=True):
     slices: Mapping[tuple[str, str], tuple[EndpointSlice, ...]]
     plain: bool  # kube-proxy keeps a pod's address on its way to a ClusterIP
     policy: policy.Index
+    userspace: bool = False  # kube-proxy's process stands between client and endpoint
 
     def node(self, name: str) -> Place | None:
         return next((place for place in self.nodes if place.name == name), None)
@@ -82,6 +84,7 @@ def world(objects: Objects) -> World:
         plain=cluster.networking.kubeProxyMode != "userspace"
         and not any(key.kind == "KubeProxyConfiguration" for key in objects),
         policy=policy.index(objects),
+        userspace=cluster.networking.kubeProxyMode == "userspace",
     )
 
 
@@ -94,7 +97,15 @@ def _node(cluster: str, node: Node) -> Place:
         address=model.internal_ip(node),
         node=name,
         zone=node.metadata.labels.get(ZONE, ""),
+        every=frozenset(_every_address(node)),
     )
+
+
+def _every_address(node: Node) -> Iterator[str]:
+    """Its own, the bridge's (the first of its subnet) and flannel's device's (the subnet's own)."""
+    yield from (item.address for item in node.status.addresses if item.type != "Hostname")
+    for cidr in filter(None, node.spec.podCIDRs or (node.spec.podCIDR,)):
+        yield from (str(ip_network(cidr)[number]) for number in (0, 1))
 
 
 def _pods(
