@@ -297,3 +297,52 @@ def test_where_nobody_is_isolated_the_expectations_are_as_without_policies() -> 
     objects = with_policy({"podSelector": {"matchLabels": {"app": "nobody"}}})
     assert policy.index(objects).closed == {}
     assert verify.expectations(objects) == verify.expectations(PODS)
+
+
+# --- host ports and userspace mode ------------------------------------------------------------------------------------
+
+SERVED = "ports: [{containerPort: 80, hostPort: 8080}]"
+A = "podSelector: {matchLabels: {pod: a}}"
+PLAIN = "ports: [{containerPort: 80}]"
+
+
+@pytest.mark.parametrize(
+    ("spec", "blocked"),
+    [
+        (A, {"host/client", "node/node2", "pod/default/b"}),
+        # its own port counts, and who comes: another node's pod is hidden behind that node
+        (f"{A}, ingress: [{{ports: [{{port: 8080}}]}}]",
+         {"host/client", "node/node2", "pod/default/b"}),
+        (f"{A}, ingress: [{{from: [{{ipBlock: {{cidr: 203.0.113.0/24}}}}], ports: [{{port: 80}}]}}]",
+         {"node/node2", "pod/default/b"}),
+        (f"{A}, ingress: [{{from: [{{ipBlock: {{cidr: 172.18.0.3/32}}}}]}}]", {"host/client"}),
+        ("podSelector: {matchLabels: {pod: b}}, policyTypes: [Egress]", {"pod/default/b"}),
+    ],
+)  # fmt: skip
+def test_host_ports(spec: str, blocked: set[str]) -> None:
+    pods = pod("default/a", "pod=a", "node1", ports=SERVED), pod("default/b", "pod=b", "node2", ports=PLAIN)
+    objects = up("\n---\n".join((*pods, written(spec, "default/p"))))
+    asked = [item for item in verify.expectations(objects) if item.group == "hostport"]
+    assert {item.source for item in asked} == {
+        "host/client", "node/node1", "node/node2", "pod/default/a", "pod/default/b",
+    }  # fmt: skip
+    assert {item.source for item in asked if item.want == "blocked"} == blocked
+
+
+def test_userspace_mode_says_what_is_known() -> None:
+    """All endpoints open to the node of the one who asks, or nothing is expected; pods among themselves as ever."""
+    said = model.cluster_of(PODS)
+    networking = msgspec.structs.replace(said.networking, kubeProxyMode="userspace")
+    base = {**PODS, model.key_of(said): msgspec.structs.replace(said, networking=networking)}
+    objects = with_policy({"podSelector": only("a")}, base)
+    assert who(objects, "node/node1", "service", "web") == {"10.96.0.10:80": "a|b|c|d|e|f"}  # a's own node
+    assert who(objects, "node/node2", "service", "web") == {}
+    assert who(objects, "node/node2", "service", "none") == {"10.96.0.13:80": "closed"}
+    wants = {
+        item.want
+        for item in verify.expectations(objects)
+        if item.name.startswith("pod-to-pod: pod/default/d → pod/default/a")
+    }
+    assert wants == {"blocked"}
+    out = with_policy({"podSelector": only("a", "b", "c"), "policyTypes": ["Egress"]}, base)
+    assert who(out, "pod/default/a", "service", "web") == {}
