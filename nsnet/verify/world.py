@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from nsnet import model, names
+from nsnet.control import policy
 from nsnet.model import Cluster, EndpointSlice, Node, Objects, Pod, Service
 
 SERVICE_NAME = "kubernetes.io/service-name"
@@ -54,6 +55,7 @@ class World(msgspec.Struct, frozen=True):
     services: tuple[Service, ...]
     slices: Mapping[tuple[str, str], tuple[EndpointSlice, ...]]
     plain: bool  # kube-proxy keeps a pod's address on its way to a ClusterIP
+    policy: policy.Index
     userspace: bool = False  # kube-proxy's process stands between client and endpoint
 
     def node(self, name: str) -> Place | None:
@@ -81,6 +83,7 @@ def world(objects: Objects) -> World:
         slices=_slices(objects),
         plain=cluster.networking.kubeProxyMode != "userspace"
         and not any(key.kind == "KubeProxyConfiguration" for key in objects),
+        policy=policy.index(objects),
         userspace=cluster.networking.kubeProxyMode == "userspace",
     )
 
