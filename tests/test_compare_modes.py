@@ -1,5 +1,8 @@
 """`verify --compare-modes`, the pure part: questions, words, what is explained and what is not."""
 
+import subprocess
+import sys
+
 import msgspec
 import pytest
 
@@ -142,3 +145,17 @@ def test_a_copy_under_another_mode_and_name_is_the_same_cluster(mode: str) -> No
     assert pods(copy) == pods(running)
     for service in model.of(running, model.Service):
         assert copy[model.key_of(service)].spec == service.spec  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("words", [("--list",), ("--only", "dns"), ("--junit-file", "x.xml")])
+def test_it_asks_everything_or_says_so(words: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        (sys.executable, "-m", "nsnet", "verify", "--compare-modes", *words),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: --compare-modes asks everything and prints its own table\nhint: leave the other options out\n"
+    )

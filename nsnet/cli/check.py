@@ -52,6 +52,8 @@ def verify_(
 
     Sockets are opened inside every namespace by one process. Drift, kernel state that is not as wanted, fails as well.
     """
+    if compare_modes and (listing or only or junit_file):
+        raise InputError("--compare-modes asks everything and prints its own table", "leave the other options out")
     now = running("verify", cluster)
     if compare_modes:
         from nsnet.cli.compare import compare_modes as compare

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from nsnet import __version__, model, names
+from nsnet.control.policy import policy, written
 from nsnet.model import (
     Cluster,
     DaemonSet,
@@ -296,8 +297,7 @@ def _ingress(obj: Object, look: Look) -> Cells:
 
 
 def _policy(obj: Object, look: Look) -> Cells:
-    chosen = _raw(obj, "spec", "podSelector", "matchLabels")
-    return [obj.metadata.name, pairs(chosen), look.age(obj)]
+    return [obj.metadata.name, written(policy(obj).selector), look.age(obj)]
 
 
 def _config_map(obj: Object, look: Look) -> Cells:

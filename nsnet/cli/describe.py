@@ -14,6 +14,7 @@ from nsnet.cli.get import Query, select
 from nsnet.cli.output import out, table
 from nsnet.cli.target import pods_of
 from nsnet.control.environment import changed_since, started_with
+from nsnet.control.policy import KIND, account, policy
 from nsnet.errors import InputError
 from nsnet.model import Endpoint, EndpointSlice, Event, Node, Object, Objects, Pod, Service, SubnetLease
 from nsnet.state import socket_address
@@ -46,6 +47,9 @@ def lines(now: Running, obj: Object) -> Iterator[str]:
     """The description of one object."""
     for label, value in (*_head(obj), *_body(now, obj)):
         yield from _field(label, value)
+    if model.kind_of(obj) == KIND:  # as kubectl tells it; `nsnet policy why` says what it comes to
+        yield "Spec:"
+        yield from (f"  {line}" for line in account(policy(obj)))
     yield from _events(now, obj)
 
 
@@ -75,6 +79,8 @@ def _body(now: Running, obj: Object) -> Iterable[Pair]:
             return _service(now.objects, obj)
         case Node():
             return _node(now, obj)
+        case model.Other(kind=found) if found == KIND:
+            return ()
         case _ if isinstance(obj, model.WORKLOADS):
             return _workload(now.objects, obj)
     return _plain(obj)

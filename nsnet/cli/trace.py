@@ -16,6 +16,7 @@ import msgspec
 from nsnet import kernel, model, names
 from nsnet.cli import options
 from nsnet.cli.context import running
+from nsnet.cli.decided import intended
 from nsnet.cli.explain import addresses, service_addresses
 from nsnet.cli.kinds import kind_named
 from nsnet.cli.output import Colour, coloured, out, print_json
@@ -96,9 +97,12 @@ def trace(
     found = traced(state, start, asked)
     look = look_of(state, now.objects, namespace)
     if output == "json":
-        print_json(document(found, start, end, asked, look))
+        wanted = tuple(intended(now.objects, start, (one.way for one in found)))
+        print_json({**document(found, start, end, asked, look), **({"intended": wanted} if wanted else {})})
     else:
         for line in report(found, start, end, asked, look):
+            out(line)
+        for line in intended(now.objects, start, (one.way for one in found)):
             out(line)
     return 0 if all(one.good for one in found) else NotReachedError.exit_code
 

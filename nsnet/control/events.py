@@ -6,7 +6,7 @@ Events that manifests bring (a dump) are left alone.
 from collections.abc import Iterator
 
 from nsnet import names
-from nsnet.control import namespaces, service_events, userspace
+from nsnet.control import namespaces, policy, service_events, userspace
 from nsnet.control.endpoints import SERVICE_NAME
 from nsnet.control.table import Table, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
@@ -36,7 +36,6 @@ from nsnet.model import (
 
 OURS = "Event"
 NOT_YET = {  # what is kept, and has no effect here: said, because nothing else would show it
-    "NetworkPolicy": "it is kept and not enforced yet: traffic that it forbids passes",
     "Ingress": "it is kept and not served yet: there is no proxy",
     "Gateway": "it is kept and not served yet: there is no proxy",
     "HTTPRoute": "it is kept and not served yet: there is no proxy",
@@ -74,6 +73,7 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
             yield from ((pod, "DNSConfigForming", message, "Warning") for message in _cut(pod, pod.spec.dnsConfig))
     yield from service_events.said(table, cluster)
     yield from _unreachable(table, cluster)
+    yield from _doubtful(table)
     yield from userspace.warnings(table, cluster)
     yield from _not_yet(table, cluster)
 
@@ -110,6 +110,21 @@ def _cut(pod: Pod, config: PodDNSConfig) -> Iterator[str]:
             f"search domains beyond the first {MOST_SEARCHES}, or {MOST_SEARCH_LETTERS} letters, "
             "are left out of its resolv.conf"
         )
+
+
+def _doubtful(table: Table) -> Iterator[Said]:
+    """Policies that may not do what was meant."""
+    policies = table.get(policy.KIND)
+    if not policies:
+        return
+    spaces = {key.name: item.metadata.labels for key, item in of(table, Namespace).items()}
+    known = policy.Known(of(table, Pod).values(), spaces)
+    for obj in policies.values():
+        found: dict[str, list[str]] = {}
+        for reason, message in policy.doubts(policy.policy(obj), known):
+            found.setdefault(reason, []).append(message)
+        for reason, messages in found.items():
+            yield obj, reason, "; ".join(dict.fromkeys(messages)), "Warning"
 
 
 def _has_endpoints(table: Table, key: Key) -> bool:

@@ -2,7 +2,8 @@
 
 The order, and why (figures: shared facts, FLOOR.md):
 
-    1  programs that go                      they hold sockets, and sockets hold namespaces
+    1  programs that go                      they hold sockets, and sockets hold namespaces; those of a node that
+                                             stays after 6b, because rules still lead to them (userspace mode)
     2  links that go                         all of a namespace in one wait of the kernel (20 ms), by group
     3  namespaces, all of them               phase-wise costs half of pod by pod
     4  sysctls                               a device copies conf.default when it is made
@@ -12,7 +13,8 @@ The order, and why (figures: shared facts, FLOOR.md):
     5a bridges, then veth pairs              from the side that is a bridge port: enslaved and up in the same message
     6a one send per namespace                VXLAN, the far ends, ports, addresses, neighbours, FDB, routes
     7a sysctls of devices
-    5b files                                 and programs are started; they get ready while iptables runs
+    5b files                                 and programs are started; they get ready while iptables runs, but for those
+                                             of a node that was there: its rules will lead to them at once
     6b iptables and nftables                 the processes of several namespaces side by side; of two modes the
                                              one that comes first, then the one that goes
     7b conntrack entries that go             after the rules that would make them anew
@@ -82,7 +84,7 @@ class _Apply:
         self.unread: dict[Path, tuple[Change, list[process.Running]]] = {}
 
     def run(self) -> list[Refusal]:
-        self._end_programs()
+        self._end_programs(late=False)
         programs = self._programs()
         self.wiring.delete_links()
         self._mark_unread(programs)
@@ -106,12 +108,15 @@ class _Apply:
         """
         self._write_files(programs)
         started = self._start(programs)
+        first = [item for item in started if self._leads_to(item[0])]
+        self._await(first)
         with ThreadPoolExecutor(1) as beside:
             telling = beside.submit(self._tell_readers, visitors=False)  # names need not wait for ten thousand rules
             self._write_chains()
             self._delete_flows()
+        self._end_programs(late=True)
         telling.result()
-        return started
+        return [item for item in started if item not in first]
 
     # --- what a step may know ---
 
@@ -124,8 +129,19 @@ class _Apply:
 
     # --- programs ---
 
-    def _end_programs(self) -> None:
-        ending = {(c.netns, _argv(c)): c for c in self.of(Process) if c.verb != "add"}
+    def _leads_to(self, change: Change) -> bool:
+        """Is it a program of a node that was there before, and stays? Rules may lead connections to it right now."""
+        goes = any(other.netns == change.netns and other.verb == "delete" for other in self.by_type[Netns])
+        return names.kind_of(change.netns) == "node" and change.netns not in self.places.fresh and not goes
+
+    def _ends_late(self, change: Change) -> bool:
+        """Unless another one starts there, which may want its port."""
+        starts = any(other.netns == change.netns for other in self._adds(Process))
+        return change.verb == "delete" and not starts and self._leads_to(change)
+
+    def _end_programs(self, *, late: bool) -> None:
+        going = (change for change in self.of(Process) if change.verb != "add")
+        ending = {(c.netns, _argv(c)): c for c in going if self._ends_late(c) is late}
         if not ending:
             return
         for cluster in self.clusters:

@@ -115,6 +115,27 @@ FEATURES: tuple[Feature, ...] = (
         _module("xt_addrtype", "CONFIG_NETFILTER_XT_MATCH_ADDRTYPE"),
         "NodePort",
     ),
+    Feature(
+        "multiport match",
+        _rule("nat", "OUTPUT", "-p", "tcp", "-m", "multiport", "--dports", "1,2", "-j", "ACCEPT"),
+        _module("xt_multiport", "CONFIG_NETFILTER_XT_MATCH_MULTIPORT"),
+        "a pod's hostPort",
+        needed=False,
+    ),
+    Feature(
+        "REDIRECT target",
+        _rule("nat", "PREROUTING", "-p", "tcp", "-j", "REDIRECT", "--to-ports", "1"),
+        _module("xt_REDIRECT", "CONFIG_NETFILTER_XT_TARGET_REDIRECT"),
+        "kubeProxyMode: userspace",
+        needed=False,
+    ),
+    Feature(
+        "physdev match",
+        _rule("nat", "PREROUTING", "-m", "physdev", "!", "--physdev-is-in", "-j", "ACCEPT"),
+        _module("xt_physdev", "CONFIG_NETFILTER_XT_MATCH_PHYSDEV"),
+        "externalIPs under kubeProxyMode: userspace",
+        needed=False,
+    ),
     Feature("nftables", ("nft", "add", "table", "ip", "t"), _module("nf_tables", "CONFIG_NF_TABLES"), needed=False),
 )  # fmt: skip
 

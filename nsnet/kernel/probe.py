@@ -39,6 +39,7 @@ Protocol = Literal["TCP", "UDP", "ICMP"]
 Outcome = Literal["ok", "refused", "reset", "timeout", "unreachable", "error"]
 
 ENTRIES = 256  # neighbour entries outstanding: other clusters share the table
+OPENED_TOGETHER = 256  # calls
 RAW_SOCKETS = 2048  # open at once, of 20,000 descriptors
 WORTH_A_CHILD = 500  # pings, from which on a second process is sooner done
 MOST_BODY, CHUNK = 64 * 1024, 16 * 1024
@@ -260,16 +261,24 @@ class _Calls:
             call.sock.close()
 
     def run(self, indexes: Iterable[int], concurrency: int) -> None:
+        """Opens calls until there are `concurrency`, and again when half of them have ended.
+
+        A few at a time, and between them all that has answered is read: on a busy machine thousands take longer to open
+        than a call has time, and an answer that lies there unread is no silence.
+        """
         queue = iter(indexes)
-        more = True
+        more = filling = True
         while more or self.calls:
-            if more and len(self.calls) <= concurrency // 2:
-                batch = list(islice(queue, concurrency - len(self.calls)))
+            if more and filling:
+                batch = list(islice(queue, min(OPENED_TOGETHER, concurrency - len(self.calls))))
                 more = bool(batch)
                 self.start(batch)
-            for fd, _ in self.epoll.poll(self.patience()):
+                filling = len(self.calls) < concurrency
+            patience = 0.0 if more and filling else self.patience()
+            for fd, _ in self.epoll.poll(patience, len(self.calls) or 1):
                 self.proceed(self.calls[fd])
             self.expire()
+            filling = filling or len(self.calls) <= concurrency // 2
 
     def start(self, indexes: list[int]) -> None:
         for netns, group in _same_place(self.probes, indexes):

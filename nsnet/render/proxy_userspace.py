@@ -22,6 +22,7 @@ map. The proxy ports lie above the kernel's ephemeral ports, lest somebody's con
 import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
 from hashlib import sha256
 from itertools import count
 
@@ -30,7 +31,8 @@ import msgspec
 from nsnet import names
 from nsnet.model import Objects, Pod, container_ports, of
 from nsnet.render import services
-from nsnet.render.services import Joined, Place, Port, ServicePortInfo
+from nsnet.render.services import Joined, Place, ServicePortInfo
+from nsnet.render.view import MEMO
 from nsnet.state import Chain, File, Process
 
 PORTALS = '-m comment --comment "handle ClusterIPs; NOTE: this must be before the NodePort rules"'
@@ -75,13 +77,21 @@ class Proxied(msgspec.Struct, frozen=True):
 
 def proxied(every: Iterable[Joined], objects: Objects) -> tuple[Proxied, ...]:
     """All Service ports that the process serves, in the order of their names; the same on every node."""
-    ports = [port for joined in every for port in services.ports(joined) if port.info.protocol in PROTOCOLS]
-    numbers = proxy_ports(((port.info.name, port.info.protocol) for port in ports), _taken(objects))
-    return tuple(Proxied(port.info, numbers[port.info.name, port.info.protocol], _ready(port)) for port in ports)
+    ports = [port for joined in every for port in _ready(joined)]
+    numbers = proxy_ports(((info.name, info.protocol) for info, _ in ports), _taken(objects))
+    return tuple(Proxied(info, numbers[info.name, info.protocol], endpoints) for info, endpoints in ports)
 
 
-def _ready(port: Port) -> tuple[str, ...]:
-    return tuple(str(item.target) for item in port.candidates if item.ready)
+def _ready(joined: Joined) -> tuple[tuple[ServicePortInfo, tuple[str, ...]], ...]:
+    """The Service's ports that can be proxied, with their ready endpoints; kept until the Service changes."""
+    kept = joined.kept.get("userspace")
+    if kept is None:
+        ports = (port for port in services.ports(joined) if port.info.protocol in PROTOCOLS)
+        kept = joined.kept["userspace"] = tuple(
+            (port.info, tuple(str(item.target) for item in port.candidates if item.ready)) for port in ports
+        )
+    assert isinstance(kept, tuple)
+    return kept
 
 
 def _taken(objects: Objects) -> set[tuple[str, int]]:
@@ -104,9 +114,13 @@ def proxy_ports(
 
 
 def _attempts(text: str) -> Iterator[int]:
-    for number in count():
-        ports = FIRST if number < _TRIES else LAST
-        yield ports[int.from_bytes(sha256(f"{text}#{number}".encode()).digest()[:4], "big") % len(ports)]
+    return (_attempt(text, number) for number in count())
+
+
+@lru_cache(maxsize=MEMO)
+def _attempt(text: str, number: int) -> int:
+    ports = FIRST if number < _TRIES else LAST
+    return ports[int.from_bytes(sha256(f"{text}#{number}".encode()).digest()[:4], "big") % len(ports)]
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------

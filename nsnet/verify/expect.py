@@ -26,11 +26,11 @@ from nsnet.errors import InputError
 from nsnet.kernel.probe import Learned
 from nsnet.model import Objects, Service, ServicePort
 from nsnet.state import socket_address
-from nsnet.verify import chance, hostports, names, sample, userspace
+from nsnet.verify import chance, hostports, names, policy, sample, userspace
 from nsnet.verify import world as worlds
 from nsnet.verify.world import Backend, Place, World
 
-Want = Literal["ok", "refused", "timeout", "unreachable", "closed"]
+Want = Literal["ok", "refused", "timeout", "unreachable", "closed", "blocked"]
 Ask = Literal["identity", "http", "connect", "line", "ping", "dns"]
 
 SENDER = "sender"  # the server must see the very address that the asking socket has
@@ -53,6 +53,8 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     all `calls` must look like a fair choice among `answers`; `sticky`: they must be one and the same.
     `seen_as`: any of these addresses will do. `want` unreachable is also met by silence: routers ration their errors;
     `closed` is a connection that is taken and then closed, or reset, without a word.
+    `blocked`: a NetworkPolicy forbids it, by silence or by a refusal. `partly`: policies forbid some of those who may
+    be chosen, so that either is right.
     """
 
     group: str
@@ -71,6 +73,7 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     calls: int = 1
     spread: bool = False
     sticky: bool = False
+    partly: bool = False
     path: str = "/"
     title: str = ""
     learns: tuple[Learned, ...] = ()
@@ -112,6 +115,7 @@ _WANTS = {
     "timeout": "no answer",
     "unreachable": "out of reach",
     "closed": "the connection is taken and closed",
+    "blocked": "blocked by policy",
 }
 
 
@@ -131,7 +135,7 @@ def describe(item: Expectation) -> str:
         words += f", all of them, fairly over {item.calls} calls"
     if item.sticky:
         words += f", always the same in {item.calls} calls"
-    return words
+    return f"{words}; no answer where policy forbids the chosen one" if item.partly else words
 
 
 def expectations(objects: Objects, *, all_pairs: bool = False, seed: int = 0) -> list[Expectation]:
@@ -144,7 +148,8 @@ def expectations(objects: Objects, *, all_pairs: bool = False, seed: int = 0) ->
     ]
 
 
-def _of_family(world: World, objects: Objects, *, all_pairs: bool, seed: int) -> Iterator[Expectation]:
+def _of_family(world: World, objects: Objects, *, all_pairs: bool, seed: int) -> list[Expectation]:
+    places = {key: place for place in (*world.nodes, *world.pods) for key in (place.netns, place.address)}
     parts = (
         _pods(world, all_pairs, seed),
         _nodes(world, all_pairs),
@@ -155,7 +160,22 @@ def _of_family(world: World, objects: Objects, *, all_pairs: bool, seed: int) ->
         _environment(world, objects),
         _outside(world),
     )
-    yield from (item for part in parts for item in part)
+    found = [item for part in parts for item in part]
+    return found if policy.none(world) else [_permitted(world, places, item) for item in found]
+
+
+def _permitted(world: World, places: Mapping[str, Place], item: Expectation) -> Expectation:
+    """What goes from one place to another without a Service, as NetworkPolicies leave it."""
+    if item.group not in policy.DIRECT or item.want != "ok":
+        return item
+    source, target = places[item.netns], places[item.address]
+    if not policy.forbidden(world, source, target, item.protocol, item.port):
+        return item
+    return _blocked(item)
+
+
+def _blocked(item: Expectation) -> Expectation:
+    return msgspec.structs.replace(item, want="blocked", answers=frozenset(), seen="")
 
 
 def _in_url(address: str) -> str:
@@ -226,7 +246,7 @@ def _ports(target: Place, turn: int | None = None) -> Iterator[tuple[Literal["TC
             yield ("TCP" if protocol == "TCP" else "UDP"), port
 
 
-def _arp(one: Place, other: Place) -> tuple[Learned, ...]:
+def learned(one: Place, other: Place) -> tuple[Learned, ...]:
     """What two pods on one bridge learn of each other; everybody else's neighbours are permanent entries."""
     if one.own and other.own and one.kind == other.kind == "pod" and one.node == other.node and one != other:
         return Learned(one.netns, other.address), Learned(other.netns, one.address)
@@ -240,7 +260,7 @@ def _pods(world: World, everything: bool, seed: int) -> Iterator[Expectation]:
     """Every pair: ICMP, and one port per protocol, in turns."""
     turns: Counter[str] = Counter()
     for source, target in sample.pairs(world.pods, lambda pod: pod.node, everything=everything, seed=seed):
-        learns = _arp(source, target)
+        learns = learned(source, target)
         yield _ping("pod-to-pod", source, target, learns)
         for protocol, port in _ports(target, turns[target.name]):
             yield _port("pod-to-pod", source, target, protocol, port, SENDER, learns=learns)
@@ -364,12 +384,25 @@ class _Asker:
             address=address,
             port=port,
         )
+        way = self.way(source, item, rejecter, address, port)
+        if policy.unknown(self.world, way):
+            return
+        if not found and not policy.leaves(self.world, way, address, port):
+            yield msgspec.structs.replace(base, want="blocked")
+            return
         if not found:
             yield from self.without(base, source, rejecter, dropped=bool(worlds.usable(item.candidates)))
             return
+        shared = policy.share(self.world, way, found)
+        if shared is None:
+            return
+        if not shared.allowed:
+            yield msgspec.structs.replace(base, want="blocked")
+            return
+        found, base = shared.allowed, msgspec.structs.replace(base, partly=shared.partly)
         servers = [self.servers.get((backend.address, item.protocol, backend.port)) for backend in found]
         known = [server for server in servers if server is not None]
-        if not known and all(backend.address in self.owners for backend in found):
+        if not known and not base.partly and all(backend.address in self.owners for backend in found):
             wanted: Want = self.nobody(item.protocol) if self.world.userspace else "refused"
             yield msgspec.structs.replace(base, want=wanted)  # pods, and none of them listens
         if len(known) < len(found) or (item.protocol == "UDP" and any(server.runs for server in known)):
@@ -382,8 +415,13 @@ class _Asker:
             seen=SENDER if kept and speaks else "",
             seen_as=rejecter.every if self.world.userspace and speaks else frozenset(),
             hidden=frozenset(server.name for server in known if not server.own or server == source),
-            learns=tuple(entry for server in known for entry in _arp(source, server)),
+            learns=tuple(entry for server in known for entry in learned(source, server)),
         )
+
+    def way(self, source: Place, item: _Port, entry: Place, address: str, port: int) -> policy.Way:
+        outer = address != item.service.spec.clusterIP
+        local = outer and item.service.spec.externalTrafficPolicy == "Local"
+        return policy.Way(source, entry, item.protocol, port if outer else 0, local)
 
     def nobody(self, protocol: str) -> Want:
         """What a client finds whom the userspace process has nobody for."""
@@ -476,7 +514,8 @@ def _many_calls(asker: _Asker, item: _Port, turn: int, few: bool) -> Iterator[Ex
                 if one.answers and sticky:
                     yield msgspec.structs.replace(one, group="affinity", calls=STICKY_CALLS, sticky=True)
                 elif one.answers:
-                    yield msgspec.structs.replace(one, calls=chance.calls(len(one.answers)), spread=True)
+                    many = chance.calls(len(found) if one.partly else len(one.answers))
+                    yield msgspec.structs.replace(one, calls=many, spread=True)
 
 
 def _node_port(asker: _Asker, item: _Port, turn: int, few: bool) -> Iterator[Expectation]:
@@ -523,7 +562,9 @@ def _host_ports(world: World, objects: Objects) -> Iterator[Expectation]:
             )
         else:
             seen = one.seen or SENDER
-            yield _port("hostport", one.source, one.pod, one.protocol, one.port, seen, address=one.address)
+            item = _port("hostport", one.source, one.pod, one.protocol, one.port, seen, address=one.address)
+            shut = policy.shut(world, one.source, one.pod, one.protocol, one.port, one.target)
+            yield _blocked(item) if shut else item
 
 
 # --- names and variables ----------------------------------------------------------------------------------------------
@@ -538,7 +579,7 @@ def _names(world: World, objects: Objects, everything: bool) -> Iterator[Expecta
     for turn, question in enumerate(names.questions(world, objects)):
         for source in pods if few else sample.rotated(pods, turn, 1):
             for protocol in PROTOCOLS:
-                yield Expectation(
+                item = Expectation(
                     group="dns",
                     source=source.label,
                     netns=source.netns,
@@ -549,6 +590,22 @@ def _names(world: World, objects: Objects, everything: bool) -> Iterator[Expecta
                     ask="dns",
                     question=question,
                 )
+                yield from _asked_of(world, service, source, item)
+
+
+def _asked_of(world: World, service: Service, source: Place, item: Expectation) -> Iterator[Expectation]:
+    """DNS is not special: policies stop a lookup as they stop anything."""
+    node = world.node(source.node)
+    port = next((each for each in service.spec.ports or () if (each.port, each.protocol) == (53, item.protocol)), None)
+    if policy.none(world) or node is None or port is None:
+        yield item
+        return
+    shared = policy.share(
+        world, policy.Way(source, node, item.protocol), worlds.usable(worlds.backends(world, service, port))
+    )
+    if shared is not None:
+        silent = not shared.allowed
+        yield msgspec.structs.replace(item, want="blocked" if silent else "ok", partly=shared.partly and not silent)
 
 
 def _environment(world: World, objects: Objects) -> Iterator[Expectation]:

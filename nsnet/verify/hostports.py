@@ -27,6 +27,7 @@ class Question(NamedTuple):
     port: int
     seen: str = ""
     closed: bool = False
+    target: int = 0  # the pod's own port
 
 
 def questions(world: World, objects: Objects) -> Iterator[Question]:
@@ -61,11 +62,11 @@ def _asked(world: World, objects: Objects, node: Place, pod: Place, item: Contai
     bridge = _bridge(objects, node)
     protocol: Literal["TCP", "UDP"] = "TCP" if item.protocol == "TCP" else "UDP"
     if item.hostIP in (*EVERY, LOOPBACK):
-        yield Question(node, pod, protocol, LOOPBACK, item.hostPort or 0, bridge)
+        yield Question(node, pod, protocol, LOOPBACK, item.hostPort or 0, bridge, target=item.containerPort)
     if item.hostIP in (*EVERY, node.address):
         for source in (*world.hosts, *world.nodes, *_some_pods(world, pod)):
             seen = bridge if source.node == node.name and source.kind == "pod" else _as_flannel_sends(world, source)
-            yield Question(source, pod, protocol, node.address, item.hostPort or 0, seen)
+            yield Question(source, pod, protocol, node.address, item.hostPort or 0, seen, target=item.containerPort)
 
 
 def _some_pods(world: World, pod: Place) -> Iterator[Place]:

@@ -19,6 +19,8 @@ WORDS = {
     "error": "not asked",
 }
 
+BLOCKED = frozenset({"timeout", "refused", "unreachable"})  # what a policy may do: DROP or REJECT
+
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """One expectation's end. `reason` is empty when it was kept; `skipped`: it was never asked.
@@ -99,7 +101,8 @@ def _reason(item: Expectation, answers: Sequence[Answer]) -> str:
         most, count = Counter(wrong).most_common(1)[0]
         return f"{most} ({count} of {len(answers)} calls)" if len(answers) > 1 else most
     if item.sticky or item.spread:
-        return _together(item, Counter(_who(_said(answer)) for answer in answers))
+        heard = [answer for answer in answers if answer.outcome == "ok" or not item.partly]
+        return _together(item, Counter(_who(_said(answer)) for answer in heard), len(answers) - len(heard))
     return ""
 
 
@@ -107,7 +110,7 @@ def _one(item: Expectation, answer: Answer) -> str:
     """What is wrong with one answer."""
     if not _met(item, answer):
         return f"{_outcome(item, answer)}, wanted {describe(item)}"
-    if item.want != "ok":
+    if item.want != "ok" or answer.outcome != "ok":
         return ""
     if item.ask == "http":
         return _status(answer.body)
@@ -132,6 +135,8 @@ def _one(item: Expectation, answer: Answer) -> str:
 def _met(item: Expectation, answer: Answer) -> bool:
     if item.want == "unreachable":
         return answer.outcome in {"unreachable", "timeout"}
+    if answer.outcome in BLOCKED and (item.want == "blocked" or item.partly):
+        return True
     if item.want == "closed":
         return answer.outcome == "reset" or (answer.outcome == "ok" and not answer.body)
     return answer.outcome == item.want
@@ -166,13 +171,17 @@ def _who(said: Said | None) -> str:
     return f"{said.namespace}/{said.pod}" if said else "?"
 
 
-def _together(item: Expectation, counts: Counter[str]) -> str:
-    """What is wrong with all answers together."""
+def _together(item: Expectation, counts: Counter[str], blocked: int) -> str:
+    """What is wrong with all answers together; `blocked` of the calls were, by a policy that may do so."""
     listed = ", ".join(f"{who} {count}x" for who, count in sorted(counts.items()))
     if item.sticky:
-        return "" if len(counts) == 1 else f"{len(counts)} endpoints answered ({listed}), wanted always the same one"
+        same = len(counts) + bool(blocked) == 1
+        more = f" and {blocked} calls were blocked" if blocked else ""
+        return "" if same else f"{len(counts)} endpoints answered ({listed}){more}, wanted always the same one"
     found = [counts[who] for who in sorted(item.answers)]
     silent = [who for who in sorted(item.answers) if not counts[who]]
+    if not sum(found):
+        return f"nobody answered in {blocked} calls"
     if chance.likelihood(found) >= chance.ERROR_RATE:
         return ""
     if silent:

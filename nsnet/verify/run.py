@@ -12,6 +12,8 @@ from nsnet.verify.judge import Result, judge
 
 CALLS_AT_ONCE = 20_000  # calls of one part; between parts progress is told, and a failure may end the run
 CONCURRENCY = 512
+BLOCKED_AT_ONCE = 4096  # they only wait, so that many may do it together
+BLOCKED_TIMEOUT = 0.6  # s; what is not blocked answers within milliseconds
 TIMEOUT = 1.3  # s; TCP sends a lost SYN again after 1 s
 PAUSE = 1.0  # s before a retry: what converges needs time, and the kernel's ration of ICMP errors grows by one a second
 
@@ -82,11 +84,17 @@ def _ask(part: Sequence[Expectation], progress: Progress | None, timeout: float)
     answers: list[list[Answer]] = [[] for _ in part]
     first = [index for index, item in enumerate(part) if item.sticky]
     rest = chain.from_iterable([index] * (item.calls - item.sticky) for index, item in enumerate(part))
-    for indexes in (first, list(rest)):
+    blocked = {index for index, item in enumerate(part) if item.want == "blocked"}
+    others = [index for index in rest if index not in blocked]
+    for indexes, patience, together in (
+        (first, timeout, CONCURRENCY),
+        (others, timeout, CONCURRENCY),
+        (sorted(blocked), min(timeout, BLOCKED_TIMEOUT), BLOCKED_AT_ONCE),
+    ):
         probes = [question(part[index]) for index in indexes]
         for index, answer in zip(
             indexes,
-            kernel.probe(probes, timeout=timeout, concurrency=CONCURRENCY, progress=progress),
+            kernel.probe(probes, timeout=patience, concurrency=together, progress=progress),
             strict=True,
         ):
             answers[index].append(answer)
@@ -99,7 +107,8 @@ def question(item: Expectation) -> Probe:
     Silence is not asked again where it is what is wanted, nor where several may answer: a second try would choose
     another endpoint and hide a dead one.
     """
-    tries = 1 if item.want in {"timeout", "unreachable"} or len(item.answers) > 1 else 0
+    silence = item.partly or item.want in {"timeout", "unreachable", "blocked"}
+    tries = 1 if silence or len(item.answers) > 1 else 0
     return Probe(
         item.netns,
         item.protocol,

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from nsnet import model, names
+from nsnet.control import policy
 from nsnet.model import API_FAMILIES, Cluster, EndpointSlice, Family, Node, Objects, Pod, Service, family_of
 
 SERVICE_NAME = "kubernetes.io/service-name"
@@ -57,6 +58,7 @@ class World(msgspec.Struct, frozen=True):
     services: tuple[Service, ...]
     slices: Mapping[tuple[str, str], tuple[EndpointSlice, ...]]
     plain: bool  # kube-proxy keeps a pod's address on its way to a ClusterIP
+    policy: policy.Index
     userspace: bool = False  # kube-proxy's process stands between client and endpoint
     family: Family = "ip"
 
@@ -94,6 +96,7 @@ def world(objects: Objects, family: Family = "ip") -> World:
         slices=_slices(objects, family),
         plain=cluster.networking.kubeProxyMode != "userspace"
         and not any(key.kind == "KubeProxyConfiguration" for key in objects),
+        policy=policy.index(objects),
         userspace=cluster.networking.kubeProxyMode == "userspace",
         family=family,
     )

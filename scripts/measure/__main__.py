@@ -335,6 +335,12 @@ def measure_help() -> Iterator[Line]:
     yield "nsnet --help", f"{spent * 1000:.0f} ms", "< 150 ms", spent < 0.15
 
 
+def measure_policy() -> Iterator[Line]:
+    from policy_decide import measure
+
+    yield from measure()
+
+
 def measure_services() -> Iterator[Line]:
     yield from services.measure(services.Tools(nsnet, service, endpoint_slice, _controllers_memory, quiet))
 
@@ -347,6 +353,7 @@ MEASUREMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "services": measure_services,
     "datapath": measure_datapath,
     "processes": measure_processes,
+    "policy": measure_policy,
     "dns": measure_dns,
 }
 
