@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 ANY, ANY6 = "0.0.0.0", "::"  # noqa: S104 - all addresses of the pod's own namespace
-_ADDRESSES = Path("/proc/self/net/if_inet6")  # one line per IPv6 address, the device's name at its end
+_ADDRESSES = Path("/proc/self/net/if_inet6")  # one line per IPv6 address
 
 
 def everywhere() -> tuple[str, ...]:
-    """What to bind to for all addresses of the namespace: IPv6 only where a device besides `lo` has one."""
+    """What to bind to for all addresses, those that come later too: IPv6 where the namespace has any, as `::1`."""
     with contextlib.suppress(OSError):  # a kernel without IPv6
-        if any(line.split()[-1] != "lo" for line in _ADDRESSES.read_text(encoding="ascii").splitlines()):
+        if _ADDRESSES.read_text(encoding="ascii"):
             return ANY, ANY6
     return (ANY,)
 
