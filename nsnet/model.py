@@ -8,6 +8,7 @@ and comes back out of `to_doc` unchanged. Whoever changes an object makes a new 
 
 import re
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -714,7 +715,9 @@ def by_key(objects: list[Object]) -> dict[Key, Object]:
 def of(objects: Objects, kind: type[T]) -> list[T]:
     """All objects of a kind, ordered by namespace and name."""
     name = kind.__name__
-    return [obj for key, obj in sorted(objects.items()) if key.kind == name]  # type: ignore[misc]
+    found = [item for item in objects.items() if item[0][0] == name]
+    found.sort(key=itemgetter(0))
+    return [obj for _, obj in found]  # type: ignore[misc]
 
 
 def cluster_of(objects: Objects) -> Cluster:

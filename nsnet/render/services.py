@@ -161,8 +161,10 @@ def join(objects: Objects) -> tuple[Joined, ...]:
     slices: dict[tuple[str, str], list[EndpointSlice]] = {}
     services: list[model.Key] = []
     for key, obj in objects.items():
-        if isinstance(obj, EndpointSlice) and not {PROXY_NAME, HEADLESS} & obj.metadata.labels.keys():
-            slices.setdefault((key.namespace, obj.metadata.labels.get(SERVICE_NAME, "")), []).append(obj)
+        if isinstance(obj, EndpointSlice):
+            labels = obj.metadata.labels
+            if PROXY_NAME not in labels and HEADLESS not in labels:
+                slices.setdefault((key[1], labels.get(SERVICE_NAME, "")), []).append(obj)
         elif isinstance(obj, Service) and _served(obj):
             services.append(key)
     if len(_KEPT) > _KEPT_MOST:
@@ -180,9 +182,9 @@ def _served(service: Service) -> bool:
 
 def _joined(key: model.Key, service: model.Object, slices: list[EndpointSlice]) -> Joined:
     assert isinstance(service, Service)
-    ordered = tuple(sorted(slices, key=lambda item: item.metadata.name))
+    ordered = tuple(slices if len(slices) < 2 else sorted(slices, key=lambda item: item.metadata.name))
     last = _KEPT.get(key)
-    if last is None or last.service != service or last.slices != ordered:
+    if last is None or (last.service is not service and last.service != service) or last.slices != ordered:
         last = _KEPT[key] = Joined(service, ordered, {})
     return last
 
