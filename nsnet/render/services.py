@@ -33,7 +33,7 @@ HEADLESS = "service.kubernetes.io/headless"
 ZONE = "topology.kubernetes.io/zone"
 
 
-class Target(msgspec.Struct, frozen=True):
+class Target(msgspec.Struct, frozen=True, gc=False):
     """One endpoint's address; prints as `ip:port` (IPv6 `[ip]:port`)."""
 
     ip: str
@@ -43,7 +43,7 @@ class Target(msgspec.Struct, frozen=True):
         return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An endpoint of a port before any node has chosen; `zones` and `nodes` are its hints."""
 
     target: Target
@@ -133,7 +133,7 @@ class Joined(msgspec.Struct, frozen=True, eq=False):
     kept: dict[Any, Any] = {}
 
 
-class Place(msgspec.Struct, frozen=True):
+class Place(msgspec.Struct, frozen=True, cache_hash=True):
     """What the rules depend on in a node: its name, zone and primary address of a family."""
 
     node: str
@@ -195,6 +195,16 @@ def ports(joined: Joined, family: Family = "ip") -> tuple[Port, ...]:
     if kept is None:
         kept = joined.kept[family] = tuple(_ports(joined, family))
     assert isinstance(kept, tuple)
+    return kept
+
+
+def candidates(joined: Joined, family: Family = "ip") -> int:
+    """How many endpoints its ports have together, usable or not."""
+    key = (family, "candidates")
+    kept = joined.kept.get(key)
+    if kept is None:
+        kept = joined.kept[key] = sum(len(port.candidates) for port in ports(joined, family))
+    assert isinstance(kept, int)
     return kept
 
 
