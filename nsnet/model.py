@@ -9,6 +9,7 @@ and comes back out of `to_doc` unchanged. Whoever changes an object makes a new 
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -739,7 +740,9 @@ def by_key(objects: list[Object]) -> dict[Key, Object]:
 def of(objects: Objects, kind: type[T]) -> list[T]:
     """All objects of a kind, ordered by namespace and name."""
     name = kind.__name__
-    return [obj for key, obj in sorted(objects.items()) if key.kind == name]  # type: ignore[misc]
+    found = [item for item in objects.items() if item[0][0] == name]
+    found.sort(key=itemgetter(0))
+    return [obj for _, obj in found]  # type: ignore[misc]
 
 
 def cluster_of(objects: Objects) -> Cluster:

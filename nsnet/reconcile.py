@@ -31,6 +31,7 @@ import fcntl
 import os
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -410,11 +411,13 @@ def union(one: Scope, two: Scope) -> Scope:
 
 def scope_of(changes: Iterable[Change]) -> Scope:
     """What must be looked at to prove the changes: their keys, the whole namespace where links come or go."""
-    found: Scope = {}
+    whole: set[str] = set()
+    keys: defaultdict[str, set[Any]] = defaultdict(set)
     for change in changes:
-        keys = WHOLE if isinstance(change.value, STRUCTURE) else frozenset({change.value.key})
-        found = union(found, {change.netns: keys})
-    return found
+        keys[change.netns].add(change.value.key)
+        if isinstance(change.value, STRUCTURE):
+            whole.add(change.netns)
+    return {netns: WHOLE if netns in whole else frozenset(found) for netns, found in keys.items()}
 
 
 def narrowed(have: State, want: State, scope: Scope, old: State) -> State:

@@ -176,7 +176,7 @@ class Sysctl(msgspec.Struct, frozen=True, tag=True):
         return ("sysctl", self.name)
 
 
-class Chain(msgspec.Struct, frozen=True, tag=True):
+class Chain(msgspec.Struct, frozen=True, tag=True, gc=False):
     """An iptables chain, whole: `rules` are its lines without `-A NAME`, spelled as iptables-save prints them.
 
     `policy` is ACCEPT or DROP for a built-in chain and empty for any other. Built-in chains belong to us whole.
@@ -193,7 +193,7 @@ class Chain(msgspec.Struct, frozen=True, tag=True):
         return ("chain", self.family, self.table, self.name)
 
 
-class NftTable(msgspec.Struct, frozen=True, tag=True):
+class NftTable(msgspec.Struct, frozen=True, tag=True, gc=False):
     """An nftables table that is not one of iptables' own; what is in it are values of their own."""
 
     name: str
@@ -205,7 +205,7 @@ class NftTable(msgspec.Struct, frozen=True, tag=True):
         return ("nft", self.family, self.name)
 
 
-class NftChain(msgspec.Struct, frozen=True, tag=True):
+class NftChain(msgspec.Struct, frozen=True, tag=True, gc=False):
     """A chain of an nftables table, whole; `rules` as `nft list` prints them, without handles.
 
     `hook` is empty, or says where a base chain stands: `type nat hook prerouting priority -100; policy accept;`.
@@ -223,7 +223,7 @@ class NftChain(msgspec.Struct, frozen=True, tag=True):
         return ("nft", self.family, self.table, "chain", self.name)
 
 
-class NftSet(msgspec.Struct, frozen=True, tag=True):
+class NftSet(msgspec.Struct, frozen=True, tag=True, gc=False):
     """A named set, or a map (`kind` is then `key : data`), without its elements. `timeout` in seconds; 0: none.
 
     What a `dynamic` set holds was put there by packets, and is no value.
@@ -246,7 +246,7 @@ class NftSet(msgspec.Struct, frozen=True, tag=True):
         return ("nft", self.family, self.table, "set", self.name)
 
 
-class NftElement(msgspec.Struct, frozen=True, tag=True):
+class NftElement(msgspec.Struct, frozen=True, tag=True, gc=False):
     """One element of a set or map: `element` is its key (`10.96.0.10 . udp . 53`), `data` what a map has for it."""
 
     table: str

@@ -146,8 +146,8 @@ def spelled(port: str, node: str = "node1", settings: Settings = SETTINGS) -> st
     for joined in services.join(OBJECTS):
         for one in services.ports(joined):
             if one.info.name == port:
-                said = proxy_nftables._kept(joined, one, services.place(worlds.node(node)), settings)
-    values = (*sorted(said.own, key=lambda value: value.key[3:]), *said.elements)
+                said = proxy_nftables._kept_port(joined, one, services.place(worlds.node(node)), settings)
+    values = (*sorted(said.own, key=lambda value: value.key[3:]), *said.elements.values())
     return "\n".join(line.replace(" ip kube-proxy", "") for value in values for line in nft_lines(value)) + "\n"
 
 

@@ -31,7 +31,7 @@ HEADLESS = "service.kubernetes.io/headless"
 ZONE = "topology.kubernetes.io/zone"
 
 
-class Target(msgspec.Struct, frozen=True):
+class Target(msgspec.Struct, frozen=True, gc=False):
     """One endpoint's address; prints as `ip:port` (IPv6 `[ip]:port`)."""
 
     ip: str
@@ -41,7 +41,7 @@ class Target(msgspec.Struct, frozen=True):
         return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An endpoint of a port before any node has chosen; `zones` and `nodes` are its hints."""
 
     target: Target
@@ -131,7 +131,7 @@ class Joined(msgspec.Struct, frozen=True, eq=False):
     kept: dict[Any, Any] = {}
 
 
-class Place(msgspec.Struct, frozen=True):
+class Place(msgspec.Struct, frozen=True, cache_hash=True):
     """What the rules depend on in a node: its name, zone and primary address of a family."""
 
     node: str
@@ -159,8 +159,10 @@ def join(objects: Objects) -> tuple[Joined, ...]:
     slices: dict[tuple[str, str], list[EndpointSlice]] = {}
     services: list[model.Key] = []
     for key, obj in objects.items():
-        if isinstance(obj, EndpointSlice) and not {PROXY_NAME, HEADLESS} & obj.metadata.labels.keys():
-            slices.setdefault((key.namespace, obj.metadata.labels.get(SERVICE_NAME, "")), []).append(obj)
+        if isinstance(obj, EndpointSlice):
+            labels = obj.metadata.labels
+            if PROXY_NAME not in labels and HEADLESS not in labels:
+                slices.setdefault((key[1], labels.get(SERVICE_NAME, "")), []).append(obj)
         elif isinstance(obj, Service) and _served(obj):
             services.append(key)
     if len(_KEPT) > _KEPT_MOST:
@@ -178,9 +180,9 @@ def _served(service: Service) -> bool:
 
 def _joined(key: model.Key, service: model.Object, slices: list[EndpointSlice]) -> Joined:
     assert isinstance(service, Service)
-    ordered = tuple(sorted(slices, key=lambda item: item.metadata.name))
+    ordered = tuple(slices if len(slices) < 2 else sorted(slices, key=lambda item: item.metadata.name))
     last = _KEPT.get(key)
-    if last is None or last.service != service or last.slices != ordered:
+    if last is None or (last.service is not service and last.service != service) or last.slices != ordered:
         last = _KEPT[key] = Joined(service, ordered, {})
     return last
 
@@ -191,6 +193,16 @@ def ports(joined: Joined, family: Family = "ip") -> tuple[Port, ...]:
     if kept is None:
         kept = joined.kept[family] = tuple(_ports(joined, family))
     assert isinstance(kept, tuple)
+    return kept
+
+
+def candidates(joined: Joined, family: Family = "ip") -> int:
+    """How many endpoints its ports have together, usable or not."""
+    key = (family, "candidates")
+    kept = joined.kept.get(key)
+    if kept is None:
+        kept = joined.kept[key] = sum(len(port.candidates) for port in ports(joined, family))
+    assert isinstance(kept, int)
     return kept
 
 

@@ -171,14 +171,14 @@ def _latency(mode: str, services: int) -> Iterator[Line]:
     from nsnet.kernel import netns
 
     last = max(range(services), key=lambda number: f"svc-{number}")
-    with_pod = {"last": (address_of(last), 80), "pod": (PODS["one"], 8080)}
+    ways = {"last": (address_of(last), 80), "pod": (PODS["one"], 8080)}
     _write_and_wait(last)
-    taken: dict[str, list[float]] = {name: [] for name in with_pod}
+    taken: dict[str, list[float]] = {name: [] for name in ways}
     home = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {0})
     with netns.inside(CLIENT):
         for _ in range(2000):
-            for name, (address, port) in with_pod.items():
+            for name, (address, port) in ways.items():
                 with socket.socket() as client:
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
                     start = time.perf_counter()

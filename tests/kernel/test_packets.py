@@ -5,7 +5,10 @@ endpoint answers is asked so often that missing one of them is less likely than 
 """
 
 import json
+import os
+import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from math import ceil, log
 from pathlib import Path
@@ -13,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from nsnet import control, kernel, manifests, reconcile
-from nsnet.kernel import netns, probe, teardown
+from nsnet.kernel import iptables, netns, probe, teardown
 from nsnet.kernel.probe import Answer, Probe
 from nsnet.names import fabric_netns
 from nsnet.state import Change
@@ -29,6 +32,28 @@ MEANT = {"refused": {"refused"}, "dropped": {"timeout"}, "unreachable": {"unreac
 @pytest.fixture(scope="module", params=packets.MODES)
 def mode(request: pytest.FixtureRequest) -> Iterator[str]:
     yield str(request.param)
+    down()
+
+
+@pytest.fixture
+def legacy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose alternatives lead to the older build: what stands in PATH first is what is taken."""
+    for name in ("iptables", "iptables-save", "iptables-restore"):
+        found = shutil.which(name.replace("iptables", "iptables-legacy"), path="/usr/sbin:/sbin")
+        if found is None:
+            pytest.skip("iptables-legacy is not installed")
+        (tmp_path / name).symlink_to(found)
+    if subprocess.run([tmp_path / "iptables", "-t", "nat", "-S"], capture_output=True, check=False).returncode:
+        pytest.skip("this kernel has no legacy iptables tables")
+    down()
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    iptables.tool.cache_clear()
+    yield
+    down()
+    iptables.tool.cache_clear()
+
+
+def down() -> None:
     with reconcile.lock(packets.NAME):
         reconcile.destroy(packets.NAME)
     assert teardown.left(packets.NAME) == []
@@ -110,6 +135,42 @@ def has_sctp() -> bool:
 
 @pytest.mark.parametrize("stem", packets.FILES)
 def test_rows(mode: str, stem: str) -> None:
+    answered(stem, mode)
+
+
+@pytest.mark.usefixtures("legacy")
+def test_rows_with_the_older_build() -> None:
+    assert not iptables.is_nft()
+    for stem in ("cluster-ip", "policies", "affinity"):
+        answered(stem, "iptables")
+    with netns.inside(packets.NETNS["node1"]):
+        nft = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+    assert nft == ""
+
+
+@pytest.mark.skipif(not has_sctp(), reason="this kernel has no SCTP sockets: nobody can ask")
+@pytest.mark.parametrize(
+    "row", [row for row in packets.rows("endpoints", "iptables") if row.protocol == "sctp"], ids=str
+)
+def test_sctp(mode: str, row: Row) -> None:
+    up("endpoints", mode)
+    with netns.inside(packets.NETNS["e1"]):
+        server = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
+    with netns.inside(packets.NETNS[row.sender]):
+        client = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
+    with server, client:
+        server.bind(("0.0.0.0", 7))
+        server.listen()
+        server.settimeout(5)
+        client.settimeout(5)
+        client.connect((row.address, row.port))
+        connection, (seen, _) = server.accept()
+        connection.close()
+    assert seen in row.sources
+
+
+def answered(stem: str, mode: str) -> None:
+    """All rows of a file, asked at once of a cluster as it wants it."""
     up(stem, mode)
     rows = [row for row in packets.rows(stem, mode) if row.protocol != "sctp"]
     found = {str(row): wrong(row, answers) for row, answers in ask(rows).items()}
