@@ -1,10 +1,10 @@
-"""Packet filters of a node, put together: kube-proxy's in the mode asked for, flanneld's, and jumps for host ports.
+"""Packet filters of a node, put together: policies, kube-proxy's in its mode, flanneld's, and jumps for host ports.
 
 In iptables mode a built-in chain is one value, whole, with policy ACCEPT, for several components share it. kube-proxy
 inserts its jumps at the head and flanneld appends, so kube-proxy's come first whatever started first (portmap.py says
-where its own stand). In nftables mode kube-proxy has a table of its own and the built-in chains hold the others' jumps
-alone. In userspace mode a process on each node stands behind the rules. What is left of another mode is not wanted any
-more, and so it goes.
+where its own stand); before all of them, for they accept, stand those of the network policies. In nftables mode
+kube-proxy has a table of its own and the built-in chains hold the others' jumps alone. In userspace mode a process on
+each node stands behind the rules. What is left of another mode is not wanted any more, and so it goes.
 """
 
 from collections import defaultdict
@@ -12,8 +12,20 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from nsnet import model, names
-from nsnet.render import flannel, kubeproxy, portmap, proxy_iptables, proxy_nftables, proxy_userspace, services
+from nsnet.render import (
+    flannel,
+    kubeproxy,
+    policy,
+    policy_iptables,
+    policy_nftables,
+    portmap,
+    proxy_iptables,
+    proxy_nftables,
+    proxy_userspace,
+    services,
+)
 from nsnet.render.kubeproxy import Told
+from nsnet.render.policy import Guard
 from nsnet.render.view import View
 from nsnet.state import Chain, Value
 
@@ -32,12 +44,28 @@ def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
     said = kubeproxy.told(view.objects)
     proxies = PROXIES[mode](view.objects, said)
     flannels = flannel.jumps(masq=view.cluster.flannel.ipMasq)
+    guards = policy.guards(view.objects)
     sysctls = tuple(kubeproxy.sysctls(said, mode))
     for seen, values in zip(view.nodes, proxies, strict=True):
         yield seen.netns, values
         yield seen.netns, sysctls
+        guard = guards.get(seen.name)
+        yield from ((seen.netns, found) for found in _policies(guard, view.cluster, said))
+        first = policy_iptables.JUMPS if guard and mode != "nftables" else ()
         before, after = portmap.jumps(view, seen)
-        yield seen.netns, built_in((*before, *JUMPS[mode], *(flannels if seen.subnet else ()), *after))
+        yield seen.netns, built_in((*first, *before, *JUMPS[mode], *(flannels if seen.subnet else ()), *after))
+
+
+def _policies(guard: Guard | None, cluster: model.Cluster, said: Told) -> Iterator[Iterable[Value]]:
+    """NetworkPolicy, in the filter of kube-proxy's mode; nothing on a node without a pod that one selects."""
+    if guard is None:
+        return
+    strict = cluster.policy.flushConntrack
+    if cluster.networking.kubeProxyMode == "nftables":
+        yield from policy_nftables.values(guard, strict=strict)
+    else:
+        bit = policy_iptables.mark(kubeproxy.masquerade_bit(said.config.iptables.masqueradeBit))
+        yield from policy_iptables.values(guard, bit, strict=strict)
 
 
 def _iptables(objects: model.Objects, said: Told) -> PerNode:

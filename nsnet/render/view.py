@@ -123,6 +123,7 @@ def within(subnet: str, ip: str) -> bool:
     return ip_address(ip) in ip_network(subnet, strict=False)
 
 
+@lru_cache(maxsize=MEMO)
 def ipv4(subnets: str) -> str:
     """The IPv4 range of `10.244.0.0/16` or of the dual-stack pair `10.244.0.0/16,fd00:10:244::/56`, masked."""
     ranges = (ip_network(part.strip(), strict=False) for part in subnets.split(",") if part)
@@ -223,12 +224,12 @@ def _pods_by_node(objects: model.Objects, cluster: str, dns: model.Service | Non
     found: defaultdict[str, list[Pod]] = defaultdict(list)
     taken: defaultdict[str, set[str]] = defaultdict(set)
     for pod in model.of(objects, model.Pod):
-        if _has_network(pod):
+        if has_network(pod):
             found[pod.spec.nodeName].append(_pod(cluster, pod, services, dns, taken[pod.spec.nodeName]))
     return {node: tuple(pods) for node, pods in found.items()}
 
 
-def _has_network(pod: model.Pod) -> bool:
+def has_network(pod: model.Pod) -> bool:
     """A pod that is placed, has its address and has not ended."""
     return bool(pod.spec.nodeName and pod.status.podIP) and pod.status.phase not in {"Succeeded", "Failed"}
 

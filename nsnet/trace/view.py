@@ -12,6 +12,7 @@ from nsnet.state import (
     BridgePort,
     Chain,
     FdbEntry,
+    IpSet,
     Loopback,
     Neighbour,
     OtherLink,
@@ -46,6 +47,7 @@ class View(msgspec.Struct, frozen=True, eq=False):
     sysctls: dict[str, str]
     chains: dict[tuple[str, str], Chain]
     nft: Tables
+    sets: dict[str, IpSet]
 
     def is_up(self, dev: str) -> bool:
         link = self.links.get(dev)
@@ -87,6 +89,7 @@ def view(values: frozenset[Value]) -> View:
             (value.table, value.name): value for value in values if isinstance(value, Chain) and value.family == "ip"
         },
         nft=tables(values),
+        sets={value.name: value for value in values if isinstance(value, IpSet)},
     )
 
 
