@@ -158,13 +158,15 @@ def _asked(netns: str, changes: Sequence[Change], spell: Callable[[IpSet], list[
     refusals: list[Refusal] = []
     left = list(changes)
     if not left:
-        return refusals
+        return []
     with inside(netns), Netlink(NETLINK_NETFILTER) as netfilter:
         for attempt in range(TRIES):
             batch = [(request, change) for change in left for request in spell(_value(change))]
-            refusals = _refusals([change for _, change in batch], netfilter.ask([request for request, _ in batch]))
-            left = [refusal.change for refusal in refusals if refusal.reason in _BUSY]
-            if not left:
+            said = _refusals([change for _, change in batch], netfilter.ask([request for request, _ in batch]))
+            last = attempt == TRIES - 1
+            refusals += [refusal for refusal in said if last or refusal.reason not in _BUSY]
+            left = [refusal.change for refusal in said if refusal.reason in _BUSY]
+            if not left or last:
                 break
             time.sleep(0.001 * (attempt + 1))
     return refusals
