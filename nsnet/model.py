@@ -605,6 +605,12 @@ class Dns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     records: dict[str, str] = {}
 
 
+class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How network policies are enforced. `flushConntrack`: what a new policy denies ends at once, flows included."""
+
+    flushConntrack: bool = False
+
+
 class Cluster(msgspec.Struct, frozen=True):
     """The one document that says what lies under the manifests; `nodes` a number or a list.
 
@@ -617,6 +623,7 @@ class Cluster(msgspec.Struct, frozen=True):
     bridge: str = "cni0"
     loadBalancer: LoadBalancerConfig = LoadBalancerConfig()
     dns: Dns = Dns()
+    policy: PolicyConfig = PolicyConfig()
     underlay: Underlay = Underlay()
     nodes: int | tuple[NodeEntry, ...] = 2
     hosts: tuple[HostEntry, ...] | None = None

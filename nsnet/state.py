@@ -264,6 +264,22 @@ class NftElement(msgspec.Struct, frozen=True, tag=True, gc=False):
 Nft = NftTable | NftChain | NftSet | NftElement
 
 
+class IpSet(msgspec.Struct, frozen=True, tag=True):
+    """An ipset, whole: `entries` as `ipset list` prints them (`10.244.1.2`, `10.0.0.0/8`, `10.244.1.2,tcp:80`).
+
+    It is one value with all it holds because it is swapped in one step: no packet meets one that is half written.
+    """
+
+    name: str
+    kind: str  # the type: hash:ip, hash:net or hash:ip,port
+    entries: frozenset[str] = frozenset()
+    family: Literal["inet", "inet6"] = "inet"
+
+    @property
+    def key(self) -> Key:
+        return ("ipset", self.name)
+
+
 class Process(msgspec.Struct, frozen=True, tag=True):
     """A process in the namespace, known by its argv; `copies` is what is running (a crash may leave two), wanted is 1.
 
@@ -304,7 +320,7 @@ class Listener(msgspec.Struct, frozen=True, tag=True):
 
 
 class Conntrack(msgspec.Struct, frozen=True, tag=True):
-    """A UDP entry of conntrack; observed when asked for by kind, never wanted, and it may be deleted.
+    """An entry of conntrack; observed when asked for by kind, never wanted, and it may be deleted.
 
     `answerer` is who answers, as `ip:port` or `[ip]:port`: the reply's source. Where that is not the destination, DNAT
     rewrote it.
@@ -315,10 +331,11 @@ class Conntrack(msgspec.Struct, frozen=True, tag=True):
     dst: str
     dport: int
     answerer: str
+    protocol: str = "udp"  # or tcp, sctp
 
     @property
     def key(self) -> Key:
-        return ("conntrack", self.src, str(self.sport), self.dst, str(self.dport))
+        return ("conntrack", self.protocol, self.src, str(self.sport), self.dst, str(self.dport))
 
     @property
     def rewritten(self) -> bool:
@@ -343,6 +360,7 @@ Value = (
     | NftChain
     | NftSet
     | NftElement
+    | IpSet
     | Process
     | File
     | Listener
@@ -478,6 +496,9 @@ def _words(value: Value) -> Iterator[str]:
                 yield f"{tool} -t {table} -A {name} {rule}"
         case NftTable() | NftChain() | NftSet() | NftElement():
             yield from (f"nft {quote(line)}" for line in nft_lines(value))
+        case IpSet(name, kind, entries, family):
+            yield f"ipset create {name} {kind}" + (f" family {family}" if family != "inet" else "")
+            yield from (f"ipset add {name} {entry}" for entry in sorted(entries))
         case Process(argv):
             yield f"setsid {' '.join(map(quote, argv))} &"
         case File(path, content, mode):
@@ -539,6 +560,10 @@ def _replace(change: Change) -> Iterator[str]:
                 assert isinstance(change.old, Nft)
                 yield from (f"nft {quote(line)}" for line in nft_replace_lines(change.old, value))
                 return
+            case IpSet():
+                assert isinstance(change.old, IpSet)
+                yield from ipset_replace_lines(change.old, value)
+                return
             case _:
                 pass
     yield from _words(value)
@@ -570,6 +595,8 @@ def _delete(value: Value) -> Iterator[str]:
             yield f"{tool} -t {table} -P {name} ACCEPT" if policy else f"{tool} -t {table} -X {name}"
         case NftTable() | NftChain() | NftSet() | NftElement():
             yield from (f"nft {quote(line)}" for line in nft_delete_lines(value))
+        case IpSet(name):
+            yield f"ipset destroy {name}"
         case Process(argv):
             yield f"pkill -f {quote(' '.join(argv))}"
         case File(path):
@@ -581,7 +608,13 @@ def _delete(value: Value) -> Iterator[str]:
 
 
 def _entry(value: Conntrack) -> str:
-    return f"-p udp -s {value.src} --sport {value.sport} -d {value.dst} --dport {value.dport}"
+    return f"-p {value.protocol} -s {value.src} --sport {value.sport} -d {value.dst} --dport {value.dport}"
+
+
+def ipset_replace_lines(old: IpSet, new: IpSet) -> Iterator[str]:
+    """What makes `new` of `old` by the entries that differ (what is applied is a swap: all of them in one step)."""
+    yield from (f"ipset add {new.name} {entry}" for entry in sorted(new.entries - old.entries))
+    yield from (f"ipset del {new.name} {entry}" for entry in sorted(old.entries - new.entries))
 
 
 # --- nftables: lines of `nft -f` --------------------------------------------------------------------------------------

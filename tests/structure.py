@@ -8,8 +8,22 @@ from ipaddress import ip_address, ip_interface
 from nsnet import state
 from nsnet.diff import hangs_on, targets
 from nsnet.names import kind_of
-from nsnet.state import Address, Bridge, BridgePort, Chain, Netns, OtherLink, Route, State, Sysctl, Value, Veth, Vxlan
-from tests.fake import dangling
+from nsnet.state import (
+    Address,
+    Bridge,
+    BridgePort,
+    Chain,
+    IpSet,
+    Netns,
+    OtherLink,
+    Route,
+    State,
+    Sysctl,
+    Value,
+    Veth,
+    Vxlan,
+)
+from tests.fake import dangling, setless
 from tests.rule_structure import rule_faults
 
 LINKS = (Bridge, Veth, Vxlan, OtherLink)
@@ -28,6 +42,8 @@ def _inside(netns: str, values: frozenset[Value]) -> Iterator[str]:
     if not any(isinstance(value, Netns) for value in values):
         yield "is never made"
     yield from dangling(values)
+    yield from setless(values)
+    yield from _unnamed(values)
     yield from _unreached(values)
     yield from rule_faults(values)
     yield from _sysctls(netns, values)
@@ -41,6 +57,15 @@ def _unreached(values: frozenset[Value]) -> Iterator[str]:
     for chain in chains:
         if not chain.policy and chain.name not in UNUSED and chain.key not in reached:
             yield f"nobody jumps to {chain.table} {chain.name}"
+
+
+def _unnamed(values: frozenset[Value]) -> Iterator[str]:
+    rules = " ".join(rule for value in values if isinstance(value, Chain) for rule in value.rules)
+    yield from (
+        f"no rule names the set {value.name}"
+        for value in values
+        if isinstance(value, IpSet) and value.name not in rules
+    )
 
 
 def _sysctls(netns: str, values: frozenset[Value]) -> Iterator[str]:

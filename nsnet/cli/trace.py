@@ -25,7 +25,7 @@ from nsnet.cli.target import Target, target
 from nsnet.errors import InputError, NotReachedError
 from nsnet.model import Objects, Pod, Service
 from nsnet.state import Chain, Listener, NftChain, State, socket_address
-from nsnet.trace import Hop, Packet, Way, answer, service_of, walk
+from nsnet.trace import Hop, Packet, Way, answer, policy_of, service_of, walk
 
 
 class Destination(msgspec.Struct, frozen=True):
@@ -322,7 +322,8 @@ def _hop_lines(hop: Hop, changed: str, look: Look) -> Iterator[str]:
         return
     service = _service_of(hop)
     words = sentence(chain, hop.rule, look.pods)
-    yield f"  {hop.what}" + (f": {words}" if words else "") + (f"  [{service}]" if service else "")
+    belongs = service or policy_of(hop.rule)
+    yield f"  {hop.what}" + (f": {words}" if words else "") + (f"  [{belongs}]" if belongs else "")
     yield f"      {hop.rule}"
     if changed:
         yield f"      {coloured(changed, 'yellow')}"
@@ -407,6 +408,8 @@ def _why(way: Way, look: Look, asked: Packet) -> str:
     """A rule decided, a chain's policy, or something that is no rule."""
     last = way.hops[-1] if way.hops else None
     if last and _chain(last) and way.reason == last.rule and _DECIDES.search(_COMMENT.sub("", last.rule)):
+        if policy_of(last.rule):
+            return f"by network policy, {_COMMENTED.findall(last.rule)[-1]}: {last.what}"
         service = _refused_service(way, look, asked)
         return f"by rule {last.what}: {last.rule}" + (f" (Service {service})" if service else "")
     if way.reason and (last is None or way.reason != last.rule):
@@ -414,6 +417,7 @@ def _why(way: Way, look: Look, asked: Packet) -> str:
     return f"by a chain's policy: {', '.join(_closed(look.state.get(way.netns, frozenset()))) or 'drop'}"
 
 
+_COMMENTED = re.compile(r'"([^"]*)"')
 _DECIDES = re.compile(r"-j (?:DROP|REJECT)\b|\b(?:drop|reject)\b")
 
 
@@ -477,6 +481,12 @@ def _ended(way: Way, look: Look) -> dict[str, object]:
 
 
 def _hop_document(hop: Hop, look: Look, changed: str = "") -> dict[str, object]:
-    more = {"rule": hop.rule, "service": _service_of(hop) if _chain(hop) else "", "changed": changed}
+    rule = hop.rule if _chain(hop) else ""
+    more = {
+        "rule": hop.rule,
+        "service": _service_of(hop) if rule else "",
+        "policy": policy_of(rule),
+        "changed": changed,
+    }
     given = {name: value for name, value in more.items() if value}
     return {"netns": hop.netns, "where": look.place(hop.netns), "what": hop.what, **given}

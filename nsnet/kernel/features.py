@@ -7,6 +7,7 @@ off in a container. A try costs a few milliseconds.
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -135,6 +136,13 @@ FEATURES: tuple[Feature, ...] = (
         _module("xt_physdev", "CONFIG_NETFILTER_XT_MATCH_PHYSDEV"),
         "externalIPs under kubeProxyMode: userspace",
         needed=False,
+    ),
+    Feature(
+        "ipset",
+        (sys.executable, "-m", "nsnet.kernel.ipset"),
+        "sudo modprobe ip_set_hash_net xt_set (kernel options CONFIG_IP_SET_HASH_IP, CONFIG_IP_SET_HASH_NET, "
+        "CONFIG_IP_SET_HASH_IPPORT, CONFIG_NETFILTER_XT_SET)",
+        "NetworkPolicy",
     ),
     Feature("nftables", ("nft", "add", "table", "ip", "t"), _module("nf_tables", "CONFIG_NF_TABLES"), needed=False),
 )  # fmt: skip

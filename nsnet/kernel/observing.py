@@ -9,6 +9,7 @@ something:
   table, which `iptables-save` itself would never do either but `iptables -L` does. Pods have no rules of ours, so there
   nobody looks. The processes of several nodes run side by side.
 - nftables: other tables than iptables' are read by netlink, which costs a millisecond where there is none.
+- ipsets: of nodes, by one netlink dump; a set that is there without a rule that names it is found, too.
 - sysctls: where `state.SYSCTLS` names some.
 - conntrack entries: only where they are asked for by name; they are many, and no whole look needs them.
 - processes and files: one walk for the whole cluster.
@@ -28,9 +29,9 @@ from typing import NamedTuple
 
 from nsnet import names
 from nsnet.errors import MachineError
-from nsnet.kernel import conntrack, files, health, netns, process, rtnl, sockdiag, sysctl
+from nsnet.kernel import conntrack, files, health, ipset, netns, process, rtnl, sockdiag, sysctl
 from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request
-from nsnet.state import SYSCTLS, Family, Key, Listener, Netns, Scope, Sysctl, Value
+from nsnet.state import SYSCTLS, Family, IpSet, Key, Listener, Netns, Scope, Sysctl, Value
 
 _LINKS = {"netns", "link", "port"}
 _DUMPS: Mapping[str, Request] = {
@@ -39,7 +40,7 @@ _DUMPS: Mapping[str, Request] = {
     "route": rtnl.GET_ROUTES,
 }
 _ROUTE_KINDS = {*_LINKS, *_DUMPS, "fdb"}
-_ALL = frozenset({*_ROUTE_KINDS, "sysctl", "chain", "nft", "process", "file", "listener"})
+_ALL = frozenset({*_ROUTE_KINDS, "sysctl", "chain", "ipset", "nft", "process", "file", "listener"})
 
 _NFT_GETTABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
 _NFGENMSG = Struct("=BBH")
@@ -92,7 +93,9 @@ def _observe(cluster: str, only: Scope | None) -> dict[str, frozenset[Value]]:
             if "nft" in wanted[name] and (keys or names.kind_of(name) != "pod"):
                 filters.append((name, pool.submit(_read_nft, name, keys)))
             more[name] += _sysctls(name, keys) if "sysctl" in wanted[name] else ()
-            more[name] += conntrack.read(name) if "conntrack" in wanted[name] else ()
+            if "ipset" in wanted[name] and (keys or names.kind_of(name) == "node"):
+                more[name] += _read_sets(name, keys)
+            more[name] += conntrack.read(name, _protocols(keys)) if "conntrack" in wanted[name] else ()
         _add_files_and_processes(cluster, wanted, more)
         _add_links(cluster, looks, there, wanted, more)
         for name, future in filters:
@@ -115,7 +118,7 @@ def _chosen(values: Iterable[Value], only: Scope | None, name: str) -> frozenset
     if only is None or not only[name]:
         return frozenset(values)
     keys = only[name]
-    return frozenset(value for value in values if value.key in keys or value.key[:1] in keys)
+    return frozenset(value for value in values if value.key in keys or value.key[:1] in keys or value.key[:2] in keys)
 
 
 # --- one namespace ----------------------------------------------------------------------------------------------------
@@ -223,6 +226,16 @@ def _read_nft(name: str, keys: frozenset[Key]) -> frozenset[Value]:
     from nsnet.kernel import nftables
 
     return nftables.read(name, frozenset(key for key in keys if key[0] == "nft") if keys else None)
+
+
+def _read_sets(name: str, keys: frozenset[Key]) -> frozenset[IpSet]:
+    some = frozenset(key[1] for key in keys if key[0] == "ipset" and len(key) > 1)
+    return ipset.read(name, some if keys and len(some) == _count(keys, "ipset") else None)
+
+
+def _protocols(keys: frozenset[Key]) -> frozenset[str]:
+    """Of conntrack entries: those that are named, else UDP, which is what kube-proxy looks after."""
+    return frozenset(key[1] for key in keys if key[0] == "conntrack" and len(key) > 1) or frozenset({"udp"})
 
 
 # --- the whole cluster ------------------------------------------------------------------------------------------------

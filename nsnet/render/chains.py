@@ -1,10 +1,10 @@
-"""Packet filters of a node, put together: kube-proxy's in the mode asked for, flanneld's, and jumps for host ports.
+"""Packet filters of a node, put together: policies, kube-proxy's in its mode, flanneld's, and jumps for host ports.
 
 In iptables mode a built-in chain is one value, whole, with policy ACCEPT, for several components share it. kube-proxy
 inserts its jumps at the head and flanneld appends, so kube-proxy's come first whatever started first (portmap.py says
-where its own stand). In nftables mode kube-proxy has a table of its own and the built-in chains hold the others' jumps
-alone. In userspace mode a process on each node stands behind the rules. What is left of another mode is not wanted any
-more, and so it goes.
+where its own stand); before all of them, for they accept, stand those of the network policies. In nftables mode
+kube-proxy has a table of its own and the built-in chains hold the others' jumps alone. In userspace mode a process on
+each node stands behind the rules. What is left of another mode is not wanted any more, and so it goes.
 """
 
 from collections import defaultdict
@@ -13,8 +13,20 @@ from functools import lru_cache
 
 from nsnet import model, names
 from nsnet.model import Family
-from nsnet.render import flannel, kubeproxy, portmap, proxy_iptables, proxy_nftables, proxy_userspace, services
+from nsnet.render import (
+    flannel,
+    kubeproxy,
+    policy,
+    policy_iptables,
+    policy_nftables,
+    portmap,
+    proxy_iptables,
+    proxy_nftables,
+    proxy_userspace,
+    services,
+)
 from nsnet.render.kubeproxy import Told
+from nsnet.render.policy import Guard
 from nsnet.render.view import View
 from nsnet.state import Chain, Value
 
@@ -43,11 +55,27 @@ def _of_family(view: View, family: Family, mode: str, said: Told) -> Iterator[tu
     proxies = PROXIES[mode](view.objects, said, family)
     flannels = flannel.jumps(masq=view.cluster.flannel.ipMasq)
     own = JUMPS[mode] if mode != "userspace" or family == "ip" else ()
+    guards = policy.guards(view.objects, family)
     for seen, values in zip(view.nodes, proxies, strict=True):
         yield seen.netns, values
         before, after = portmap.jumps(view, seen) if family == "ip" else ((), ())
         has_subnet = any(leg.family == family for leg in seen.legs)
-        yield seen.netns, built_in((*before, *own, *(flannels if has_subnet else ()), *after), family)
+        guard = guards.get(seen.name)
+        yield from ((seen.netns, found) for found in _policies(guard, view.cluster, said, family))
+        first = policy_iptables.JUMPS if guard and mode != "nftables" else ()
+        yield seen.netns, built_in((*first, *before, *own, *(flannels if has_subnet else ()), *after), family)
+
+
+def _policies(guard: Guard | None, cluster: model.Cluster, said: Told, family: Family) -> Iterator[Iterable[Value]]:
+    """NetworkPolicy, in the filter of kube-proxy's mode; nothing on a node without a pod that one selects."""
+    if guard is None:
+        return
+    strict = cluster.policy.flushConntrack
+    if cluster.networking.kubeProxyMode == "nftables":
+        yield from policy_nftables.values(guard, strict=strict, family=family)
+    else:
+        bit = policy_iptables.mark(kubeproxy.masquerade_bit(said.config.iptables.masqueradeBit))
+        yield from policy_iptables.values(guard, bit, strict=strict, family=family)
 
 
 def _iptables(objects: model.Objects, said: Told, family: Family) -> PerNode:

@@ -1,4 +1,6 @@
-"""Which UDP conntrack entries must go: those that lead a client on to an endpoint that is none any more.
+"""Which conntrack entries must go: UDP ones that lead a client on to an endpoint that is none any more.
+
+And, in a cluster that says so, those of any protocol that a policy would not let begin (`policy_flows.py`).
 
 nat asks the rules for the first packet of a connection only, and a UDP client that keeps its source port has, for
 conntrack, one connection as long as it sends. So kube-proxy deletes entries after a sync. Its rules (1.36,
@@ -29,33 +31,52 @@ import msgspec
 
 from nsnet import names
 from nsnet.model import API_FAMILIES, Key, Node, Object, Objects, Service, cluster_of, of
-from nsnet.render import kubeproxy, portmap, proxy_userspace, services
+from nsnet.render import kubeproxy, policy, portmap, proxy_userspace, services
+from nsnet.render.policy_flows import PROTOCOLS, Judge, judge, permits
 from nsnet.state import Change, Conntrack, State
 
 Endpoints = Mapping[tuple[str, int], frozenset[str]]  # destination → `ip:port` of those that may answer
 
 
 class Flows(msgspec.Struct, frozen=True):
-    """How UDP may flow through a node. `services` by address and port, `node_ports` under an empty address."""
+    """How UDP may flow through a node. `services` by address and port, `node_ports` under an empty address.
+
+    `policies`, where entries that they deny end; `protocols` are the entries there are to judge.
+    """
 
     services: Endpoints
     node_ports: Endpoints
     own: frozenset[str]  # the node's addresses
+    policies: Judge | None = None
+
+    @property
+    def protocols(self) -> frozenset[str]:
+        return PROTOCOLS if self.policies else frozenset({"udp"})
 
 
 def flows(objects: Objects) -> dict[str, Flows]:
-    """Namespace of each node → its flows."""
+    """Namespace of each node → its flows; `policies` in a cluster with `policy.flushConntrack`."""
     cluster, host_ports = cluster_of(objects), portmap.udp(objects)
     in_process = cluster.networking.kubeProxyMode == "userspace"
     served = _served(objects) if in_process else ()
     ends = _endpoints(_udp(objects)) if not in_process else ({}, {})
+    judges = _judges(objects) if cluster.policy.flushConntrack else {}
     found = {}
     for node in of(objects, Node):
         name, own = node.metadata.name, frozenset(kubeproxy.local_addresses(cluster, node))
         by_address, by_port = _by_the_process(served, own) if in_process else ends
         node_ports = {**host_ports.get(name, {}), **by_port}
-        found[names.node_netns(cluster.metadata.name, name)] = Flows(by_address, node_ports, own)
+        found[names.node_netns(cluster.metadata.name, name)] = Flows(by_address, node_ports, own, judges.get(name))
     return found
+
+
+def _judges(objects: Objects) -> dict[str, Judge]:
+    """Node → its policies of both families, where it guards a pod."""
+    guards: defaultdict[str, list[policy.Guard]] = defaultdict(list)
+    for family in API_FAMILIES:
+        for node, guard in policy.guards(objects, family).items():
+            guards[node].append(guard)
+    return {node: judge(found) for node, found in guards.items()}
 
 
 def _served(objects: Objects) -> list[proxy_userspace.Proxied]:
@@ -88,6 +109,10 @@ def stale(wanted: Mapping[str, Flows], have: State) -> list[Change]:
 
 
 def _is_stale(entry: Conntrack, flow: Flows) -> bool:
+    if flow.policies and not permits(flow.policies, entry, flow.own):
+        return True
+    if entry.protocol != "udp":
+        return False
     endpoints = flow.services.get((entry.dst, entry.dport))
     if endpoints is None and (entry.rewritten or entry.dst in flow.own):
         endpoints = flow.node_ports.get(("", entry.dport))

@@ -282,12 +282,12 @@ def _pods_by_node(objects: model.Objects, cluster: str, dns: model.Service | Non
     found: defaultdict[str, list[Pod]] = defaultdict(list)
     taken: defaultdict[str, set[str]] = defaultdict(set)
     for pod in model.of(objects, model.Pod):
-        if _has_network(pod):
+        if has_network(pod):
             found[pod.spec.nodeName].append(_pod(cluster, pod, services, dns, taken[pod.spec.nodeName]))
     return {node: tuple(pods) for node, pods in found.items()}
 
 
-def _has_network(pod: model.Pod) -> bool:
+def has_network(pod: model.Pod) -> bool:
     """A pod that is placed, has its address and has not ended."""
     return bool(pod.spec.nodeName and pod.status.podIP) and pod.status.phase not in {"Succeeded", "Failed"}
 

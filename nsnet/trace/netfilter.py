@@ -72,7 +72,7 @@ def _place(
         for ended, after in nft.through(chain.chain, trip, told):
             yield _POLICIES[chain.policy] if ended in {"on", "return"} else ended, after  # type: ignore[misc]
     else:
-        for end, after in _chain(chain, trip, here, Facts(here.is_local, recent), 0):
+        for end, after in _chain(chain, trip, here, Facts(here.is_local, recent, here.sets), 0):
             yield end or ("drop" if chain.policy == "DROP" else "accept"), after
 
 

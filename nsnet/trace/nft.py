@@ -39,16 +39,19 @@ class Tables(msgspec.Struct, frozen=True, eq=False):
     bases: Mapping[str, tuple[Base, ...]]  # by hook, in the order of their priorities
     chains: Mapping[Place, NftChain]
     elements: Mapping[Place, Mapping[str, str]]  # of a set or map: key → data
+    intervals: Collection[Place] = ()  # sets whose elements are ranges
 
 
 def tables(values: Collection[Value]) -> Tables:
     """`values` are of one family."""
     chains = {(one.table, one.name): one for one in values if isinstance(one, NftChain)}
-    elements: dict[Place, dict[str, str]] = {(one.table, one.name): {} for one in values if isinstance(one, NftSet)}
+    sets = [one for one in values if isinstance(one, NftSet)]
+    elements: dict[Place, dict[str, str]] = {(one.table, one.name): {} for one in sets}
     for value in values:
         if isinstance(value, NftElement):
             elements.setdefault((value.table, value.set), {})[value.element] = value.data
-    return Tables(_bases(chains), chains, elements)
+    intervals = frozenset((one.table, one.name) for one in sets if "interval" in one.flags)
+    return Tables(_bases(chains), chains, elements, intervals)
 
 
 def _bases(chains: Mapping[Place, NftChain]) -> dict[str, tuple[Base, ...]]:
@@ -317,7 +320,10 @@ def _is_among(table: str, statement: Statement, trip: Trip, facts: Facts) -> boo
     key = " . ".join(_field(field, trip, facts) for field in statement.fields)
     if statement.values[0].startswith("@"):
         name = statement.values[0][1:]
-        return key in facts.here.elements.get((table, name), {}) or (name, trip.packet.src) in facts.recent
+        elements = facts.here.elements.get((table, name), {})
+        if (table, name) in facts.here.intervals:
+            return any(_equals(key, element) for element in elements)
+        return key in elements or (name, trip.packet.src) in facts.recent
     return any(_equals(key, value) for value in statement.values)
 
 
@@ -350,10 +356,13 @@ def _field(field: str, trip: Trip, facts: Facts) -> str:
 
 
 def _equals(key: str, value: str) -> bool:
-    """Plain words, a prefix, a range of addresses, or a quoted device name (`"veth*"`)."""
+    """Plain words, a prefix, a range of addresses or ports, or a quoted device name (`"veth*"`)."""
     if value.startswith('"'):
         name = value.strip('"')
         return key.startswith(name[:-1]) if name.endswith("*") else key == name
+    if key.isdigit() and "-" in value:
+        lowest, _, highest = value.partition("-")
+        return int(lowest) <= int(key) <= int(highest)
     if ("/" in value or "-" in value) and _is_address(key):
         first, last = _range(value)
         return first <= int(ip_address(key)) <= last

@@ -16,6 +16,7 @@ from nsnet.state import (
     Chain,
     Family,
     FdbEntry,
+    IpSet,
     Loopback,
     Neighbour,
     NftChain,
@@ -63,6 +64,7 @@ class View(msgspec.Struct, frozen=True, eq=False):
     sysctls: dict[str, str]
     chains: dict[tuple[str, str], Chain]
     nft: Tables
+    sets: dict[str, IpSet]
 
     def is_up(self, dev: str) -> bool:
         link = self.links.get(dev)
@@ -121,6 +123,7 @@ def view(every: frozenset[Value], family: Family = "ip") -> View:
         sysctls={value.name: value.value for value in values if isinstance(value, Sysctl)},
         chains={(value.table, value.name): value for value in values if isinstance(value, Chain)},
         nft=tables(values),
+        sets={value.name: value for value in values if isinstance(value, IpSet)},
     )
 
 

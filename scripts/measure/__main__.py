@@ -19,6 +19,7 @@ import datapath
 import floor
 import lookups
 import msgspec
+import policy_kernel
 import services
 
 ROOT = Path(__file__).parents[2]
@@ -339,6 +340,7 @@ def measure_policy() -> Iterator[Line]:
     from policy_decide import measure
 
     yield from measure()
+    yield from policy_kernel.measure(nsnet, quiet)
 
 
 def measure_services() -> Iterator[Line]:
