@@ -401,6 +401,8 @@ SYSCTLS: Mapping[str, tuple[str, ...]] = {
         "net.ipv4.ip_forward",
         "net.bridge.bridge-nf-call-iptables",
         "net.ipv4.fib_multipath_hash_policy",
+        "net.ipv4.conf.all.send_redirects",
+        "net.ipv4.conf.default.send_redirects",
     ),
     "host": (),
     "pod": (),

@@ -11,8 +11,9 @@ from tests.deciding import cluster, written
     ("document", "sentence"),
     [
         (
-            "{apiVersion: v1, kind: Service, metadata: {name: p}, spec: {type: LoadBalancer, ports: [{port: 80}]}}",
-            "there is no load balancer yet, so it has no address; node ports work",
+            "{apiVersion: v1, kind: Pod, metadata: {name: p, annotations: {nsnet/run: 'true'}}, "
+            "spec: {containers: [{name: c}]}}",
+            "nsnet/run is not built yet: a stand-in serves its ports, no command runs",
         ),
     ],
 )

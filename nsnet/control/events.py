@@ -6,7 +6,7 @@ Events that manifests bring (a dump) are left alone.
 from collections.abc import Iterator
 
 from nsnet import names
-from nsnet.control import namespaces, policy, service_events, userspace
+from nsnet.control import loadbalancer, namespaces, policy, service_events, userspace
 from nsnet.control.endpoints import SERVICE_NAME
 from nsnet.control.table import Table, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
@@ -73,6 +73,7 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
     yield from _unreachable(table, cluster)
     yield from _doubtful(table)
     yield from userspace.warnings(table, cluster)
+    yield from loadbalancer.events(table, cluster)
     yield from _not_yet(table)
 
 
@@ -80,14 +81,6 @@ def _not_yet(table: Table) -> Iterator[Said]:
     for kind, sentence in NOT_YET.items():
         for obj in table.get(kind, {}).values():
             yield obj, "NotYet", sentence, "Warning"
-    for service in of(table, Service).values():
-        if service.spec.type == "LoadBalancer" and not service.status.loadBalancer.ingress:
-            yield (
-                service,
-                "Pending",
-                "there is no load balancer yet, so it has no address; node ports work",
-                "Warning",
-            )
     for pod in of(table, Pod).values():
         if annotation(pod, "nsnet/run") == "true":
             yield pod, "NotYet", "nsnet/run is not built yet: a stand-in serves its ports, no command runs", "Warning"

@@ -292,7 +292,7 @@ def _claim(cluster: Cluster, field: str, address: str, label: str, taken: dict[i
 
 def _pools(cluster: Cluster) -> list[tuple[int, int]]:
     """Addresses kept for load balancers."""
-    return [span(said) for said in cluster.loadBalancer.addresses if not is_ipv6(said.partition("-")[0].strip())]
+    return [span(said) for said in cluster.loadBalancer.addresses or () if not is_ipv6(said.partition("-")[0].strip())]
 
 
 def _free(network: Range, taken: Mapping[int, str], pools: Sequence[tuple[int, int]]) -> Iterator[str]:

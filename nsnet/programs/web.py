@@ -5,6 +5,7 @@ itself is llhttp's business (httptools).
 """
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ class Page(NamedTuple):
     status: int
     body: bytes
     kind: str = TEXT
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 Pages = Callable[[str, str], Page | None]
@@ -59,14 +61,20 @@ def response(page: Page, *, head: bool = False) -> bytes:
         f"HTTP/1.1 {page.status} {REASONS[page.status]}",
         f"Content-Type: {page.kind}",
         f"Content-Length: {len(page.body)}",
-        *(["X-Content-Type-Options: nosniff"] if page.status >= 400 else []),
+        *(f"{name}: {value}" for name, value in page.headers),
+        *(["X-Content-Type-Options: nosniff"] if page.status >= 400 and not page.headers else []),
         "Connection: close",
     ]
     return "\r\n".join([*lines, "", ""]).encode() + (b"" if head else page.body)
 
 
-async def serve(pages: Pages, port: int, host: str = "0.0.0.0") -> asyncio.Server:  # noqa: S104 - the pod's own
-    """Listens at once. Raises OSError."""
+async def serve(
+    pages: Pages,
+    port: int = 0,
+    host: str = "0.0.0.0",  # noqa: S104 - the pod's own
+    sock: socket.socket | None = None,
+) -> asyncio.Server:
+    """Listens at once, on the port or on a socket that is open already. Raises OSError."""
     open_now: set[asyncio.StreamWriter] = set()
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -83,6 +91,8 @@ async def serve(pages: Pages, port: int, host: str = "0.0.0.0") -> asyncio.Serve
             open_now.discard(writer)
             writer.close()
 
+    if sock is not None:
+        return await asyncio.start_server(converse, sock=sock)
     return await asyncio.start_server(converse, host, port)
 
 

@@ -20,6 +20,8 @@ is nobody's is of one that was.
 And upstream takes an entry to *any* address with a node port's number for that node port's. It looks only when an
 endpoint changes; this function may be asked at any time, so it leaves alone what merely passes the node: an entry that
 was not rewritten counts where its destination is the node's own.
+
+The balancer outside does the same for its nodes: an entry that leads to a node that is none of its any more goes.
 """
 
 from collections import defaultdict
@@ -29,7 +31,7 @@ import msgspec
 
 from nsnet import names
 from nsnet.model import Key, Node, Object, Objects, Service, cluster_of, of
-from nsnet.render import kubeproxy, portmap, proxy_userspace, services
+from nsnet.render import kubeproxy, loadbalancer, portmap, proxy_userspace, services
 from nsnet.state import Change, Conntrack, State
 
 Endpoints = Mapping[tuple[str, int], frozenset[str]]  # destination → `ip:port` of those that may answer
@@ -44,18 +46,28 @@ class Flows(msgspec.Struct, frozen=True):
 
 
 def flows(objects: Objects) -> dict[str, Flows]:
-    """Namespace of each node → its flows."""
+    """Namespace of each node, and of the balancer → its flows."""
     cluster, host_ports = cluster_of(objects), portmap.udp(objects)
     in_process = cluster.networking.kubeProxyMode == "userspace"
     served = _served(objects) if in_process else ()
     ends = _endpoints(_udp(objects)) if not in_process else ({}, {})
-    found = {}
+    found = {names.fabric_netns(cluster.metadata.name, "router"): _balanced(objects)}
     for node in of(objects, Node):
         name, own = node.metadata.name, frozenset(kubeproxy.local_addresses(cluster, node))
         by_address, by_port = _by_the_process(served, own) if in_process else ends
         node_ports = {**host_ports.get(name, {}), **by_port}
         found[names.node_netns(cluster.metadata.name, name)] = Flows(by_address, node_ports, own)
     return found
+
+
+def _balanced(objects: Objects) -> Flows:
+    """The balancer's; mode vip rewrites nothing."""
+    found = _udp(objects)
+    if not found or cluster_of(objects).loadBalancer.mode == "vip":
+        return Flows({}, {}, frozenset())
+    nodes = {key: obj for key, obj in objects.items() if key[0] == "Node"}
+    fronts = (front for front in loadbalancer.fronts({**found, **nodes}) if front.protocol == "udp")
+    return Flows({(front.address, front.port): frozenset(front.targets) for front in fronts}, {}, frozenset())
 
 
 def _served(objects: Objects) -> list[proxy_userspace.Proxied]:

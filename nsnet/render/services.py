@@ -380,3 +380,14 @@ def _network(cidr: str) -> IPv4Network | IPv6Network:
 
 def _within(address: str, cidr: str) -> bool:
     return bool(address) and ip_address(address) in ip_network(cidr)
+
+
+def statistic(left: int) -> str:
+    """The iptables match that takes 1/`left` of what reaches it, as iptables-save prints it; nothing for all of it.
+
+    kube-proxy writes 1/n with ten decimals, the kernel keeps 1/2^31ths, iptables-save prints eleven decimals.
+    """
+    if left == 1:
+        return ""
+    kept = round(0x80000000 * float(f"{1 / left:.10f}")) / 0x80000000
+    return f"-m statistic --mode random --probability {kept:.11f}"
