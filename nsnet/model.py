@@ -973,8 +973,8 @@ def is_leaving(node: Node) -> bool:
 
 
 def healthz_of(told: KubeProxyConfiguration | None) -> tuple[str, int]:
-    """Address and port of kube-proxy's own health, `healthzBindAddress`."""
-    address, _, port = (told.healthzBindAddress if told else "").rpartition(":")
-    if not address and "." in port:  # an address without a port
-        address, port = port, ""
-    return address or "0.0.0.0", int(port) if port.isdigit() else HEALTHZ_PORT  # noqa: S104 - a value
+    """Address and port of kube-proxy's own health, `healthzBindAddress`; IPv4 only, so `[::]` is 0.0.0.0."""
+    said = told.healthzBindAddress if told else ""
+    address, _, port = said.rpartition(":") if said.count(":") == 1 or "]:" in said else (said, "", "")
+    everywhere = not address or ":" in address
+    return "0.0.0.0" if everywhere else address, int(port or HEALTHZ_PORT)  # noqa: S104 - a value

@@ -1,4 +1,4 @@
-"""What a rule of kube-proxy (iptables or nftables mode) or flannel is for, in a sentence.
+"""What a rule of kube-proxy (iptables or nftables mode), flannel or the load balancer is for, in a sentence.
 
 A table of (chain, rule, sentence): the first row whose patterns are found speaks. `{0}`, `{1}` are the groups of the
 rule's pattern; `{pod}` is who has the address in group 0, `{ways}` all endpoints that an nftables rule chooses from.
@@ -90,6 +90,22 @@ TABLE: Sequence[Row] = (
     ("^FLANNEL-POSTRTG", r"-s (\S+) -d \S+ .*-j RETURN", "inside the pod network: no NAT"),
     ("^FLANNEL-POSTRTG", r"-s (\S+) ! -d 224.*-j MASQUERADE", "from a pod to the world: the node's address"),
     ("^FLANNEL-FWD", r"-(?:s|d) (\S+) .*-j ACCEPT", "pod traffic may be forwarded"),
+    (
+        "^LB-SERVICES",
+        r"-s (\S+) -d (\S+)/32 .*--dport (\d+) ",
+        "to {1}:{2}, from an allowed range ({0})",
+    ),
+    ("^LB-SERVICES", r"-d (\S+)/32 .*--dport (\d+) ", "to the balanced address {0}:{1}"),
+    ("^LB-SVC-", r"--cluster-total-nodes .*--to-destination (\S+)", "if the client's hash says so, to {0}{pod}"),
+    ("^LB-SVC-", r"--probability .*--to-destination (\S+)", "{chance} to {0}{pod}"),
+    ("^LB-SVC-", r"--to-destination (\S+)", "what is left, to {0}{pod}"),
+    ("^LB-POSTROUTING", r"-s (\S+) -d", "client and node are both in {0}: the node would answer past the balancer"),
+    ("^LB-POSTROUTING", r"snat is on", "snat: the node sees the balancer as the client"),
+    ("^LB-POSTROUTING", r"--src-type LOCAL", "the balancer's own connections come from its address in that network"),
+    ("^LB-INPUT", r"no healthy node", "no node is healthy: refused"),
+    ("^LB-INPUT", r"no node port", "there is no node port to send to: refused"),
+    ("^LB-INPUT", r"takes other sources only", "not from the Service's source ranges"),
+    ("^LB-INPUT", r"no Service has this port", "no Service has this port: refused"),
     ("^map service-ips", r"^(\S+) \. (\w+) \. (\d+) : goto (?:service|local)-", "to the Service's address {0}:{2}"),
     ("^map service-ips", r"^(\S+) \. (\w+) \. (\d+) : goto external-", "to the external address {0}:{2}"),
     ("^map service-nodeports", r"^\w+ \. (\d+) : goto", "to node port {0}, on an address that serves node ports"),

@@ -2,14 +2,14 @@
 
 A node that says 200 is in at once; one that fails twice in a row is out. It is asked every 2 seconds, and 3 seconds
 without an answer are a failure (cloud-provider-kind's figures, facts/LB.md). A check that is new believes the first
-answer it gets, and is asked again and again until there is one or SETTLED seconds are over: so who waits for its first
-word does not wait long.
+answer it gets, and is asked again and again until there is one or SETTLED seconds are over: a node's health port may
+open a moment later.
 
     python -m nsnet.programs.lbhealth CONFIG.json
 
 CONFIG is {"checks": [{"netns", "address", "port", "path"}]}; `netns` is the node's, by which the answers are called.
-Lines on the unix socket CONFIG.sock: `reload` → `ok` once the file has been read and every check has said something;
-`health` → {netns: {port: true or false}} as JSON; `watch` → a line at once and whenever a word of that has changed.
+Lines on the unix socket CONFIG.sock: `reload` → `ok` once the file has been read; `health` → {netns: {port: true or
+false}} as JSON; `watch` → a line at once and whenever a word of that has changed.
 """
 
 import asyncio
@@ -86,7 +86,7 @@ class Checker:
         self.changed = asyncio.Condition()
 
     async def reload(self) -> str:
-        """`ok` once every check has said something, or what is wrong with the file."""
+        """`ok`, or what is wrong with the file."""
         try:
             config = msgspec.json.decode(self.path.read_bytes(), type=Config)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -101,12 +101,7 @@ class Checker:
                 self.tasks[check] = asyncio.create_task(self.work(check))
         async with self.changed:
             self.changed.notify_all()
-            await self.changed.wait_for(lambda: all(self._is_known(check) for check in config.checks))
         return "ok"
-
-    def _is_known(self, check: Check) -> bool:
-        """One that went with another reload need not be waited for."""
-        return check not in self.states or self.states[check].well is not None
 
     async def work(self, check: Check) -> None:
         """Asks for ever."""
