@@ -6,13 +6,16 @@ from nsnet import model
 from tests.controlled import events, up
 from tests.deciding import cluster, written
 
+RUNS = """
+{kind: Pod, apiVersion: v1, metadata: {name: p, annotations: {nsnet/run: 'true'}}, spec: {containers: [{name: c}]}}
+"""
+
 
 @pytest.mark.parametrize(
     ("document", "sentence"),
     [
         (
-            "{apiVersion: v1, kind: Pod, metadata: {name: p, annotations: {nsnet/run: 'true'}}, "
-            "spec: {containers: [{name: c}]}}",
+            RUNS,
             "nsnet/run is not built yet: a stand-in serves its ports, no command runs",
         ),
     ],
