@@ -312,7 +312,7 @@ class Loop:
                 self.selector.register(self.health, selectors.EVENT_READ, self._health_changed)
 
     def _health_changed(self) -> None:
-        """What it says is asked for when the nodes' listeners are looked at; a program that ended is found anew."""
+        """What it says is asked for when the nodes' listeners are looked at. Its end is seen as any program's is."""
         assert self.health is not None
         said = b""
         with contextlib.suppress(OSError):
@@ -321,6 +321,7 @@ class Loop:
             self.selector.unregister(self.health)
             self.health.close()
             self.health = None
+            return
         for netns in self.memory.want if self.memory else ():
             if names.kind_of(netns) == "node":
                 self.hints.setdefault(netns, LISTENERS)

@@ -251,15 +251,21 @@ class Sender:
             return self.socket.recv(99).decode().strip()
         return ""
 
+    def close(self) -> None:
+        self.socket.close()
 
-def senders_to(pod: str) -> Sender:
-    return next(sender for sender in (Sender() for _ in range(200)) if sender.who() == pod)
+
+@contextlib.contextmanager
+def sender_to(pod: str) -> Iterator[Sender]:
+    """One of whom that pod has taken."""
+    with contextlib.ExitStack() as stack:
+        senders = (stack.enter_context(contextlib.closing(Sender())) for _ in range(200))
+        yield next(sender for sender in senders if sender.who() == pod)
 
 
 def test_a_node_that_dies_is_left_out_and_comes_back() -> None:
     """Connections are lost until two checks have failed, and none from then on. A UDP client moves on with its port."""
-    stuck = senders_to("w3")
-    with deaf("node3"):
+    with sender_to("w3") as stuck, deaf("node3"):
         assert {answer.outcome for answer in ask("198.51.100.18", 60)} == {"ok", "timeout"}
         assert not stuck.who()
         until(lambda: service("spread")["nodes"] == ["node1", "node2"], "node3 does not answer and is still used")
