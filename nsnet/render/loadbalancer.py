@@ -38,7 +38,7 @@ from nsnet.render.underlay import gateway_mac
 from nsnet.render.view import View, within
 from nsnet.state import Address, Chain, Neighbour, Route, Value
 
-SEED = "0xdeadbeef"  # any; one that never changes
+SEEDS = ("0x00000001", "0xdeadbeef")  # of member and group: any two that never change
 MOST_HASHED = 32  # what xt_cluster can tell apart
 REFUSE = {"tcp": "tcp-reset"}
 UNREACHABLE = "icmp-port-unreachable"
@@ -205,7 +205,7 @@ def _hashed(count: int) -> Iterator[str]:
     sizes = [count // groups + (number < count % groups) for number in range(groups)]
     for group, size in enumerate(sizes):
         for member in range(size):
-            yield _part(group, groups, SEED) + _part(member, size, "0x00000001")
+            yield _part(group, groups, SEEDS[1]) + _part(member, size, SEEDS[0])
 
 
 def _part(number: int, total: int, seed: str) -> str:
