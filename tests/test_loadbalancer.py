@@ -116,6 +116,15 @@ def test_another_class_is_left_to_others() -> None:
     ]
 
 
+def test_a_class_stays_while_the_type_does() -> None:
+    objects = up(POOL + lb())
+    theirs = lb("web", "loadBalancerClass: example.com/theirs")
+    assert refused(theirs, objects, whole=False).startswith(
+        "Service default/web: spec.loadBalancerClass: may not change while the type is LoadBalancer"
+    )
+    assert addresses(apply(apply(objects, SERVICE % ("web", "type: NodePort")), theirs)) == []
+
+
 def test_external_ips_are_nobodys_to_give() -> None:
     other = SERVICE % ("other", "externalIPs: [198.51.100.10]")
     assert addresses(up(POOL + other + lb())) == ["198.51.100.11"]
@@ -383,8 +392,10 @@ def test_udp_entries_to_nodes_that_are_out_go() -> None:
     kept = Conntrack("203.0.113.2", 4000, "198.51.100.10", 53, "172.18.0.3:30053")
     gone = Conntrack("203.0.113.2", 4001, "198.51.100.10", 53, "172.18.0.2:30053")
     other = Conntrack("203.0.113.2", 4002, "198.51.100.10", 54, "198.51.100.10:54")
-    changes = conntrack.stale(conntrack.flows(objects), {router: frozenset({kept, gone, other})})
-    assert [(change.verb, change.netns, change.value) for change in changes] == [("delete", router, gone)]
+    there = {router: frozenset({kept, gone, other})}
+    assert [change.value for change in conntrack.stale(conntrack.flows(objects), there)] == [gone]
+    without = delete(objects, "Service/web")
+    assert [change.value for change in conntrack.stale(conntrack.flows(without), there)] == [kept, gone]
 
 
 # --- health ports and checks ------------------------------------------------------------------------------------------

@@ -276,6 +276,15 @@ def test_a_node_that_dies_is_left_out_and_comes_back() -> None:
     assert pods(ask("198.51.100.18", 200)).keys() == {"w1", "w2", "w3"}
 
 
+def test_udp_to_a_service_that_went_is_refused() -> None:
+    with contextlib.closing(Sender()) as client:
+        assert client.who()
+        nsnet("delete", "svc", "dns")
+        until(lambda: not client.who(), "what conntrack remembers still leads to the pod")
+        nsnet("apply", "-f", "-", stdin=UDP)
+        until(lambda: client.who() != "", "the address is back and does not answer")
+
+
 def test_a_pod_that_goes_takes_its_node_along() -> None:
     nsnet("delete", "pod", "t3")
     until(lambda: service("two")["nodes"] == ["node1"], "node2 has no pod and is still used")
