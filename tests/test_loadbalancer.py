@@ -16,6 +16,7 @@ from nsnet.programs.lbhealth import FAILURES, State, heard
 from nsnet.programs.web import response
 from nsnet.render import conntrack, render
 from nsnet.state import Chain, Conntrack, File, Neighbour, Route, Value
+from nsnet.trace import Packet, walk
 from nsnet.verify import describe
 from nsnet.verify.expect import expectations
 from tests.controlled import apply, delete, events, one, refused, stored, up
@@ -396,6 +397,33 @@ def test_udp_entries_to_nodes_that_are_out_go() -> None:
     assert [change.value for change in conntrack.stale(conntrack.flows(objects), there)] == [gone]
     without = delete(objects, "Service/web")
     assert [change.value for change in conntrack.stale(conntrack.flows(without), there)] == [kept, gone]
+
+
+def ways(objects: Objects, source: str, to: str) -> dict[str, tuple[float, str]]:
+    """Where a packet of that host can end → how likely, and the source seen there."""
+    found: dict[str, tuple[float, str]] = {}
+    for way in walk(render(objects), names.host_netns("demo", source), Packet("tcp", to, 80)):
+        where = f"{way.result} {way.netns.rpartition('.')[2]}"
+        found[where] = (round(found.get(where, (0.0, ""))[0] + way.chance, 3), way.packet.src)
+    return found
+
+
+def test_trace_follows_a_connection_through_the_balancer() -> None:
+    text = CLUSTER % "addresses: [198.51.100.10], mode: %s" + PODS + POD % ("w0", "node1") + lb("web", LOCAL)
+    shares = {"delivered w0": 0.25, "delivered w1": 0.25, "delivered w2": 0.5}
+    for mode in ("nodeport", "vip"):
+        objects = up(text % mode)
+        assert ways(objects, "client", "198.51.100.10") == {
+            where: (share, "203.0.113.2") for where, share in shares.items()
+        }
+    near = ways(up(text % "nodeport"), "near", "198.51.100.10")
+    assert near == {where: (share, "172.18.0.1") for where, share in shares.items()}
+    assert ways(up(text % "nodeport"), "client", "198.51.100.11") == {"unreachable router": (1.0, "203.0.113.2")}
+
+
+def test_trace_knows_whom_the_hash_chooses() -> None:
+    objects = up(CLUSTER % "addresses: [198.51.100.10]" + PODS + lb("web", LOCAL + ", sessionAffinity: ClientIP"))
+    assert [chance for chance, _ in ways(objects, "client", "198.51.100.10").values()] == [1.0]
 
 
 # --- health ports and checks ------------------------------------------------------------------------------------------

@@ -107,19 +107,8 @@ def _is_stale(entry: Conntrack, flow: Flows) -> bool:
 
 
 def _udp(objects: Objects) -> dict[Key, Object]:
-    """The Services that have a UDP port, and their slices. Most objects are neither: the key says so at once."""
-    found = {
-        key: obj
-        for key, obj in objects.items()
-        if key[0] == "Service" and isinstance(obj, Service) and any(p.protocol == "UDP" for p in obj.spec.ports or ())
-    }
-    named = {key[1:] for key in found}
-    slices = {
-        key: obj
-        for key, obj in objects.items()
-        if key[0] == "EndpointSlice" and (key[1], obj.metadata.labels.get(services.SERVICE_NAME)) in named
-    }
-    return {**found, **slices}
+    """The Services that have a UDP port, and their slices."""
+    return services.some(objects, lambda service: any(port.protocol == "UDP" for port in service.spec.ports or ()))
 
 
 def _endpoints(objects: Objects) -> tuple[Endpoints, Endpoints]:

@@ -27,7 +27,7 @@ _json = msgspec.json.Encoder()
 
 def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
     said = kubeproxy.told(view.objects)
-    joined = [item for item in services.join(view.objects) if _has_port(item.service)]
+    joined = services.join(services.some(view.objects, _has_port))
     nodes = model.of(view.objects, Node)
     served = [_node(view, said, node, joined) for node in nodes]
     yield view.router, _program(view, "healthcheck", {"nodes": served})

@@ -89,18 +89,14 @@ def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
 
 def fronts(objects: Objects) -> list[Front]:
     """Every port at every address, by Service, port name and protocol."""
-    found = [
-        (joined, addresses)
-        for joined in services.join(objects)
-        if (addresses := model.balanced_addresses(joined.service))
-    ]
+    found = services.join(services.some(objects, lambda service: bool(model.balanced_addresses(service))))
     if not found:
         return []
     nodes = {node.metadata.name: _backend(node) for node in model.of(objects, model.Node)}
     return [
         _front(port.info, address, tuple(nodes[name] for name in model.balanced_nodes(joined.service) if name in nodes))
-        for joined, addresses in found
-        for port, address in product(services.ports(joined), addresses)
+        for joined in found
+        for port, address in product(services.ports(joined), model.balanced_addresses(joined.service))
     ]
 
 
