@@ -44,8 +44,8 @@ spec:
 Ratio = tuple[str, float, str, bool]  # what, balanced / direct, bound, does it hold
 
 
-def ratios(rounds: int = 7) -> Iterator[Ratio]:
-    """Of a cluster that is up with TOPOLOGY; medians of runs that take turns."""
+def ratios(rounds: int = 9) -> Iterator[Ratio]:
+    """Of a cluster that is up with TOPOLOGY."""
     route = ("ip", "-n", ROUTER, "route", "add", "10.244.1.0/24", "via", "172.18.0.2")
     with _halted("nsnet.controller"):
         subprocess.run(route, check=True)
@@ -58,11 +58,12 @@ def ratios(rounds: int = 7) -> Iterator[Ratio]:
 
 
 def _in_turns(measure: Callable[[str], float], rounds: int) -> float:
-    taken: dict[str, list[float]] = {ADDRESS: [], POD: []}
+    """The median of the ratios of pairs: what runs side by side on a shared machine hits both of a pair alike."""
+    ratios = []
     for number in range(rounds):
-        for address in (ADDRESS, POD) if number % 2 else (POD, ADDRESS):
-            taken[address].append(measure(address))
-    return statistics.median(taken[ADDRESS]) / statistics.median(taken[POD])
+        pair = {address: measure(address) for address in ((ADDRESS, POD) if number % 2 else (POD, ADDRESS))}
+        ratios.append(pair[ADDRESS] / pair[POD])
+    return statistics.median(ratios)
 
 
 def _connection(address: str) -> float:
