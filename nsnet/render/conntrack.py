@@ -30,7 +30,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from nsnet import names
-from nsnet.model import Key, Node, Object, Objects, Service, cluster_of, of
+from nsnet.model import Key, Node, Object, Objects, cluster_of, of
 from nsnet.render import kubeproxy, loadbalancer, portmap, proxy_userspace, services
 from nsnet.state import Change, Conntrack, State
 
