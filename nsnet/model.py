@@ -962,9 +962,19 @@ def balanced_nodes(service: Service) -> tuple[str, ...]:
     return tuple(filter(None, found.message.split(","))) if found is not None and found.status == "True" else ()
 
 
-def health_port(service: Service, healthz: int = HEALTHZ_PORT) -> int:
-    """The node's port that the balancer asks: the Service's own under externalTrafficPolicy Local."""
-    return (service.spec.externalTrafficPolicy == "Local" and service.spec.healthCheckNodePort) or healthz
+def health_port(service: Service, cluster: Cluster, told: KubeProxyConfiguration | None) -> int:
+    """The node's port that the balancer asks: the Service's own under externalTrafficPolicy Local, else kube-proxy's.
+
+    Userspace mode knows neither Local nor the Service's own port.
+    """
+    own = has_health_port(service, cluster)
+    return (own and service.spec.healthCheckNodePort) or healthz_of(told)[1]
+
+
+def has_health_port(service: Service, cluster: Cluster) -> bool:
+    """Do nodes serve a healthCheckNodePort of it?"""
+    local = service.spec.type == "LoadBalancer" and service.spec.externalTrafficPolicy == "Local"
+    return local and bool(service.spec.healthCheckNodePort) and cluster.networking.kubeProxyMode != "userspace"
 
 
 def is_leaving(node: Node) -> bool:

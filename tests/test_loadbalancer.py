@@ -461,6 +461,16 @@ def test_nftables_mode_serves_on_the_primary_address() -> None:
     assert {place.address for place in found if place.port == 30500} == {f"172.18.0.{n}" for n in (2, 3, 4)}
 
 
+def test_userspace_mode_has_no_port_per_service() -> None:
+    """It knows no policy Local, so the balancer asks for the node's own health and uses every node."""
+    text = POOL.replace("nodes: 3", "nodes: 3, networking: {kubeProxyMode: userspace}") + PODS + lb("web", LOCAL)
+    objects = up(text)
+    found = wanted(msgspec.json.decode(config(objects, "healthcheck.json"), type=healthcheck.Config))
+    assert {place.port for place in found} == {10256}
+    assert {item["port"] for item in msgspec.json.decode(config(objects, "lbhealth.json"))["checks"]} == {10256}
+    assert model.balanced_nodes(service(objects)) == ("node1", "node2", "node3")
+
+
 def test_nobody_asks_where_nothing_is_balanced() -> None:
     values = render(up(POOL))["demo.fabric.router"]
     assert not [item for item in values if isinstance(item, File) and "lbhealth" in item.path]

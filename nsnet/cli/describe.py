@@ -131,10 +131,8 @@ def _service(objects: Objects, service: Service) -> Iterator[Pair]:
         yield "External IP", external_ip(service)
     if model.balanced_addresses(service):
         yield "Balanced To", ", ".join(model.balanced_nodes(service)) or "no healthy node"
-        yield (
-            "Health Checks",
-            f"every node, port {model.health_port(service, model.healthz_of(model.kube_proxy_of(objects))[1])}",
-        )
+        port_asked = model.health_port(service, model.cluster_of(objects), model.kube_proxy_of(objects))
+        yield "Health Checks", f"every node, port {port_asked}"
     for port in spec.ports or ():
         named = f"{port.name}  " if port.name else ""
         yield "Port", f"{named}{port.port}/{port.protocol}"

@@ -238,21 +238,21 @@ def balance(table: Table, cluster: Cluster, facts: Facts) -> None:
     if not mine:
         return
     told = next(iter(of(table, KubeProxyConfiguration).values()), None)
-    look = _Look(cluster.metadata.name, facts, model.healthz_of(told)[1], tuple(_candidates(table)))
+    look = _Look(cluster, facts, told, tuple(_candidates(table)))
     local = _ready_nodes(table, [key for key in mine if services[key].spec.externalTrafficPolicy == "Local"])
     for key in mine:
         services[key] = _balanced(services[key], look, local.get((key.namespace, key.name), frozenset()))
 
 
 class _Look(NamedTuple):
-    cluster: str
+    cluster: Cluster
     facts: Facts
-    healthz: int
+    told: KubeProxyConfiguration | None
     nodes: tuple[str, ...]
 
     def says(self, node: str, port: int) -> bool | None:
         """What was heard at the node's port; None: nobody asked."""
-        heard = (self.facts.listening or {}).get(names.node_netns(self.cluster, node), frozenset())
+        heard = (self.facts.listening or {}).get(names.node_netns(self.cluster.metadata.name, node), frozenset())
         return True if (WELL, port) in heard else False if (ILL, port) in heard else None
 
 
@@ -275,8 +275,8 @@ def _ready_nodes(table: Table, local: list[Key]) -> dict[tuple[str, str], frozen
 
 
 def _balanced(service: Service, look: _Look, local: frozenset[str]) -> Service:
-    port = model.health_port(service, look.healthz)
-    is_local, before = service.spec.externalTrafficPolicy == "Local", model.status_condition(service, model.NODES)
+    port = model.health_port(service, look.cluster, look.told)
+    is_local, before = model.has_health_port(service, look.cluster), model.status_condition(service, model.NODES)
     there = set(look.nodes if before is None else model.balanced_nodes(service))
     guess = local if is_local else there
     said = {node: look.says(node, port) for node in look.nodes}

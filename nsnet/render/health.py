@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from nsnet import model, names
-from nsnet.model import Node, Service
+from nsnet.model import Node
 from nsnet.render import kubeproxy, services
 from nsnet.render.kubeproxy import PRIMARY, Told
 from nsnet.render.services import Joined
@@ -27,7 +27,7 @@ _json = msgspec.json.Encoder()
 
 def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
     said = kubeproxy.told(view.objects)
-    joined = services.join(services.some(view.objects, _has_port))
+    joined = services.join(services.some(view.objects, lambda item: model.has_health_port(item, view.cluster)))
     nodes = model.of(view.objects, Node)
     served = [_node(view, said, node, joined) for node in nodes]
     yield view.router, _program(view, "healthcheck", {"nodes": served})
@@ -43,11 +43,6 @@ def _program(view: View, name: str, config: object) -> tuple[Value, ...]:
 
 
 # --- what nodes serve -------------------------------------------------------------------------------------------------
-
-
-def _has_port(service: Service) -> bool:
-    spec = service.spec
-    return spec.type == "LoadBalancer" and spec.externalTrafficPolicy == "Local" and bool(spec.healthCheckNodePort)
 
 
 def _node(view: View, said: Told, node: Node, joined: Iterable[Joined]) -> dict[str, object]:
@@ -94,9 +89,8 @@ def _local(joined: Joined) -> dict[str, int]:
 
 def _checks(view: View, said: Told, nodes: Iterable[Node]) -> list[dict[str, object]]:
     """Each port once for every node that may get connections."""
-    healthz = model.healthz_of(said.config)[1]
     balanced = (item for item in view.services.values() if model.balanced_addresses(item))
-    ports = sorted({model.health_port(service, healthz) for service in balanced})
+    ports = sorted({model.health_port(service, said.cluster, said.config) for service in balanced})
     return [
         {
             "netns": names.node_netns(view.name, node.metadata.name),

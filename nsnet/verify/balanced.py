@@ -58,13 +58,20 @@ def _from_outside(world: World, asker: "Asker", item: "Port", address: str, host
         group=GROUP,
         kept=local and world.plain and not beside,
     )
-    for one in asked:
-        if not _may_come(item, host):
+    for found_here in asked:
+        one = _seen_by_any(found_here, nodes)
+        if not _may_come(item, host) and not (world.userspace and config.mode == "vip"):
             yield msgspec.structs.replace(one, want="timeout")
         elif not nodes or (config.mode == "nodeport" and not item.port.nodePort):
-            yield msgspec.structs.replace(one, want="refused", answers=frozenset(), seen="")
+            yield msgspec.structs.replace(one, want="refused", answers=frozenset(), seen="", seen_as=frozenset())
         else:
             yield _often(one, item, shares, routed=config.mode == "vip")
+
+
+def _seen_by_any(one: "Expectation", nodes: list[Place]) -> "Expectation":
+    """Userspace mode shows a node's address: here that of whichever was chosen."""
+    every = frozenset(address for node in nodes for address in node.every)
+    return msgspec.structs.replace(one, seen_as=every) if one.seen_as else one
 
 
 def _often(one: "Expectation", item: "Port", shares: list[list[Backend]], *, routed: bool) -> "Expectation":
@@ -89,7 +96,7 @@ def _from_inside(world: World, asker: "Asker", item: "Port", address: str, turn:
             found = worlds.for_cluster(item.candidates, node)
             kept = local and source.kind == "pod" and world.plain
             for one in asker.ask(source, item, found, address, item.port.port, rejecter=node, group=GROUP, kept=kept):
-                allowed = _may_come(item, source) or (one.want == "refused" and not found)
+                allowed = world.userspace or _may_come(item, source) or (one.want == "refused" and not found)
                 yield one if allowed else msgspec.structs.replace(one, want="timeout")
 
 
