@@ -76,7 +76,7 @@ def _seen_by_any(one: "Expectation", nodes: list[Place]) -> "Expectation":
 
 def _often(one: "Expectation", item: "Port", shares: list[list[Backend]], *, routed: bool) -> "Expectation":
     """As many calls as it takes to see every pod, where all shares are equal; with affinity, the same one each time."""
-    if len(one.answers) < 2:
+    if len(one.answers) < 2 or one.partly or one.want != "ok":
         return one
     if item.service.spec.sessionAffinity == "ClientIP":
         return one if routed else msgspec.structs.replace(one, calls=15, sticky=True)
