@@ -364,7 +364,10 @@ class LoadBalancerStatus(msgspec.Struct, frozen=True):
 
 
 class ServiceStatus(msgspec.Struct, frozen=True):
+    """`conditions`: what the balancer outside found, ADDRESS and NODES (below)."""
+
     loadBalancer: LoadBalancerStatus = LoadBalancerStatus()
+    conditions: tuple[Condition, ...] | None = ()
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -584,7 +587,13 @@ class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LoadBalancerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    addresses: tuple[str, ...] = ()
+    """`addresses`: `a-b`, a subnet or one address each; None: `control` fills in a range that is free.
+
+    `mode`: nodeport (each connection goes to a node port) or vip (routes to the nodes, which know the address). `snat`:
+    in mode nodeport, nodes see the balancer as the client.
+    """
+
+    addresses: tuple[str, ...] | None = None
     mode: str = "nodeport"
     snat: bool = False
 
@@ -674,6 +683,7 @@ class KubeProxyConfiguration(msgspec.Struct, frozen=True):
     detectLocalMode: str = ""
     detectLocal: DetectLocalConfiguration = DetectLocalConfiguration()
     nodePortAddresses: tuple[str, ...] = ()
+    healthzBindAddress: str = ""
     iptables: KubeProxyIPTablesConfiguration = KubeProxyIPTablesConfiguration()
     nftables: KubeProxyMasquerade = KubeProxyMasquerade()
     conntrack: KubeProxyConntrackConfiguration = KubeProxyConntrackConfiguration()
@@ -1001,3 +1011,62 @@ def serves_dns(pod: Pod, service: Service | None) -> bool:
         and bool(service.spec.selector)
         and selects(service.spec.selector, pod.metadata.labels)
     )
+
+
+# --- load balancers ---------------------------------------------------------------------------------------------------
+
+ADDRESS = "nsnet/Address"  # condition of a Service: where its address is from, or why it has none
+NODES = "nsnet/Nodes"  # condition of a Service: to which nodes the balancer sends, comma-separated
+HEALTHZ_PORT = 10256
+EXCLUDED = "node.kubernetes.io/exclude-from-external-load-balancers"
+TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"
+
+
+def is_balanced(service: Service) -> bool:
+    """Is it for the balancer of this cluster? One of another class is for somebody else."""
+    return service.spec.type == "LoadBalancer" and not service.spec.loadBalancerClass
+
+
+def status_condition(service: Service, kind: str) -> Condition | None:
+    return next((item for item in service.status.conditions or () if item.type == kind), None)
+
+
+def balanced_addresses(service: Service) -> tuple[str, ...]:
+    """The addresses that the balancer answers for; none where the Service waits for one."""
+    found = status_condition(service, ADDRESS)
+    ingress = service.status.loadBalancer.ingress or ()
+    return tuple(item.ip for item in ingress if item.ip) if found is not None and found.status == "True" else ()
+
+
+def balanced_nodes(service: Service) -> tuple[str, ...]:
+    """The names of the nodes to which the balancer sends."""
+    found = status_condition(service, NODES)
+    return tuple(filter(None, found.message.split(","))) if found is not None and found.status == "True" else ()
+
+
+def health_port(service: Service, cluster: Cluster, told: KubeProxyConfiguration | None) -> int:
+    """The node's port that the balancer asks: the Service's own under externalTrafficPolicy Local, else kube-proxy's.
+
+    Userspace mode knows neither Local nor the Service's own port.
+    """
+    own = has_health_port(service, cluster)
+    return (own and service.spec.healthCheckNodePort) or healthz_of(told)[1]
+
+
+def has_health_port(service: Service, cluster: Cluster) -> bool:
+    """Do nodes serve a healthCheckNodePort of it?"""
+    local = service.spec.type == "LoadBalancer" and service.spec.externalTrafficPolicy == "Local"
+    return local and bool(service.spec.healthCheckNodePort) and cluster.networking.kubeProxyMode != "userspace"
+
+
+def is_leaving(node: Node) -> bool:
+    """Is the node being deleted? Then its kube-proxy says so on /healthz."""
+    return node.metadata.deletionTimestamp is not None or any(t.key == TO_BE_DELETED for t in node.spec.taints)
+
+
+def healthz_of(told: KubeProxyConfiguration | None) -> tuple[str, int]:
+    """Address and port of kube-proxy's own health, `healthzBindAddress`; IPv4 only, so `[::]` is 0.0.0.0."""
+    said = told.healthzBindAddress if told else ""
+    address, _, port = said.rpartition(":") if said.count(":") == 1 or "]:" in said else (said, "", "")
+    everywhere = not address or ":" in address
+    return "0.0.0.0" if everywhere else address, int(port or HEALTHZ_PORT)  # noqa: S104 - a value

@@ -433,6 +433,8 @@ SYSCTLS: Mapping[str, tuple[str, ...]] = {
         "net.ipv6.conf.all.forwarding",
         "net.bridge.bridge-nf-call-ip6tables",
         "net.ipv6.fib_multipath_hash_policy",
+        "net.ipv4.conf.all.send_redirects",
+        "net.ipv4.conf.default.send_redirects",
     ),
     "host": IPV6,
     "pod": (),

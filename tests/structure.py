@@ -82,7 +82,7 @@ def _sysctls(netns: str, values: frozenset[Value]) -> Iterator[str]:
 
 
 def _devices(values: frozenset[Value]) -> Iterator[str]:
-    links = {value.name for value in values if isinstance(value, LINKS)}
+    links = {"lo", *(value.name for value in values if isinstance(value, LINKS))}
     for value in values:
         absent = {*hangs_on(value), *([value.dev] if isinstance(value, Vxlan) else ())} - links
         if absent:

@@ -6,13 +6,17 @@ from nsnet import model
 from tests.controlled import events, up
 from tests.deciding import cluster, written
 
+RUNS = """
+{kind: Pod, apiVersion: v1, metadata: {name: p, annotations: {nsnet/run: 'true'}}, spec: {containers: [{name: c}]}}
+"""
+
 
 @pytest.mark.parametrize(
     ("document", "sentence"),
     [
         (
-            "{apiVersion: v1, kind: Service, metadata: {name: p}, spec: {type: LoadBalancer, ports: [{port: 80}]}}",
-            "there is no load balancer yet, so it has no address; node ports work",
+            RUNS,
+            "nsnet/run is not built yet: a stand-in serves its ports, no command runs",
         ),
     ],
 )

@@ -145,7 +145,7 @@ def test_two_replicas_on_two_nodes_behind_the_service_and_all_that_runs() -> Non
     want = programs(render(objects))
     inside = {netns: names for netns, names in want.items() if ".kube-dns-" in netns}
     assert list(inside.values()) == [["dnsmasq", "exechealthz", "kubedns"]] * 2
-    assert want["demo.fabric.router"] == ["dnsmasq", "podserver"]
+    assert want["demo.fabric.router"] == ["dnsmasq", "healthcheck", "podserver"]
 
 
 def test_the_pod_server_leaves_dns_its_ports() -> None:
@@ -158,7 +158,7 @@ def test_without_dns_there_is_none() -> None:
     want = render(objects)
     assert dns_pods(objects) == []
     assert not [item for item in objects if "dns" in item.name]
-    assert programs(want) == {"demo.fabric.router": ["podserver"]}
+    assert programs(want) == {"demo.fabric.router": ["healthcheck", "podserver"]}
     assert files(want, "demo.pod.default.a")["resolv.conf"] == "# there is no DNS\n"
 
 

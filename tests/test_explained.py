@@ -10,7 +10,7 @@ from nsnet.cli.explain import rule_lines
 from nsnet.model import Node, Objects
 from nsnet.render import render
 from nsnet.state import Chain, NftChain, NftElement, Value
-from tests import packets
+from tests import packets, policies
 from tests.test_rule_structure import TOPOLOGIES, in_mode
 
 OWN = ("KUBE-", "FLANNEL-")
@@ -23,7 +23,7 @@ def written(values: frozenset[Value]) -> Iterator[str]:
             own = value.name.startswith(OWN)
             leads = [rule for rule in value.rules if own or rule.rpartition("-j ")[2].startswith(OWN)]
             yield from (f"-A {value.name} {rule}" for rule in leads)
-        elif isinstance(value, NftChain) and value.table == "kube-proxy":
+        elif isinstance(value, NftChain) and value.table in {"kube-proxy", names.POLICY_TABLE}:
             yield from (f"chain {value.name}: {rule}" for rule in value.rules)
         elif isinstance(value, NftElement) and value.table == "kube-proxy":
             kind = "map" if value.data else "set"
@@ -58,3 +58,15 @@ def test_topology(topology: Path, mode: str) -> None:
 @pytest.mark.parametrize("stem", packets.FILES)
 def test_every_feature(stem: str, mode: str) -> None:
     check(packets.objects(stem, mode))
+
+
+POLICIES = """
+x/in: {ingress: [{from: [{podSelector: {matchLabels: {app: a}}}], ports: [{port: 80}, {port: web}]}, {}]}
+x/out: {policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 203.0.113.0/24}}]}, {ports: [{protocol: UDP}]}]}
+"""
+
+
+@pytest.mark.parametrize("mode", packets.MODES)
+@pytest.mark.parametrize("policy", ["{}", "{flushConntrack: true}"])
+def test_policies(mode: str, policy: str) -> None:
+    check(policies.with_policies(policies.objects_of(policies.NINE, mode, policy), POLICIES))

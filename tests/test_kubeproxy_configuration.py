@@ -367,5 +367,6 @@ def test_a_change_reads_as_the_line_that_makes_it() -> None:
 
 
 def test_every_node_is_looked_at() -> None:
-    """Without any UDP Service, too: there may have been one."""
-    assert sorted(conntrack.flows(up(CLUSTER))) == [NODE1, names.node_netns("demo", "node2")]
+    """And the balancer. Without any UDP Service, too: there may have been one."""
+    router = names.fabric_netns("demo", "router")
+    assert sorted(conntrack.flows(up(CLUSTER))) == [router, NODE1, names.node_netns("demo", "node2")]

@@ -137,6 +137,10 @@ def _service(objects: Objects, service: Service) -> Iterator[Pair]:
         yield "IPs", ",".join(spec.clusterIPs or ())
     if spec.type in {"LoadBalancer", "ExternalName"} or spec.externalIPs:
         yield "External IP", external_ip(service)
+    if model.balanced_addresses(service):
+        yield "Balanced To", ", ".join(model.balanced_nodes(service)) or "no healthy node"
+        port_asked = model.health_port(service, model.cluster_of(objects), model.kube_proxy_of(objects))
+        yield "Health Checks", f"every node, port {port_asked}"
     for port in spec.ports or ():
         named = f"{port.name}  " if port.name else ""
         yield "Port", f"{named}{port.port}/{port.protocol}"

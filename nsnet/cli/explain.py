@@ -10,8 +10,9 @@ from nsnet.cli import options
 from nsnet.cli.columns import NONE
 from nsnet.cli.context import Running, running
 from nsnet.cli.output import coloured, out, print_json, print_table
+from nsnet.cli.policy_lines import policy_lines
 from nsnet.cli.sentences import sentence
-from nsnet.cli.target import target
+from nsnet.cli.target import BALANCER, Target, target
 from nsnet.errors import InputError
 from nsnet.kernel import run
 from nsnet.model import Family, Node, Objects, Pod, Service, ServicePort, SubnetLease
@@ -22,16 +23,23 @@ PREFIXES = ("SVC", "SVL", "EXT", "FW")
 
 
 @options.verb("rules")
-@click.argument("where", metavar="node/NAME")
+@click.argument("where", metavar="node/NAME|lb")
 @click.option("--service", metavar="NAME", help="Only this Service, with every chain of it.")
 @options.namespace
 @options.cluster
 def rules(where: str, service: str | None, namespace: str, cluster: str | None) -> None:
-    """Show the rules that kube-proxy (in any mode), flannel and portmap wrote on a node, each with what it is for."""
+    """Show the rules that kube-proxy (in any mode), policies, flannel and portmap wrote on a node, each with its use.
+
+    Those of the load balancer outside the cluster are shown for `lb`.
+    """
     now = running("rules", cluster)
-    node = _node(now.objects, where)
+    at = _place(now.objects, where)
     found = _service(now.objects, namespace, service) if service else None
-    values = _values(now.cluster, node)
+    values = _values(now.cluster, at.netns)
+    if at.label == BALANCER:
+        for line in balancer_lines(now.objects, found, values):
+            out(line)
+        return
     for line in rule_lines(now.objects, [found] if found else None, values):
         out(line)
 
@@ -62,15 +70,18 @@ def _of_family(
         yield from nft_service_lines(item, nft, pods) if nft else service_lines(item, chains, pods)
     if all_:
         yield from nft_shared_lines(nft, pods) if nft else proxy_lines(chains, pods)
+        yield from policy_lines(values, family, pods, _explained, _nft_rules)
         yield from flannel_lines(chains, pods)
         yield from host_port_lines(chains, pods)
 
 
-def _node(objects: Objects, where: str) -> str:
-    found = target(objects, where if "/" in where else f"node/{where}")
-    if not found.label.startswith("node/"):
-        raise InputError(f"{where} is not a node", f"nodes: {_listed(node.metadata.name for node in _nodes(objects))}")
-    return found.hostname
+def _place(objects: Objects, where: str) -> Target:
+    """A node, or the balancer."""
+    found = target(objects, where if "/" in where or where == BALANCER else f"node/{where}")
+    if found.label != BALANCER and not found.label.startswith("node/"):
+        known = _listed([*(node.metadata.name for node in _nodes(objects)), BALANCER])
+        raise InputError(f"{where} is neither a node nor {BALANCER}", f"nodes: {known}")
+    return found
 
 
 def _nodes(objects: Objects) -> list[Node]:
@@ -91,9 +102,8 @@ def _service(objects: Objects, namespace: str, name: str) -> Service:
     return found
 
 
-def _values(cluster: str, node: str) -> frozenset[Value]:
-    """The node's chains, of iptables and nftables, as the kernel has them."""
-    netns = names.node_netns(cluster, node)
+def _values(cluster: str, netns: str) -> frozenset[Value]:
+    """The chains there, of iptables and nftables, as the kernel has them."""
     return kernel.observe(cluster, only={netns: frozenset({("chain",), ("nft",)})}).get(netns, frozenset())
 
 
@@ -150,6 +160,17 @@ def proxy_lines(chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
         "KUBE-SERVICES", [rule for rule in _rules(chains, "KUBE-SERVICES") if "-j KUBE-NODEPORTS" in rule], pods
     )
     yield ""
+
+
+def balancer_lines(objects: Objects, only: Service | None, values: Collection[Value]) -> Iterator[str]:
+    """The chains of the load balancer; with `only` the rules that name this Service."""
+    nodes = {model.internal_ip(node): f"node {node.metadata.name}" for node in _nodes(objects)}
+    chains = sorted((value for value in values if isinstance(value, Chain)), key=lambda chain: chain.name)
+    named = re.compile(f'"{re.escape(f"{only.metadata.namespace}/{only.metadata.name}")}[ :]' if only else "")
+    for head in ("LB-SERVICES", "LB-SVC-", "LB-POSTROUTING", "LB-INPUT"):
+        for chain in chains:
+            if chain.name.startswith(head):
+                yield from _explained(chain.name, [rule for rule in chain.rules if named.search(rule)], nodes)
 
 
 def flannel_lines(chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
@@ -251,8 +272,12 @@ def _nft_element(value: NftElement, values: Collection[Nft], pods: Mapping[str, 
 
 
 def _nft_chain(chain: NftChain, pods: Mapping[str, str]) -> Iterator[str]:
-    for rule in chain.rules:
-        yield from _nft_line(chain.name, rule, pods)
+    yield from _nft_rules(chain.name, chain.rules, pods)
+
+
+def _nft_rules(chain: str, rules: Collection[str], pods: Mapping[str, str]) -> Iterator[str]:
+    for rule in rules:
+        yield from _nft_line(chain, rule, pods)
 
 
 def _nft_line(where: str, text: str, pods: Mapping[str, str]) -> Iterator[str]:
@@ -306,17 +331,15 @@ def _lease_rows(now: Running, found: list[SubnetLease]) -> Iterator[list[str]]:
 
 
 @options.verb("conntrack")
-@click.argument("where", metavar="node/NAME")
+@click.argument("where", metavar="node/NAME|lb")
 @click.option("--overlay", is_flag=True, help="VXLAN's own packets between nodes as well.")
 @options.cluster
 def conntrack(where: str, overlay: bool, cluster: str | None) -> None:
-    """Show the connections a node tracks: who called, what for, and who answers in truth."""
+    """Show the connections a node (or `lb`) tracks: who called, what for, and who answers in truth."""
     now = running("conntrack", cluster)
-    node = _node(now.objects, where)
+    place = _place(now.objects, where)
     families = model.families_of(model.cluster_of(now.objects))
-    text = "".join(
-        run.output(names.node_netns(now.cluster, node), ("conntrack", "-L", *_CONNTRACK[family])) for family in families
-    )
+    text = "".join(run.output(place.netns, ("conntrack", "-L", *_CONNTRACK[family])) for family in families)
     outer = f":{model.cluster_of(now.objects).flannel.Backend.Port}"
     rows = [
         row for row in flows(text, service_addresses(now.objects)) if overlay or row[0] != "udp" or outer not in row[3]
@@ -333,7 +356,8 @@ def service_addresses(objects: Objects) -> dict[str, str]:
     for service in model.of(objects, Service):
         for port in service.spec.ports or ():
             name = names.service_port(service.metadata.namespace, service.metadata.name, port.name)
-            for address in model.cluster_ips(service.spec) or (service.spec.clusterIP,):
+            addresses = model.cluster_ips(service.spec) or (service.spec.clusterIP,)
+            for address in (*addresses, *model.balanced_addresses(service)):
                 found[socket_address(address, port.port)] = name
             if port.nodePort:
                 found[f":{port.nodePort}"] = name

@@ -1,6 +1,7 @@
 """TARGET: where a command runs, or a packet starts: `web-0`, `pod/web-0`, `node/node1`, `host/client`, `deploy/web`.
 
-A workload or a Service stands for one ready pod of it, the first by name, so that the same words mean the same pod.
+`lb` is the load balancer outside the cluster. A workload or a Service stands for one ready pod of it, the first by
+name, so that the same words mean the same pod.
 """
 
 import msgspec
@@ -11,6 +12,8 @@ from nsnet.cli.kinds import kind_named
 from nsnet.cli.words import did_you_mean
 from nsnet.errors import InputError, NotReachedError
 from nsnet.model import Cluster, Key, Object, Objects, Pod, Service
+
+BALANCER = "lb"  # the underlay's router, which is also the load balancer; a pod of that name comes first
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -27,6 +30,9 @@ def target(objects: Objects, text: str, namespace: str = "default", container: s
     word, slash, name = text.rpartition("/")
     if slash and word in {"host", "hosts"}:
         return _no_container(_host(objects, name), container)
+    if text == BALANCER and Key("Pod", namespace, text) not in objects:
+        netns = names.fabric_netns(_cluster_name(objects), "router")
+        return _no_container(Target(netns, BALANCER, BALANCER), container)
     kind = kind_named(word) if slash else "Pod"
     if kind == "Node":
         return _no_container(_node(objects, name), container)

@@ -20,6 +20,7 @@ from nsnet.control import (
     kubeproxy,
     kubernetes,
     lifecycle,
+    loadbalancer,
     namespaces,
     nodes,
     scheduler,
@@ -47,6 +48,7 @@ def complete(objects: Objects, facts: Facts | None = None) -> dict[Key, Object]:
     facts = facts or NOTHING_SEEN
     table = split(objects)
     cluster = kubeproxy.completed(underlay.completed(cluster_of(objects), nodes.declared(table)), table)
+    cluster = loadbalancer.completed(cluster)
     table["Cluster"] = {key_of(cluster): cluster}
     nodes.write(table, cluster)
     kubernetes.write(table, cluster)
@@ -55,9 +57,11 @@ def complete(objects: Objects, facts: Facts | None = None) -> dict[Key, Object]:
     lifecycle.terminate(table, facts.now)
     lifecycle.evict(table, {key.name for key in table["Node"]})
     services.write(table, cluster)
+    loadbalancer.assign(table, cluster)
     _run_pods(table, cluster, facts)
     lifecycle.set_time(table, facts.now)
     endpoints.write(table, facts.now)
+    loadbalancer.balance(table, cluster, facts)
     status.count(table)
     namespaces.write(table, cluster)
     events.write(table, cluster, facts.now)

@@ -40,6 +40,7 @@ from nsnet.model import (
     StatefulSet,
     WorkloadStatus,
     family_of,
+    key_of,
     pod_cidrs,
 )
 
@@ -122,6 +123,8 @@ def _merged(old: Object | None, new: Any, cluster: Cluster | None, whole: bool) 
         )
     match new, old:
         case Service(), Service():
+            if not whole:
+                _keeps_its_class(new, old)
             return _service(new, old, cluster)
         case Pod(), Pod():
             return _pod(new, old)
@@ -228,6 +231,14 @@ def _service(new: Service, old: Service, cluster: Cluster | None) -> Service:
     if services.wants_health_check(spec) and services.wants_health_check(old.spec) and not spec.healthCheckNodePort:
         spec = msgspec.structs.replace(spec, healthCheckNodePort=old.spec.healthCheckNodePort)
     return msgspec.structs.replace(new, spec=spec, status=_balanced(spec, new.status, old.status))
+
+
+def _keeps_its_class(new: Service, old: Service) -> None:
+    """As the API server has it: a balancer that has been chosen is not left for another."""
+    both = new.spec.type == old.spec.type == "LoadBalancer"
+    if both and (new.spec.loadBalancerClass or "") != (old.spec.loadBalancerClass or ""):
+        hint = "change the type first, or delete the Service"
+        raise ObjectError(key_of(new), "spec.loadBalancerClass", "may not change while the type is LoadBalancer", hint)
 
 
 def _balanced(spec: ServiceSpec, new: ServiceStatus, old: ServiceStatus) -> ServiceStatus:

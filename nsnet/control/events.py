@@ -6,7 +6,7 @@ Events that manifests bring (a dump) are left alone.
 from collections.abc import Iterator
 
 from nsnet import names
-from nsnet.control import namespaces, policy, service_events, userspace
+from nsnet.control import loadbalancer, namespaces, policy, service_events, userspace
 from nsnet.control.endpoints import SERVICE_NAME
 from nsnet.control.table import Table, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
@@ -75,6 +75,7 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
     yield from _unreachable(table, cluster)
     yield from _doubtful(table)
     yield from userspace.warnings(table, cluster)
+    yield from loadbalancer.events(table, cluster)
     yield from _not_yet(table, cluster)
 
 
@@ -82,14 +83,6 @@ def _not_yet(table: Table, cluster: Cluster) -> Iterator[Said]:
     for kind, sentence in NOT_YET.items():
         for obj in table.get(kind, {}).values():
             yield obj, "NotYet", sentence, "Warning"
-    for service in of(table, Service).values():
-        if service.spec.type == "LoadBalancer" and not service.status.loadBalancer.ingress:
-            yield (
-                service,
-                "Pending",
-                "there is no load balancer yet, so it has no address; node ports work",
-                "Warning",
-            )
     for pod in of(table, Pod).values() if families_of(cluster)[0] == "ip6" else ():
         if any(port.hostPort for port in container_ports(pod)) and not pod.spec.hostNetwork:
             yield pod, "NotYet", "hostPort leads to IPv4 addresses alone, and this pod's first one is IPv6", "Warning"

@@ -334,7 +334,7 @@ def _addressed(
     taken = {address: f"the router, in network {name}" for address, name in routers.items()}
     for machine in machines:
         _take(cluster, machine, at, taken)
-    pools = [span(said) for said in cluster.loadBalancer.addresses]  # addresses kept for load balancers
+    pools = [span(said) for said in cluster.loadBalancer.addresses or ()]  # addresses kept for load balancers
     free = {(name, one.family): _free(one, taken, pools) for name, network in at.items() for one in network}
     return (
         tuple(_with_addresses(cluster, entry, free, at, f"nodes[{i}]") for i, entry in enumerate(nodes)),

@@ -29,9 +29,9 @@ from typing import Any
 from nsnet import kernel, names, reconcile
 from nsnet.controller.client import log_path, socket_path
 from nsnet.errors import NsnetError
-from nsnet.kernel import notify, process
+from nsnet.kernel import health, notify, process
 from nsnet.kernel.netns import identity
-from nsnet.reconcile import WHOLE, BusyError, Memory, Report
+from nsnet.reconcile import LISTENERS, WHOLE, BusyError, Memory, Report
 from nsnet.state import Change, Key, Netns, Refusal
 from nsnet.store import sqlite
 from nsnet.store.keys import CLUSTERS
@@ -133,6 +133,7 @@ class Loop:
         self.places: dict[str, object] = {}  # namespace → which one it was when subscribed to
         self.rooms = reconcile.rooms()._replace(apply=self._apply)
         self.programs: dict[int, int] = {}  # pid → pidfd
+        self.health: socket.socket | None = None  # on which the balancer's checks tell of a change
         self.selector = selectors.EpollSelector()
         self.due = self.resync = time.monotonic()
         self.selector.register(server, selectors.EVENT_READ, self._accept)
@@ -155,6 +156,8 @@ class Loop:
             listener.close()
         for handle in self.programs.values():
             os.close(handle)
+        if self.health is not None:
+            self.health.close()
         self.selector.close()
         socket_path(self.cluster).unlink(missing_ok=True)
 
@@ -287,6 +290,7 @@ class Loop:
         for netns in list(self.sockets):
             self._read(netns)
         self._watch_programs()
+        self._watch_health()
 
     def _subscribe(self, netns: str) -> None:
         with contextlib.suppress(OSError):
@@ -310,6 +314,28 @@ class Loop:
         except OSError:
             self._unsubscribe(netns)
             return True
+
+    def _watch_health(self) -> None:
+        if self.health is None:
+            self.health = health.watch(self.cluster)
+            if self.health is not None:
+                self.selector.register(self.health, selectors.EVENT_READ, self._health_changed)
+
+    def _health_changed(self) -> None:
+        """What it says is asked for when the nodes' listeners are looked at. Its end is seen as any program's is."""
+        assert self.health is not None
+        said = b""
+        with contextlib.suppress(OSError):
+            said = self.health.recv(1 << 16)
+        if not said:
+            self.selector.unregister(self.health)
+            self.health.close()
+            self.health = None
+            return
+        for netns in self.memory.want if self.memory else ():
+            if names.kind_of(netns) == "node":
+                self.hints.setdefault(netns, LISTENERS)
+        self._soon(0)
 
     def _watch_programs(self) -> None:
         living = {found.pid: found.netns for found in process.running(self.cluster)}

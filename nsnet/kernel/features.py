@@ -111,6 +111,16 @@ FEATURES: tuple[Feature, ...] = (
         "sessionAffinity: ClientIP",
     ),
     Feature(
+        "cluster match",
+        _rule(
+            "nat", "OUTPUT", "-m", "cluster", "--cluster-total-nodes", "2", "--cluster-local-node", "1",
+            "--cluster-hash-seed", "1", "-j", "ACCEPT",
+        ),
+        _module("xt_cluster", "CONFIG_NETFILTER_XT_MATCH_CLUSTER"),
+        "sessionAffinity: ClientIP at the load balancer",
+        needed=False,
+    ),
+    Feature(
         "addrtype match",
         _rule("nat", "OUTPUT", "-m", "addrtype", "--dst-type", "LOCAL", "-j", "ACCEPT"),
         _module("xt_addrtype", "CONFIG_NETFILTER_XT_MATCH_ADDRTYPE"),

@@ -13,7 +13,7 @@ something:
 - sysctls: where `state.SYSCTLS` names some.
 - conntrack entries: only where they are asked for by name; they are many, and no whole look needs them.
 - processes and files: one walk for the whole cluster.
-- health: asked of every exechealthz, whenever listeners are looked at.
+- health: asked of every exechealthz, and of the balancer's checks, whenever listeners are looked at.
 
 A namespace that does not bear the mark is not there.
 """
@@ -242,6 +242,10 @@ def _protocols(keys: frozenset[Key]) -> frozenset[str]:
 
 
 def _add_files_and_processes(cluster: str, wanted: Mapping[str, frozenset[str]], more: dict[str, list[Value]]) -> None:
+    heard = [name for name in more if "listener" in wanted[name] and names.kind_of(name) == "node"]
+    for name, ports in health.balanced(cluster).items() if heard else ():
+        if name in heard:
+            more[name] += ports
     listened = {name for name in more if "listener" in wanted[name] and any(map(_is_health_port, more[name]))}
     asked = {name for name in more if "process" in wanted[name]}
     if asked or listened:

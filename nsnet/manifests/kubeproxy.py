@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 from nsnet import model
-from nsnet.manifests.forms import one_of, subnet, subnet_of, within
+from nsnet.manifests.forms import address_of, one_of, subnet, subnet_of, within
 from nsnet.manifests.problems import At
 from nsnet.manifests.reading import shown
 
@@ -79,6 +79,7 @@ def configuration(doc: At) -> None:
     _local_detection(doc)
     _cluster_cidr(doc["clusterCIDR"])
     _node_port_addresses(doc["nodePortAddresses"])
+    _bind_address(doc["healthzBindAddress"])
     for section in ("iptables", "nftables"):
         within(doc[section]["masqueradeBit"], 0, 31)
     for name in ("maxPerCore", "min"):
@@ -124,6 +125,15 @@ def _node_port_addresses(at: At) -> None:
             subnet(item)
         elif len(at.value) > 1:
             item.wrong("primary stands alone", "leave out the subnets, or write the primary address with its length")
+
+
+def _bind_address(at: At) -> None:
+    """`ip:port`, `[ip]:port`, or the address alone."""
+    if not at.value or address_of(at.value):
+        return
+    address, _, port = at.value.rpartition(":")
+    if not address_of(address.strip("[]")) or not port.isdigit() or not 0 < int(port) < 65536:
+        at.wrong(f'"{shown(at.value)}" is not an address with a port', "as 0.0.0.0:10256")
 
 
 def _duration(at: At) -> None:

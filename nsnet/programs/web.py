@@ -5,6 +5,7 @@ itself is llhttp's business (httptools).
 """
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ class Page(NamedTuple):
     status: int
     body: bytes
     kind: str = TEXT
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 Pages = Callable[[str, str], Page | None]
@@ -61,14 +63,18 @@ def response(page: Page, *, head: bool = False) -> bytes:
         f"HTTP/1.1 {page.status} {REASONS[page.status]}",
         f"Content-Type: {page.kind}",
         f"Content-Length: {len(page.body)}",
-        *(["X-Content-Type-Options: nosniff"] if page.status >= 400 else []),
+        *(f"{name}: {value}" for name, value in page.headers),
+        *(["X-Content-Type-Options: nosniff"] if page.status >= 400 and not page.headers else []),
         "Connection: close",
     ]
     return "\r\n".join([*lines, "", ""]).encode() + (b"" if head else page.body)
 
 
-async def serve(pages: Pages, port: int, *hosts: str) -> asyncio.Server:
-    """Listens at once on these addresses, by default on all of the namespace. Raises OSError."""
+async def serve(pages: Pages, port: int = 0, *hosts: str, sock: socket.socket | None = None) -> asyncio.Server:
+    """Listens at once, on these addresses (by default on all of the namespace) or on a socket that is open already.
+
+    Raises OSError.
+    """
     open_now: set[asyncio.StreamWriter] = set()
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -85,6 +91,8 @@ async def serve(pages: Pages, port: int, *hosts: str) -> asyncio.Server:
             open_now.discard(writer)
             writer.close()
 
+    if sock is not None:
+        return await asyncio.start_server(converse, sock=sock)
     return await asyncio.start_server(converse, hosts or everywhere(), port)
 
 

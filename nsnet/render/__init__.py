@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from nsnet import model
-from nsnet.render import chains, cni, dns, etc, flannel, portmap, programs, underlay
+from nsnet.render import chains, cni, dns, etc, flannel, health, loadbalancer, portmap, programs, underlay
 from nsnet.render.view import MEMO, View, view_of
 from nsnet.state import State, Value
 
@@ -23,6 +23,8 @@ COMPONENTS: tuple[Component, ...] = (
     chains.render,
     portmap.render,
     programs.render,
+    health.render,
+    loadbalancer.render,
     dns.render,
     etc.render,
 )

@@ -22,6 +22,8 @@ is nobody's is of one that was.
 And upstream takes an entry to *any* address with a node port's number for that node port's. It looks only when an
 endpoint changes; this function may be asked at any time, so it leaves alone what merely passes the node: an entry that
 was not rewritten counts where its destination is the node's own.
+
+The balancer outside does the same for its nodes: an entry that leads to a node that is none of its any more goes.
 """
 
 from collections import defaultdict
@@ -30,8 +32,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from nsnet import names
-from nsnet.model import API_FAMILIES, Key, Node, Object, Objects, Service, cluster_of, of
-from nsnet.render import kubeproxy, policy, portmap, proxy_userspace, services
+from nsnet.model import API_FAMILIES, Key, Node, Object, Objects, cluster_of, of
+from nsnet.render import kubeproxy, loadbalancer, policy, portmap, proxy_userspace, services
 from nsnet.render.policy_flows import PROTOCOLS, Judge, judge, permits
 from nsnet.state import Change, Conntrack, State
 
@@ -55,13 +57,13 @@ class Flows(msgspec.Struct, frozen=True):
 
 
 def flows(objects: Objects) -> dict[str, Flows]:
-    """Namespace of each node → its flows; `policies` in a cluster with `policy.flushConntrack`."""
+    """Namespace of each node, and of the balancer → its flows; `policies` in a cluster with `policy.flushConntrack`."""
     cluster, host_ports = cluster_of(objects), portmap.udp(objects)
     in_process = cluster.networking.kubeProxyMode == "userspace"
     served = _served(objects) if in_process else ()
     ends = _endpoints(_udp(objects)) if not in_process else ({}, {})
     judges = _judges(objects) if cluster.policy.flushConntrack else {}
-    found = {}
+    found = {names.fabric_netns(cluster.metadata.name, "router"): _balanced(objects)}
     for node in of(objects, Node):
         name, own = node.metadata.name, frozenset(kubeproxy.local_addresses(cluster, node))
         by_address, by_port = _by_the_process(served, own) if in_process else ends
@@ -77,6 +79,16 @@ def _judges(objects: Objects) -> dict[str, Judge]:
         for node, guard in policy.guards(objects, family).items():
             guards[node].append(guard)
     return {node: judge(found) for node, found in guards.items()}
+
+
+def _balanced(objects: Objects) -> Flows:
+    """The balancer's; mode vip rewrites nothing."""
+    found = _udp(objects)
+    if not found or cluster_of(objects).loadBalancer.mode == "vip":
+        return Flows({}, {}, frozenset())
+    nodes = {key: obj for key, obj in objects.items() if key[0] == "Node"}
+    fronts = (front for front in loadbalancer.fronts({**found, **nodes}) if front.protocol == "udp")
+    return Flows({(front.address, front.port): frozenset(front.targets) for front in fronts}, {}, frozenset())
 
 
 def _served(objects: Objects) -> list[proxy_userspace.Proxied]:
@@ -120,19 +132,8 @@ def _is_stale(entry: Conntrack, flow: Flows) -> bool:
 
 
 def _udp(objects: Objects) -> dict[Key, Object]:
-    """The Services that have a UDP port, and their slices. Most objects are neither: the key says so at once."""
-    found = {
-        key: obj
-        for key, obj in objects.items()
-        if key[0] == "Service" and isinstance(obj, Service) and any(p.protocol == "UDP" for p in obj.spec.ports or ())
-    }
-    named = {key[1:] for key in found}
-    slices = {
-        key: obj
-        for key, obj in objects.items()
-        if key[0] == "EndpointSlice" and (key[1], obj.metadata.labels.get(services.SERVICE_NAME)) in named
-    }
-    return {**found, **slices}
+    """The Services that have a UDP port, and their slices."""
+    return services.some(objects, lambda service: any(port.protocol == "UDP" for port in service.spec.ports or ()))
 
 
 def _endpoints(objects: Objects) -> tuple[Endpoints, Endpoints]:

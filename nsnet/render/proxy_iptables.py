@@ -318,20 +318,12 @@ def _choice(info: ServicePortInfo, seps: dict[Target, str], large: bool) -> list
             recent = f"--rcheck --seconds {info.affinity_seconds} --reap"
             lines.append(_rule(_recent(info, sep, recent), comment=_arrow(info, target, large), j=sep))
     for index, (target, sep) in enumerate(seps.items()):
-        lines.append(_rule(_statistic(len(seps) - index), comment=_arrow(info, target, large), j=sep))
+        lines.append(_rule(services.statistic(len(seps) - index), comment=_arrow(info, target, large), j=sep))
     return lines
 
 
 def _arrow(info: ServicePortInfo, target: Target, large: bool) -> str:
     return "" if large else f"{info.name} -> {target}"
-
-
-def _statistic(left: int) -> str:
-    """kube-proxy writes 1/n with ten decimals, the kernel keeps 1/2^31ths, iptables-save prints eleven decimals."""
-    if left == 1:
-        return ""
-    kept = round(0x80000000 * float(f"{1 / left:.10f}")) / 0x80000000
-    return f"-m statistic --mode random --probability {kept:.11f}"
 
 
 def _recent(info: ServicePortInfo, sep: str, what: str) -> str:

@@ -14,7 +14,7 @@ What depends on the Service and its slices alone is computed once and kept in it
 The table of those may be dropped at any time without any effect but speed.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
@@ -168,6 +168,20 @@ def join(objects: Objects) -> tuple[Joined, ...]:
     if len(_KEPT) > _KEPT_MOST:
         _KEPT.clear()
     return tuple(_joined(key, objects[key], slices.get(key[1:], [])) for key in sorted(services))
+
+
+def some(objects: Objects, wanted: Callable[[Service], bool]) -> dict[model.Key, model.Object]:
+    """The Services that are wanted, with their slices, for `join`. Most objects are neither: their keys say so."""
+    found = {
+        key: obj for key, obj in objects.items() if key[0] == "Service" and isinstance(obj, Service) and wanted(obj)
+    }
+    named = {key[1:] for key in found}
+    slices = {
+        key: obj
+        for key, obj in (objects.items() if named else ())
+        if key[0] == "EndpointSlice" and (key[1], obj.metadata.labels.get(SERVICE_NAME)) in named
+    }
+    return {**found, **slices}
 
 
 def _served(service: Service) -> bool:
@@ -390,3 +404,14 @@ def _network(cidr: str) -> IPv4Network | IPv6Network:
 
 def _within(address: str, cidr: str) -> bool:
     return bool(address) and ip_address(address) in ip_network(cidr)
+
+
+def statistic(left: int) -> str:
+    """The iptables match that takes 1/`left` of what reaches it, as iptables-save prints it; nothing for all of it.
+
+    kube-proxy writes 1/n with ten decimals, the kernel keeps 1/2^31ths, iptables-save prints eleven decimals.
+    """
+    if left == 1:
+        return ""
+    kept = round(0x80000000 * float(f"{1 / left:.10f}")) / 0x80000000
+    return f"-m statistic --mode random --probability {kept:.11f}"

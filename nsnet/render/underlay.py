@@ -52,11 +52,16 @@ SWITCH_SYSCTLS = (
     Sysctl("net.ipv4.ip_forward", "0"),
     Sysctl("net.bridge.bridge-nf-call-iptables", "0"),
     Sysctl("net.ipv4.fib_multipath_hash_policy", "0"),
+    Sysctl("net.ipv4.conf.all.send_redirects", "0"),
+    Sysctl("net.ipv4.conf.default.send_redirects", "0"),
 )
 ROUTER_SYSCTLS = (
     Sysctl("net.ipv4.ip_forward", "1"),
     Sysctl("net.bridge.bridge-nf-call-iptables", "0"),
     Sysctl("net.ipv4.fib_multipath_hash_policy", "1"),  # by ports too, as fabrics do: one connection keeps its way
+    # What it balances may leave by the leg it came in: nobody shall be told of a shorter way past the balancer.
+    Sysctl("net.ipv4.conf.all.send_redirects", "0"),
+    Sysctl("net.ipv4.conf.default.send_redirects", "0"),
 )
 HAS_IPV6 = (
     Sysctl("net.ipv6.conf.default.disable_ipv6", "0"),

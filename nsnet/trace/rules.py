@@ -6,6 +6,7 @@ be told from state: it counts as UNKNOWN, both ways are followed and the choice 
 
 import re
 import shlex
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
@@ -78,10 +79,15 @@ _PLAIN = {"-s", "-d", "--comment"}
 
 
 def _with_list(options: list[Match]) -> Iterator[Match]:
-    """`recent` names its list in another option: the one that asks gets the name as its word; `--set` asks nothing."""
+    """`recent` names its list in another option: the one that asks gets the name as its word; `--set` asks nothing.
+
+    The three options of `cluster` (mask, total, seed) are one question.
+    """
     name = next((item.values for item in options if (item.module, item.option) == ("recent", "--name")), ())
-    for item in options:
-        if item.module != "recent":
+    for index, item in enumerate(options):
+        if (item.module, item.option) == ("cluster", "--cluster-local-nodemask"):
+            yield Match("cluster", "hash", tuple(other.values[0] for other in options[index : index + 3]), item.negated)
+        elif item.module not in {"recent", "cluster"}:
             yield item
         elif item.option in {"--rcheck", "--update"}:
             yield Match("recent", item.option, name, item.negated)
@@ -198,6 +204,8 @@ def _one(match: Match, trip: Trip, facts: Facts) -> float:
             return _is_in(facts.sets.get(values[0]), values[1].split(","), packet)
         case "tcp", "--tcp-flags":
             return _has_flags(trip, *(set(part.split(",")) for part in values))
+        case "cluster", _:
+            return _is_in_part(packet.src, *(int(word, 0) for word in values))
         case "recent", _:
             return (values[0], packet.src) in facts.recent
         case _:
@@ -230,6 +238,23 @@ def _has_flags(trip: Trip, asked: set[str], wanted: set[str]) -> bool:
     return ({"SYN", "ACK"} if trip.reply else {"SYN"}) & asked == wanted
 
 
+def _is_in_part(source: str, mask: int, total: int, seed: int) -> bool:
+    """xt_cluster: the hash of the client's address, scaled to one of `total` parts (`net/netfilter/xt_cluster.c`)."""
+    word = int.from_bytes(ip_address(source).packed, sys.byteorder)
+    return bool(mask >> (_jhash(word, seed) * total >> 32) & 1)
+
+
+def _jhash(word: int, seed: int) -> int:
+    """The kernel's jhash_1word (`include/linux/jhash.h`, Bob Jenkins' lookup3)."""
+    start = seed + 0xDEADBEEF + 4
+    a, b, c = (word + start) & _WORD, start & _WORD, start & _WORD
+    for turn in (14, 11, 25, 16, 4, 14, 24):
+        c = ((c ^ b) - (b << turn | b >> 32 - turn)) & _WORD
+        a, b, c = b, c, a
+    return b
+
+
+_WORD = 0xFFFFFFFF
 _SAY_NOTHING = {("statistic", "--mode"), ("nfacct", "--nfacct-name")}
 
 

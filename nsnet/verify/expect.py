@@ -26,7 +26,7 @@ from nsnet.errors import InputError
 from nsnet.kernel.probe import Learned
 from nsnet.model import Objects, Service, ServicePort
 from nsnet.state import socket_address
-from nsnet.verify import chance, hostports, names, policy, sample, userspace
+from nsnet.verify import balanced, chance, hostports, names, policy, sample, userspace
 from nsnet.verify import world as worlds
 from nsnet.verify.world import Backend, Place, World
 
@@ -156,6 +156,7 @@ def _of_family(world: World, objects: Objects, *, all_pairs: bool, seed: int) ->
         _localhost(world),
         _services(world, all_pairs),
         _host_ports(world, objects),
+        balanced.expectations(world, Asker(world), _items(world)),
         _names(world, objects, all_pairs),
         _environment(world, objects),
         _outside(world),
@@ -322,7 +323,7 @@ def _localhost(world: World) -> Iterator[Expectation]:
 # --- Services ---------------------------------------------------------------------------------------------------------
 
 
-class _Port(msgspec.Struct, frozen=True):
+class Port(msgspec.Struct, frozen=True):
     """A Service port with its endpoints."""
 
     service: Service
@@ -331,7 +332,7 @@ class _Port(msgspec.Struct, frozen=True):
     candidates: tuple[Backend, ...]
 
     @classmethod
-    def of(cls, world: World, service: Service, port: ServicePort) -> "_Port":
+    def of(cls, world: World, service: Service, port: ServicePort) -> "Port":
         candidates = tuple(worlds.backends(world, service, port))
         protocol: Literal["TCP", "UDP"] = "TCP" if port.protocol == "TCP" else "UDP"
         if world.userspace:
@@ -344,7 +345,7 @@ class _Port(msgspec.Struct, frozen=True):
         return f"svc/{meta.namespace}/{meta.name}" + (f":{self.port.name}" if self.port.name else "")
 
 
-class _Asker:
+class Asker:
     """Makes Service expectations; knows who serves an address, and counts refusals."""
 
     def __init__(self, world: World) -> None:
@@ -362,7 +363,7 @@ class _Asker:
     def ask(
         self,
         source: Place,
-        item: _Port,
+        item: Port,
         found: list[Backend],
         address: str,
         port: int,
@@ -418,7 +419,7 @@ class _Asker:
             learns=tuple(entry for server in known for entry in learned(source, server)),
         )
 
-    def way(self, source: Place, item: _Port, entry: Place, address: str, port: int) -> policy.Way:
+    def way(self, source: Place, item: Port, entry: Place, address: str, port: int) -> policy.Way:
         outer = address != item.service.spec.clusterIP
         local = outer and item.service.spec.externalTrafficPolicy == "Local"
         return policy.Way(source, entry, item.protocol, port if outer else 0, local)
@@ -450,27 +451,29 @@ class _Asker:
 
 
 def _services(world: World, everything: bool) -> Iterator[Expectation]:
-    asker = _Asker(world)
+    asker = Asker(world)
     few = everything or len(world.nodes) <= FULL_NODES
-    turn = 0
+    for turn, item in enumerate(_items(world)):
+        yield from _cluster_ip(asker, item, turn)
+        yield from _many_calls(asker, item, turn, few)
+        if item.port.nodePort:
+            yield from _node_port(asker, item, turn, few)
+
+
+def _items(world: World) -> Iterator[Port]:
     for service in world.services:
         for port in service.spec.ports or ():
             if port.protocol in {"TCP", "UDP"}:
-                item = _Port.of(world, service, port)
-                yield from _cluster_ip(asker, item, turn)
-                yield from _many_calls(asker, item, turn, few)
-                if port.nodePort:
-                    yield from _node_port(asker, item, turn, few)
-                turn += 1
+                yield Port.of(world, service, port)
 
 
-def _internal(item: _Port, node: Place) -> list[Backend]:
+def _internal(item: Port, node: Place) -> list[Backend]:
     """The endpoints that `node`'s rules offer for the ClusterIP."""
     local = item.service.spec.internalTrafficPolicy == "Local"
     return worlds.for_local(item.candidates, node) if local else worlds.for_cluster(item.candidates, node)
 
 
-def _external(item: _Port, node: Place, source: Place, world: World) -> list[Backend]:
+def _external(item: Port, node: Place, source: Place, world: World) -> list[Backend]:
     """The endpoints that `node`'s rules offer for its NodePort to `source`.
 
     externalTrafficPolicy Local binds only those from outside: the node itself and its pods reach all endpoints, as do
@@ -482,7 +485,7 @@ def _external(item: _Port, node: Place, source: Place, world: World) -> list[Bac
     return worlds.for_cluster(item.candidates, node) if inside else worlds.for_local(item.candidates, node)
 
 
-def _cluster_ip(asker: _Asker, item: _Port, turn: int) -> Iterator[Expectation]:
+def _cluster_ip(asker: Asker, item: Port, turn: int) -> Iterator[Expectation]:
     """Every node and a pod on every node, one call each."""
     for node in asker.world.nodes:
         for source in (node, asker.pod_on(node, turn)):
@@ -499,7 +502,7 @@ def _cluster_ip(asker: _Asker, item: _Port, turn: int) -> Iterator[Expectation]:
                 )
 
 
-def _many_calls(asker: _Asker, item: _Port, turn: int, few: bool) -> Iterator[Expectation]:
+def _many_calls(asker: Asker, item: Port, turn: int, few: bool) -> Iterator[Expectation]:
     """That every endpoint is chosen, fairly (affinity: always the same); asked by an endpoint if the node has one."""
     nodes = list(asker.world.nodes) if few else sample.rotated(asker.world.nodes, turn, 1)
     sticky = item.service.spec.sessionAffinity == "ClientIP"
@@ -518,7 +521,7 @@ def _many_calls(asker: _Asker, item: _Port, turn: int, few: bool) -> Iterator[Ex
                     yield msgspec.structs.replace(one, calls=many, spread=True)
 
 
-def _node_port(asker: _Asker, item: _Port, turn: int, few: bool) -> Iterator[Expectation]:
+def _node_port(asker: Asker, item: Port, turn: int, few: bool) -> Iterator[Expectation]:
     """From outside by every node; from every node and a pod on every node by all nodes, or by its own and two more."""
     world = asker.world
     pods = [asker.pod_on(node, turn) for node in world.nodes]
@@ -613,7 +616,7 @@ def _asked_of(world: World, service: Service, source: Place, item: Expectation) 
 
 def _environment(world: World, objects: Objects) -> Iterator[Expectation]:
     """What the variables of a pod name answers; one pod for all that started with the same, and Services that stand."""
-    asker = _Asker(world)
+    asker = Asker(world)
     services = {(item.metadata.namespace, item.metadata.name): item for item in world.services}
     seen: set[tuple[str, str]] = set()
     for pod in world.pods:
@@ -632,7 +635,7 @@ def _environment(world: World, objects: Objects) -> Iterator[Expectation]:
                 yield from _told(asker, pod, service, told)
 
 
-def _told(asker: _Asker, pod: Place, service: Service, told: Mapping[str, str]) -> Iterator[Expectation]:
+def _told(asker: Asker, pod: Place, service: Service, told: Mapping[str, str]) -> Iterator[Expectation]:
     """The first port, as the variables have it; nothing where they are older than the Service's address."""
     prefix = service.metadata.name.upper().replace("-", "_")
     address, number = told.get(f"{prefix}_SERVICE_HOST"), told.get(f"{prefix}_SERVICE_PORT")
@@ -641,7 +644,7 @@ def _told(asker: _Asker, pod: Place, service: Service, told: Mapping[str, str]) 
     same = port is not None and (address, number) == (service.spec.clusterIP, str(port.port))
     if port is None or node is None or not same or port.protocol not in PROTOCOLS:
         return
-    item = _Port.of(asker.world, service, port)
+    item = Port.of(asker.world, service, port)
     for one in asker.ask(
         pod, item, _internal(item, node), address or "", port.port, rejecter=node, group="environment"
     ):

@@ -95,7 +95,7 @@ class Difference(msgspec.Struct, frozen=True):
     title: str = ""  # a regular expression for the check's name
 
 
-_SERVICES = "service|spread|affinity|hairpin|nodeport|outside|environment|check|dns"
+_SERVICES = "service|spread|affinity|hairpin|nodeport|outside|loadbalancer|environment|check|dns"
 DIFFERENCES = (
     Difference("nftables", "modes", "out of reach|no answer", "refused", "other port", "a port that no Service has"),
     Difference("nftables", "modes", "out of reach", "no answer", "unallocated", "an address that no Service has"),

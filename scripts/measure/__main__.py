@@ -17,6 +17,7 @@ from typing import Any
 
 import datapath
 import floor
+import loadbalancer
 import lookups
 import msgspec
 import policy_kernel
@@ -226,6 +227,15 @@ def _compared(ours: Way, by_hand: Way, rounds: int) -> tuple[float, float]:
     return middle(speed[ours]) / middle(speed[by_hand]), middle(trips[ours]) / middle(trips[by_hand])
 
 
+def measure_loadbalancer() -> Iterator[Line]:
+    """The way in from outside against the same way without the balancer."""
+    nsnet("up", "--no-verify", "-", stdin=loadbalancer.TOPOLOGY)
+    for what, value, bound, holds in loadbalancer.ratios():
+        yield what, f"{value:.3f}", bound, holds
+    nsnet("down", "balanced")
+    quiet()
+
+
 def measure_processes() -> Iterator[Line]:
     memory = {}
     for pods in (100, 1000):
@@ -354,6 +364,7 @@ MEASUREMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "change": measure_change,
     "services": measure_services,
     "datapath": measure_datapath,
+    "loadbalancer": measure_loadbalancer,
     "processes": measure_processes,
     "policy": measure_policy,
     "dns": measure_dns,

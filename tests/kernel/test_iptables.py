@@ -12,7 +12,7 @@ import pytest
 from nsnet import names, state
 from nsnet.kernel import iptables
 from nsnet.kernel.netns import inside
-from nsnet.render import proxy_iptables
+from nsnet.render import services
 from nsnet.render.kubeproxy import LocalDetector
 from nsnet.render.proxy_iptables import Settings
 from nsnet.state import Chain, Change, Value
@@ -86,7 +86,7 @@ def test_every_setting_comes_back_as_it_was_spelled(netns: str, settings: Settin
 
 @pytest.mark.parametrize("left", [*range(2, 40), 97, 250, 999])
 def test_probabilities_are_spelled_as_the_kernel_rounds_them(netns: str, left: int) -> None:
-    rule = f"{proxy_iptables._statistic(left)} -j ACCEPT"
+    rule = f"{services.statistic(left)} -j ACCEPT"
     want = frozenset([Chain("nat", "C", (rule,))])
     assert iptables.write(netns, adds(netns, want)) == []
     assert iptables.read(netns) == want
