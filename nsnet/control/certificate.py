@@ -1,8 +1,8 @@
 """The certificate that is shown where none was given for a name: self-signed, and the same for the same cluster.
 
 Every choice here is a function of names, and so is this key: `plan` shows what `up` does. That makes it a key that
-anyone can recompute, good for what ingress controllers have such a certificate for (a handshake that ends in a browser's
-warning) and for nothing else.
+anyone can recompute, good for what ingress controllers have such a certificate for (a handshake that ends in a
+browser's warning) and for nothing else.
 
 ECDSA on P-256 (FIPS 186-4, SEC 1) and as much DER as a certificate takes (RFC 5280, RFC 5915), since nothing that nsnet
 depends on can sign.
@@ -107,10 +107,7 @@ def _sum(one: Point, other: Point) -> Point:
     (x, y), (u, v) = one, other
     if x == u and (y + v) % PRIME == 0:
         return None
-    if x == u:
-        slope = (3 * x * x - 3) * pow(2 * y, -1, PRIME)
-    else:
-        slope = (v - y) * pow(u - x, -1, PRIME)
+    slope = (3 * x * x - 3) * pow(2 * y, -1, PRIME) if x == u else (v - y) * pow(u - x, -1, PRIME)
     third = (slope * slope - x - u) % PRIME
     return third, (slope * (x - third) - y) % PRIME
 

@@ -41,6 +41,7 @@ from nsnet.model import (
     is_unschedulable,
     key_of,
     meets,
+    runs_proxy,
     selects,
 )
 
@@ -129,7 +130,7 @@ class _Board:
 
     def add(self, pod: Pod) -> None:
         node = pod.spec.nodeName
-        self.count[node] += not (of_the_cluster(pod) or dns.is_ours(pod))
+        self.count[node] += not (of_the_cluster(pod) or dns.is_ours(pod) or runs_proxy(pod))
         self.room[node] -= not pod.spec.hostNetwork
         self.leaving += is_terminating(pod)
         self.ports[node].update(host_ports(pod))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from nsnet import model
-from nsnet.render import chains, cni, dns, etc, flannel, portmap, programs, underlay
+from nsnet.render import chains, cni, dns, etc, flannel, ingress, portmap, programs, underlay
 from nsnet.render.view import MEMO, View, view_of
 from nsnet.state import State, Value
 
@@ -24,6 +24,7 @@ COMPONENTS: tuple[Component, ...] = (
     portmap.render,
     programs.render,
     dns.render,
+    ingress.render,
     etc.render,
 )
 
