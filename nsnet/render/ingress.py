@@ -82,6 +82,17 @@ def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
         yield pod.netns, _in_pod(str(names.netns_run_dir(pod.netns)), compiled.table.frontends, endpoints, pems)
 
 
+def addresses(objects: model.Objects) -> dict[str, str]:
+    """Every host name that is served → the address of the proxy's Service; nothing as long as that has none."""
+    service = objects.get(Key("Service", model.PROXY_NAMESPACE, model.PROXY))
+    given = service.status.loadBalancer.ingress if isinstance(service, model.Service) else ()
+    address = next((item.ip for item in given or () if item.ip), "")
+    if not address:
+        return {}
+    hosts = {host.name for frontend in routes.compiled(objects).table.frontends for host in frontend.hosts}
+    return {name: address for name in sorted(hosts) if _HOST.fullmatch(name) and not name.startswith("*")}
+
+
 Endpoints = Mapping[Backend, tuple[tuple[str, int], ...]]
 
 
