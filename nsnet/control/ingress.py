@@ -19,7 +19,7 @@ from nsnet import model
 from nsnet.control.certificate import default_certificate
 from nsnet.control.dns import REPLICAS
 from nsnet.control.facts import Facts
-from nsnet.control.table import Table, drop, of, owned_by, owner, put
+from nsnet.control.table import Table, drop, of, owned_by, owner, put, with_spec
 from nsnet.model import (
     DEFAULT_CERTIFICATE,
     PROXY,
@@ -84,6 +84,7 @@ def write(table: Table, cluster: Cluster) -> None:
     """The classes, and what the proxy consists of, as long as they are needed."""
     _class(table, cluster)
     _gateway_class(table, cluster)
+    _admit(table)
     routes = routes_of(table)
     if not routes.needs_proxy:
         for key in (SERVICE, DEPLOYMENT, DEFAULT_CERTIFICATE):
@@ -117,6 +118,14 @@ def _class(table: Table, cluster: Cluster) -> None:
         notes = {} if ingresses.default_class(others) else {ingresses.DEFAULT_CLASS: "true"}
         spec = IngressClassSpec(ingresses.CONTROLLER)
         put(table, IngressClass(_meta(cluster, key, annotations=notes), spec))
+
+
+def _admit(table: Table) -> None:
+    """An Ingress that names no class is given the default one (upstream an admission plugin, DefaultIngressClass)."""
+    name = ingresses.default_class(list(of(table, IngressClass).values()))
+    for key, item in list(of(table, Ingress).items()) if name else ():
+        if item.spec.ingressClassName is None and not model.annotation(item, ingresses.OLD_ANNOTATION):
+            of(table, Ingress)[key] = with_spec(item, ingressClassName=name)
 
 
 def _gateway_class(table: Table, cluster: Cluster) -> None:

@@ -97,7 +97,8 @@ def _rules(world: World, ingress: Ingress) -> Iterator[Rule]:
     default = _default(world, ingress)
     for host in dict.fromkeys((rule.host or "").lower() for rule in said):
         if default is not None or _only_host(said, host):
-            yield _as_rule(ingress, (host,), Match(""), default or Reply(404), index, rank="0 ")
+            rank = "3 " if default is None else "0 "
+            yield _as_rule(ingress, (host,), Match(""), default or Reply(404), index, rank)
 
 
 def _only_host(said: tuple[IngressRule, ...], host: str) -> bool:

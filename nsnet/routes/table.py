@@ -289,7 +289,7 @@ def virtual_hosts(rules: Sequence[Rule], *, shared: bool) -> dict[Host, VirtualH
         ordered = sorted(own, key=_order)
         for other in sorted(wider, key=lambda item: item.rank, reverse=True):
             ordered += sorted(by_host[other], key=_order)
-        found[host] = _virtual_host(ordered)
+        found[host] = _virtual_host(list({id(rule): rule for rule in ordered}.values()))
     return found
 
 
