@@ -17,6 +17,7 @@ from typing import Any
 
 import datapath
 import floor
+import ingress
 import lookups
 import msgspec
 import services
@@ -329,6 +330,15 @@ def _resident(pid: int) -> float:
     return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]) / 1024
 
 
+def measure_ingress() -> Iterator[Line]:
+    quiet()
+    nsnet("up", "--no-verify", "-", stdin=ingress.TOPOLOGY)
+    try:
+        yield from ingress.figures()
+    finally:
+        nsnet("down", ingress.NAME)
+
+
 def measure_help() -> Iterator[Line]:
     nsnet("--help")
     spent = statistics.median(nsnet("--help") for _ in range(10))
@@ -355,6 +365,7 @@ MEASUREMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "processes": measure_processes,
     "policy": measure_policy,
     "dns": measure_dns,
+    "ingress": measure_ingress,
 }
 
 

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import pytest
 
+from nsnet.cli import main
 from nsnet.kernel import netns, process
 
 ROOT = Path(__file__).parents[2]
@@ -335,7 +336,7 @@ def test_no_request_is_lost_in_twenty_endpoint_changes_and_six_reloads(http_port
     with Load(http_port, "a.org") as load:
         for number in range(20):
             annotation = "nsnet/ready-" if number % 2 else "nsnet/ready=false"
-            nsnet("annotate", "pod", names[number // 2 % 2], annotation)
+            assert main.run(["--cluster", "web", "annotate", "pod", names[number // 2 % 2], annotation]) == 0
         assert reloads() == before  # endpoints need none
         for number in range(6):
             nsnet("apply", "-f", "-", stdin=ingress("more", f"h{number}.org", "/", "b"))
