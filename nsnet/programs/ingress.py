@@ -34,6 +34,7 @@ HAPROXY = "haproxy"
 TIMEOUT = 10.0  # s until a new worker must live by the file
 GLANCE = 0.005  # s between two looks at whether it does
 FIRST_PAUSE, LAST_PAUSE = 0.02, 5.0  # s before HAProxy is started again
+POOL = "pool-purge-delay 5s"  # what a server of the file has by itself; without it no connection is used twice
 AT_ONCE = 50  # commands of one line: HAProxy takes 16 kB
 LARGEST_LOG, MINUTE = 32 << 20, 60.0  # bytes after which the access log begins anew, looked at so often
 PR_SET_PDEATHSIG = 1
@@ -80,7 +81,7 @@ def commands(wanted: Servers, there: Mapping[tuple[str, str], bool]) -> list[str
     for key, address in wanted.items():
         name = "/".join(key)
         if key not in there:
-            found += [f"add server {name} {address}", f"enable server {name}"]
+            found += [f"add server {name} {address} {POOL}", f"enable server {name}"]
         elif not there[key]:
             found.append(f"set server {name} state ready")
     for key in there.keys() - wanted.keys():

@@ -179,7 +179,7 @@ def listens(where: str, address: str, port: int) -> None:
 
 
 def cost(config: str) -> float:
-    """Seconds of processor time that the HAProxy processes with this configuration have had (schedstat: nanoseconds)."""
+    """Seconds of processor time that HAProxy with this configuration has had (schedstat counts nanoseconds)."""
     total = 0
     for entry in Path("/proc").glob("[0-9]*"):
         if config.encode() in (entry / "cmdline").read_bytes() and (entry / "comm").read_text() == "haproxy\n":
