@@ -15,8 +15,9 @@ from nsnet.kernel.probe import Answer
 from nsnet.model import DEFAULT_CERTIFICATE, PROXY, PROXY_NAMESPACE, Key, Objects, Service
 from nsnet.routes.certificates import Broken, leaf, pem_of
 from nsnet.routes.table import Chain, Forward, Frontend, Host, Redirect, Rule, route
+from nsnet.verify import policy
 from nsnet.verify.sample import rotated
-from nsnet.verify.world import World
+from nsnet.verify.world import Place, World
 
 MOST = 400  # requests per port, of which each costs as much as any other expectation
 NOWHERE = "nobody.nsnet.invalid"
@@ -95,11 +96,18 @@ Answerers = Mapping[routes.Backend, frozenset[str] | None]
 def _ready(world: World, objects: Objects, table: routes.Table) -> Answerers:
     """Who may answer for each Service port; None where that is somebody who does not say who it is."""
     pods = {(pod.address, port): pod for pod in (*world.pods, *world.guests) for port in pod.tcp if not pod.runs}
+    proxies = [pod for pod in world.pods if pod.name.startswith(f"{PROXY_NAMESPACE}/")]
+    if not policy.none(world):  # a pod that policies keep from the proxy: what comes of it is a matter of time-outs
+        pods = {at: pod for at, pod in pods.items() if not any(_forbidden(world, proxy, pod, at) for proxy in proxies)}
     found: dict[routes.Backend, frozenset[str] | None] = {}
     for backend, addresses in routes.endpoints(objects, table.backends()).items():
         known = [pods[address].name for address in addresses if address in pods]
         found[backend] = frozenset(known) if len(known) == len(addresses) else None
     return found
+
+
+def _forbidden(world: World, proxy: Place, pod: Place, at: tuple[str, int]) -> bool:
+    return policy.forbidden(world, proxy, pod, "TCP", at[1])
 
 
 def _of_frontend(objects: Objects, frontend: Frontend, table: routes.Table, ready: Answerers) -> Iterator[Request]:

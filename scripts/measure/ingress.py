@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nsnet import model
 from nsnet.kernel import netns
-from nsnet.store import sqlite
+from nsnet.store import Conflict, sqlite
 from nsnet.store.objects import load_objects, save_objects
 
 NAME = "bench-http"
@@ -107,10 +107,15 @@ def endpoint_slice(service: str, address: str) -> model.EndpointSlice:
 
 
 def write(*slices: model.EndpointSlice) -> None:
-    """Puts them in the store; that wakes the controller."""
+    """Puts them in the store, which wakes the controller; again where that has just written them itself."""
     with sqlite.open_store(NAME) as store:
-        objects, revision = load_objects(store)
-        save_objects(store, objects, {**objects, **{model.key_of(item): item for item in slices}}, revision)
+        while True:
+            objects, revision = load_objects(store)
+            try:
+                save_objects(store, objects, {**objects, **{model.key_of(item): item for item in slices}}, revision)
+            except Conflict:
+                continue
+            return
 
 
 def addresses() -> dict[str, str]:
