@@ -138,8 +138,18 @@ def curl(url: str, *words: str) -> str:
     return nsnet("exec", "host/client", "--", "curl", "-s", "-m", "5", *words, url)
 
 
-def status(host: str, path: str, port: int, *words: str) -> str:
-    return curl(f"http://{NODE}:{port}{path}", "-o", "/dev/null", "-w", "%{http_code}", "-H", f"Host: {host}", *words)
+def status(host: str, path: str, port: int) -> str:
+    """Of a request by the host outside; a connection of its own."""
+    try:
+        connection = connected(port)
+    except OSError as error:
+        return str(error)
+    try:
+        return str(get(connection, host, path)[0])
+    except (OSError, http.client.HTTPException) as error:
+        return repr(error)
+    finally:
+        connection.close()
 
 
 def until(condition: Callable[[], bool], seconds: float = 30) -> None:
