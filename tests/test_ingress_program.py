@@ -38,7 +38,7 @@ def test_commands() -> None:
     new = ("default:b:80", "10.244.1.9:80")
     assert commands({A: A[1], B: B[1], new: new[1]}, {A: True, B: False}) == [
         "set server default:a:80/10.244.2.2:8080 state ready",
-        "add server default:b:80/10.244.1.9:80 10.244.1.9:80 pool-purge-delay 5s",
+        "add server default:b:80/10.244.1.9:80 10.244.1.9:80 pool-purge-delay 5s pool-max-conn 1000",
         "enable server default:b:80/10.244.1.9:80",
     ]
     assert commands({}, {A: True}) == [
