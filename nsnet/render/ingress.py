@@ -173,6 +173,10 @@ class _Space:
             for kind, lines in named.items()
         }
 
+    def has(self, kind: str, beginning: str = "") -> bool:
+        """Is there a line that begins so? A map with nothing to find is not asked."""
+        return any(line.startswith(beginning) for line in self.files[f"{self.number}.{kind}"].splitlines())
+
     def _name(self, host: Host, virtual: str, named: dict[str, list[tuple[str, str]]]) -> None:
         if not host.name:
             self.any = virtual
@@ -240,12 +244,14 @@ def _frontend(directory: str, frontend: Frontend, space: _Space) -> Iterator[str
     yield "    http-request set-var(txn.path) path"
     yield f"    http-request set-var(txn.at) var(txn.host),map_str({base}.hosts)"
     missing = "if !{ var(txn.at) -m found }"
-    yield f"    http-request set-var(txn.at) var(txn.host),regsub(^[^.]*,*),map_str({base}.hosts) {missing}"
+    if space.has("hosts", "*."):
+        yield f"    http-request set-var(txn.at) var(txn.host),regsub(^[^.]*,*),map_str({base}.hosts) {missing}"
     if space.deep:
         yield f"    http-request set-var(txn.at) var(txn.host),map_end({base}.deep) {missing}"
     if space.any:
         yield f"    http-request set-var(txn.at) str({space.any}) {missing}"
-    yield f"    http-request set-var(txn.to) var(txn.at),concat(,txn.path),map_str({base}.exact)"
+    if space.has("exact"):
+        yield f"    http-request set-var(txn.to) var(txn.at),concat(,txn.path),map_str({base}.exact)"
     unset = "if !{ var(txn.to) -m found }"
     yield f"    http-request set-var(txn.to) var(txn.at),concat(,txn.path,/),map_beg({base}.prefix) {unset}"
     yield f"    {_reply(404)} {unset}"
