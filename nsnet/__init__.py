@@ -16,7 +16,7 @@ there, and writes the difference.
     floor 3, the roof     cli/ · controller/                the only code that prints, exits or waits
     floor 2, halls        reconcile.py · verify/            the order in which rooms are used
     floor 1, rooms        manifests.py · store/ · control/ · render/ · diff.py · kernel/ · programs/
-    floor 0, words        model.py · state.py · names.py · errors.py
+    floor 0, words        model.py · state.py · names.py · errors.py; made of them, routes/: what is asked of HTTP
 
 Imports only point down, and rooms on floor 1 never see each other. `render` never sees the kernel, the kernel never
 sees a Service; only `kernel/` (and `programs/`, which run inside) make system calls; only `kernel/netns.py` enters a

@@ -459,7 +459,7 @@ def _may_listen(change: Change, want: State) -> bool:
     if not isinstance(change.value, File):
         return isinstance(change.value, Process)
     if names.kind_of(change.netns) != "fabric":
-        return False  # kubedns has the same ports whatever it serves
+        return change.value.path.endswith("/haproxy.cfg")  # new ports; kubedns has the same whatever it serves
     programs = (value for value in want.get(change.netns, ()) if isinstance(value, Process))
     return any(change.value.path in program.argv for program in programs)
 

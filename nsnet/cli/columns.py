@@ -21,7 +21,13 @@ from nsnet.model import (
     Endpoints,
     EndpointSlice,
     Event,
+    Gateway,
+    GatewayClass,
+    HTTPRoute,
+    Ingress,
+    IngressClass,
     Job,
+    MetaCondition,
     Namespace,
     Node,
     Object,
@@ -285,15 +291,36 @@ def _raw(obj: Object, *path: str) -> Any:
     return value
 
 
-def _ingress(obj: Object, look: Look) -> Cells:
-    rules = [rule for rule in _raw(obj, "spec", "rules") or () if isinstance(rule, dict)]
-    hosts = ",".join(str(rule.get("host") or "*") for rule in rules) or "*"
-    given = [
-        str(item.get("ip") or item.get("hostname")) for item in _raw(obj, "status", "loadBalancer", "ingress") or ()
-    ]
-    ports = "80, 443" if _raw(obj, "spec", "tls") else "80"
-    named = str(_raw(obj, "spec", "ingressClassName") or NONE)
-    return [obj.metadata.name, named, hosts, ",".join(given), ports, look.age(obj)]
+def _ingress(ingress: Ingress, look: Look) -> Cells:
+    spec = ingress.spec
+    hosts = shortened(list(dict.fromkeys(rule.host or "*" for rule in spec.rules or ()))) if spec.rules else "*"
+    given = ",".join(item.ip or item.hostname for item in ingress.status.loadBalancer.ingress or ())
+    named = spec.ingressClassName or model.annotation(ingress, "kubernetes.io/ingress.class") or NONE
+    return [ingress.metadata.name, named, hosts, given, "80, 443" if spec.tls else "80", look.age(ingress)]
+
+
+def _ingress_class(item: IngressClass, look: Look) -> Cells:
+    return [item.metadata.name, item.spec.controller, NONE, look.age(item)]
+
+
+def _gateway_class(item: GatewayClass, look: Look) -> Cells:
+    return [item.metadata.name, item.spec.controllerName, _holds(item.status.conditions, "Accepted"), look.age(item)]
+
+
+def _gateway(gateway: Gateway, look: Look) -> Cells:
+    given = ",".join(item.value for item in gateway.status.addresses)
+    programmed = _holds(gateway.status.conditions, "Programmed")
+    return [gateway.metadata.name, gateway.spec.gatewayClassName, given, programmed, look.age(gateway)]
+
+
+def _holds(conditions: Sequence[MetaCondition], kind: str) -> str:
+    return next((item.status for item in conditions if item.type == kind), "Unknown")
+
+
+def _http_route(route: HTTPRoute, look: Look) -> Cells:
+    """The hostnames as gateway-api's printer column has them, a JSON list."""
+    names = "[" + ",".join(f'"{name}"' for name in route.spec.hostnames or ()) + "]" if route.spec.hostnames else ""
+    return [route.metadata.name, names, look.age(route)]
 
 
 def _policy(obj: Object, look: Look) -> Cells:
@@ -349,6 +376,10 @@ _COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], Row]] = {
     "SubnetLease": (("NAME", "PUBLIC-IP", "BACKEND", "AGE"), (), _lease),
     "Cluster": (("NAME", "POD-SUBNET", "SERVICE-SUBNET", "BACKEND", "PROXY-MODE", "AGE"), (), _cluster),
     "Ingress": (("NAME", "CLASS", "HOSTS", "ADDRESS", "PORTS", "AGE"), (), _ingress),
+    "IngressClass": (("NAME", "CONTROLLER", "PARAMETERS", "AGE"), (), _ingress_class),
+    "GatewayClass": (("NAME", "CONTROLLER", "ACCEPTED", "AGE"), (), _gateway_class),
+    "Gateway": (("NAME", "CLASS", "ADDRESS", "PROGRAMMED", "AGE"), (), _gateway),
+    "HTTPRoute": (("NAME", "HOSTNAMES", "AGE"), (), _http_route),
     "NetworkPolicy": (("NAME", "POD-SELECTOR", "AGE"), (), _policy),
     "ConfigMap": (("NAME", "DATA", "AGE"), (), _config_map),
     "Secret": (("NAME", "TYPE", "DATA", "AGE"), (), _secret),

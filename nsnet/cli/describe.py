@@ -17,6 +17,7 @@ from nsnet.control.environment import changed_since, started_with
 from nsnet.control.policy import KIND, account, policy
 from nsnet.errors import InputError
 from nsnet.model import Endpoint, EndpointSlice, Event, Node, Object, Objects, Pod, Service, SubnetLease
+from nsnet.routes.world import port_of
 from nsnet.state import socket_address
 
 WIDTH = 22
@@ -81,6 +82,8 @@ def _body(now: Running, obj: Object) -> Iterable[Pair]:
             return _node(now, obj)
         case model.Other(kind=found) if found == KIND:
             return ()
+        case model.Ingress():
+            return _ingress(now.objects, obj)
         case _ if isinstance(obj, model.WORKLOADS):
             return _workload(now.objects, obj)
     return _plain(obj)
@@ -161,6 +164,35 @@ def _endpoints(objects: Objects, service: Service, port_name: str) -> Iterator[s
         numbers = [port.port for port in item.ports or () if (port.name or "") == port_name]
         for endpoint in item.endpoints or ():
             yield from (f"{socket_address(endpoint.addresses[0], number or 0)}{_state(endpoint)}" for number in numbers)
+
+
+def _ingress(objects: Objects, ingress: model.Ingress) -> Iterator[Pair]:
+    """As kubectl has it: each host and path with its Service and the endpoints behind it now."""
+    spec = ingress.spec
+    yield "Address", ",".join(item.ip or item.hostname for item in ingress.status.loadBalancer.ingress or ()) or NONE
+    yield "Ingress Class", spec.ingressClassName or NONE
+    yield "Default backend", _backend(objects, ingress, spec.defaultBackend) if spec.defaultBackend else NONE
+    if spec.tls:
+        yield "TLS", (f"{item.secretName or NONE} terminates {','.join(item.hosts or ())}" for item in spec.tls)
+    rows = [
+        [rule.host or "*", f"{path.path or '/'} ({path.pathType})", _backend(objects, ingress, path.backend)]
+        for rule in spec.rules or ()
+        for path in (rule.http.paths if rule.http else ())
+    ]
+    yield "Rules", table([["Host", "Path", "Backends"], *rows])
+
+
+def _backend(objects: Objects, ingress: model.Ingress, backend: model.IngressBackend) -> str:
+    """`web:80 (10.244.1.2:8080,10.244.2.2:8080)`."""
+    said = backend.service
+    if said is None:
+        return "a resource, which is not served"
+    wanted = said.port.name or said.port.number or 0
+    service = objects.get(model.Key("Service", ingress.metadata.namespace, said.name))
+    port = port_of(service, wanted) if isinstance(service, Service) else None
+    if not isinstance(service, Service) or port is None:
+        return f"{said.name}:{wanted} (<error: {'no such port' if service else 'services not found'}>)"
+    return f"{said.name}:{wanted} ({','.join(_endpoints(objects, service, port.name)) or NONE})"
 
 
 def _state(endpoint: Endpoint) -> str:

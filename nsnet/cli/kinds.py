@@ -41,6 +41,9 @@ ALL = (
 GROUPS: Mapping[str, str] = {
     "Deployment": "apps", "ReplicaSet": "apps", "StatefulSet": "apps", "DaemonSet": "apps", "Job": "batch",
     "EndpointSlice": "discovery.k8s.io", "Ingress": "networking.k8s.io", "NetworkPolicy": "networking.k8s.io",
+    "IngressClass": "networking.k8s.io", "GatewayClass": "gateway.networking.k8s.io",
+    "Gateway": "gateway.networking.k8s.io", "HTTPRoute": "gateway.networking.k8s.io",
+    "ReferenceGrant": "gateway.networking.k8s.io",
 }  # fmt: skip
 
 

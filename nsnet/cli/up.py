@@ -230,7 +230,7 @@ def _print_tries(running: Running) -> None:
 
 
 def tries(objects: Objects) -> Iterator[str]:
-    """A few commands to go on with: by the Service's name from a pod, by a node port from outside."""
+    """A few commands to go on with: by the Service's name from a pod, by a node port or an Ingress from outside."""
     yield "get pods -o wide"
     services = [item for item in _not_the_clusters(objects, Service) if item.spec.selector and item.spec.ports]
     inside = next((item for item in services if item.spec.clusterIP not in {"", "None"}), None)
@@ -244,6 +244,11 @@ def tries(objects: Objects) -> Iterator[str]:
     nodes = model.of(objects, Node)
     if outside and hosts and nodes:
         yield f"exec host/{hosts[0].name} -- {_call(outside, model.internal_ip(nodes[-1]), 'node')}"
+    served = next((item for item in model.of(objects, Ingress) if item.status.loadBalancer.ingress), None)
+    rule = next((rule for rule in (served.spec.rules or ()) if rule.host), None) if served else None
+    if rule and hosts:
+        path = rule.http.paths[0].path if rule.http and rule.http.paths else ""
+        yield f"exec host/{hosts[0].name} -- curl -s http://{rule.host.replace('*', 'any')}{path or '/'}"
 
 
 def _by_name(objects: Objects, service: Service, caller: Pod) -> str:
@@ -256,8 +261,9 @@ def _by_name(objects: Objects, service: Service, caller: Pod) -> str:
 
 
 def _not_the_clusters(objects: Objects, kind: type[T]) -> list[T]:
-    """Not DNS and the like: nobody wants to look at these first."""
-    return [obj for obj in model.of(objects, kind) if obj.metadata.namespace != "kube-system"]  # type: ignore[attr-defined]
+    """Not DNS, the HTTP proxy and the like: nobody wants to look at these first."""
+    own = {"kube-system", model.PROXY_NAMESPACE}
+    return [obj for obj in model.of(objects, kind) if obj.metadata.namespace not in own]  # type: ignore[attr-defined]
 
 
 def _call(service: Service, address: str, way: str | None) -> str:

@@ -16,6 +16,7 @@ from nsnet.control import (
     endpoints,
     environment,
     events,
+    ingress,
     ipam,
     kubeproxy,
     kubernetes,
@@ -53,6 +54,7 @@ def complete(objects: Objects, facts: Facts | None = None) -> dict[Key, Object]:
     nodes.write(table, cluster)
     kubernetes.write(table, cluster)
     dns.write(table, cluster)
+    ingress.write(table, cluster)
     lifecycle.collect(table)
     lifecycle.terminate(table, facts.now)
     lifecycle.evict(table, {key.name for key in table["Node"]})
@@ -64,7 +66,8 @@ def complete(objects: Objects, facts: Facts | None = None) -> dict[Key, Object]:
     loadbalancer.balance(table, cluster, facts)
     status.count(table)
     namespaces.write(table, cluster)
-    events.write(table, cluster, facts.now)
+    ingress.tell(table, facts.now)
+    events.write(table, cluster, facts.now, ingress.said(table, cluster, facts))
     _stamp(table, facts.now)
     return joined(table)
 

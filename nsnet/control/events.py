@@ -3,7 +3,8 @@
 Events that manifests bring (a dump) are left alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from nsnet import names
 from nsnet.control import loadbalancer, namespaces, policy, service_events, userspace
@@ -14,6 +15,7 @@ from nsnet.model import (
     MOST_NAMESERVERS,
     MOST_SEARCH_LETTERS,
     MOST_SEARCHES,
+    PROXY_NAMESPACE,
     Cluster,
     Endpoints,
     EndpointSlice,
@@ -35,17 +37,13 @@ from nsnet.model import (
 )
 
 OURS = "Event"
-NOT_YET = {  # what is kept, and has no effect here: said, because nothing else would show it
-    "Ingress": "it is kept and not served yet: there is no proxy",
-    "Gateway": "it is kept and not served yet: there is no proxy",
-    "HTTPRoute": "it is kept and not served yet: there is no proxy",
-}
 
 
-def write(table: Table, cluster: Cluster, now: str) -> None:
+def write(table: Table, cluster: Cluster, now: str, more: Iterable["Said"] = ()) -> None:
+    """All events; `more` are what other controllers have to say."""
     events = of(table, Event)
     wanted = {}
-    for obj, reason, message, kind in _said(table, cluster):
+    for obj, reason, message, kind in chain(_said(table, cluster), more):
         key, event = _event(obj, reason, message, kind)
         wanted[key] = settled(event, events.get(key), now)
     for key, event in list(events.items()):
@@ -66,7 +64,7 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
         if service.spec.selector and service.spec.type != "ExternalName" and not _has_endpoints(table, key):
             yield service, "NoEndpoints", _why_none(service, selected), "Warning"
     for key, namespace in of(table, Namespace).items():
-        if owned_by(namespace, "Cluster") and key.name not in namespaces.BUILT_IN:
+        if owned_by(namespace, "Cluster") and key.name not in {*namespaces.BUILT_IN, PROXY_NAMESPACE}:
             yield namespace, "NamespaceCreated", "it is named in the manifests and nowhere declared", "Normal"
     for pod in of(table, Pod).values():
         if pod.spec.dnsConfig is not None:
@@ -80,9 +78,6 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
 
 
 def _not_yet(table: Table, cluster: Cluster) -> Iterator[Said]:
-    for kind, sentence in NOT_YET.items():
-        for obj in table.get(kind, {}).values():
-            yield obj, "NotYet", sentence, "Warning"
     for pod in of(table, Pod).values() if families_of(cluster)[0] == "ip6" else ():
         if any(port.hostPort for port in container_ports(pod)) and not pod.spec.hostNetwork:
             yield pod, "NotYet", "hostPort leads to IPv4 addresses alone, and this pod's first one is IPv6", "Warning"

@@ -11,7 +11,8 @@ class Facts(msgspec.Struct, frozen=True):
     """`listening`: network namespace → (protocol, port) pairs; None: nobody has looked.
 
     ("TCP", 80) and ("UDP", 53) are sockets; ("HTTP", 8080) says that what is asked there about its health is well,
-    ("FAIL", 10256) that a load balancer asks there and gets no good answer.
+    ("FAIL", 10256) that a load balancer asks there and gets no good answer, ("REFUSED why", 0) that a program there has
+    refused its file, and why.
 
     Where nobody has looked, a pod keeps what was last seen of its ports, and a new one is taken to listen: so `plan` is
     what `up` reaches, and a verb that writes the store does not bring a dead pod back for a moment.

@@ -42,6 +42,7 @@ from nsnet.model import (
     key_of,
     meets,
     pod_cidrs,
+    runs_proxy,
     selects,
     subnets,
 )
@@ -131,7 +132,7 @@ class _Board:
 
     def add(self, pod: Pod) -> None:
         node = pod.spec.nodeName
-        self.count[node] += not (of_the_cluster(pod) or dns.is_ours(pod))
+        self.count[node] += not (of_the_cluster(pod) or dns.is_ours(pod) or runs_proxy(pod))
         self.room[node] -= not pod.spec.hostNetwork
         self.leaving += is_terminating(pod)
         self.ports[node].update(host_ports(pod))

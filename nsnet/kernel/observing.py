@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from nsnet import names
 from nsnet.errors import MachineError
-from nsnet.kernel import conntrack, files, health, ipset, netns, process, rtnl, sockdiag, sysctl
+from nsnet.kernel import conntrack, files, health, ipset, netns, process, refusals, rtnl, sockdiag, sysctl
 from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request
 from nsnet.state import SYSCTLS, Family, IpSet, Key, Listener, Netns, Scope, Sysctl, Value
 
@@ -247,13 +247,16 @@ def _add_files_and_processes(cluster: str, wanted: Mapping[str, frozenset[str]],
         if name in heard:
             more[name] += ports
     listened = {name for name in more if "listener" in wanted[name] and any(map(_is_health_port, more[name]))}
+    proxies = {name for name in more if "listener" in wanted[name] and refusals.may_be(name)}
     asked = {name for name in more if "process" in wanted[name]}
-    if asked or listened:
+    if asked or listened or proxies:
         programs = process.observe(cluster)
         for name in asked & programs.keys():
             more[name] += programs[name]
         for name, well in health.observe({name: programs[name] for name in listened & programs.keys()}).items():
             more[name].append(well)
+        for name, refusal in refusals.observe({name: programs[name] for name in proxies & programs.keys()}).items():
+            more[name].append(refusal)
     named = [name for name in more if "file" in wanted[name]]
     if named:
         everything = len(named) > _FEW

@@ -385,6 +385,14 @@ def reload(program: Running, path: str) -> str:
         return f"{name_of(program.argv)} does not answer: {error.strerror or error}"
 
 
+def status(path: str, timeout: float) -> str:
+    """What a program of ours says of the file it reads: empty where all is well, or where nobody answers."""
+    try:
+        return _ask(Path(f"{path}.sock"), b"status\n", timeout)
+    except OSError:
+        return ""
+
+
 def _ask(at: Path, question: bytes, timeout: float) -> str:
     """Says a line to a unix socket; empty for `ok`, else the answer. By its directory, since paths end at 108 bytes."""
     directory = os.open(at.parent, os.O_PATH | os.O_CLOEXEC)

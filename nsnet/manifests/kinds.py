@@ -9,7 +9,7 @@ import base64
 import binascii
 from collections.abc import Callable, Iterable
 
-from nsnet.manifests import kubeproxy, policies, services, workloads
+from nsnet.manifests import http, kubeproxy, policies, services, workloads
 from nsnet.manifests.common import EFFECTS, annotations
 from nsnet.manifests.forms import (
     address,
@@ -108,8 +108,12 @@ CHECKS: dict[str, Callable[[At], None]] = {
     "Endpoints": services.endpoints,
     "EndpointSlice": services.endpoint_slice,
     "Event": nothing,
-    "Ingress": policies.ingress,
+    "Ingress": http.ingress,
     "IngressClass": nothing,
+    "GatewayClass": http.gateway_class,
+    "Gateway": http.gateway,
+    "HTTPRoute": http.http_route,
+    "ReferenceGrant": http.reference_grant,
     "NetworkPolicy": policies.network_policy,
     "Secret": secret,
     "ConfigMap": nothing,

@@ -1,39 +1,11 @@
-"""Ingress and NetworkPolicy.
+"""NetworkPolicy.
 
 Source: Kubernetes `pkg/apis/networking/validation`.
 """
 
 from nsnet.manifests.common import selector
-from nsnet.manifests.forms import hostname, one_of, port, port_name, port_or_name, protocol, subnet, subnet_of
+from nsnet.manifests.forms import one_of, port, port_or_name, protocol, subnet, subnet_of
 from nsnet.manifests.problems import At
-from nsnet.manifests.reading import shown
-
-
-def ingress(doc: At) -> None:
-    spec = doc["spec"]
-    if not spec["rules"].value and not spec["defaultBackend"].value:
-        spec.wrong("has neither rules nor a defaultBackend", "add one of the two")
-    backend(spec["defaultBackend"])
-    for rule in spec["rules"].each():
-        hostname(rule["host"])
-        for item in rule["http"]["paths"].each():
-            one_of(item["pathType"], ("Exact", "Prefix", "ImplementationSpecific"))
-            path = item["path"].value
-            if path and not path.startswith("/") and item["pathType"].value != "ImplementationSpecific":
-                item["path"].wrong(f'"{shown(path)}" does not begin with /', f"write /{shown(path)}")
-            backend(item["backend"])
-
-
-def backend(at: At) -> None:
-    if at.value is None:
-        return
-    if bool(at["service"].value) == bool(at["resource"].value):
-        at.wrong("names a service or a resource, one of the two", "add `service:` with a name and a port")
-    number, name = at["service"]["port"]["number"], at["service"]["port"]["name"]
-    port(number)
-    port_name(name)
-    if at["service"].value and (number.value is None) == (not name.value):
-        at["service"]["port"].wrong("has a number or a name, one of the two", "as port: {number: 80}")
 
 
 def network_policy(doc: At) -> None:

@@ -30,6 +30,15 @@ _PYTHON: dict[str, set[type]] = {
 }  # fmt: skip
 
 
+OURS = {
+    kind.__name__: kind
+    for kind in (
+        model.Cluster, model.SubnetLease, model.GatewayClass, model.Gateway, model.HTTPRoute, model.ReferenceGrant,
+    )
+}  # fmt: skip
+"""nsnet's own kinds, and those of the Gateway API, which no OpenAPI model of Kubernetes has."""
+
+
 class Fields(msgspec.Struct, frozen=True):
     """A type's fields by name, and those it cannot be without."""
 
@@ -52,10 +61,10 @@ def fields(name: str) -> Fields:
 
 
 def type_of_kind(kind: str) -> str:
-    """The type of a kind's objects; empty where no schema is known (Gateway API)."""
+    """The type of a kind's objects; empty where no schema is known."""
     if kind in kubeproxy.TYPES:
         return kind
-    if kind in {"Cluster", "SubnetLease"}:
+    if kind in OURS:
         return f"nsnet.{kind}"
     return _data()["kinds"].get(kind, "")  # type: ignore[no-any-return]
 
@@ -65,13 +74,13 @@ def known_kinds() -> frozenset[str]:
     return frozenset(_data()["known"])
 
 
-# --- nsnet's own kinds ------------------------------------------------------------------------------------------------
+# --- kinds whose fields are our structs' ------------------------------------------------------------------------------
 
 
 @cache
 def _ours() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
-    for cls in (model.Cluster, model.SubnetLease):
+    for cls in OURS.values():
         _struct(msgspec.inspect.type_info(cls), found)
         top = found[f"nsnet.{cls.__name__}"]
         del top["raw"], top["metadata!"]

@@ -12,6 +12,7 @@ from nsnet.manifests.forms import (
     address,
     address_of,
     address_v4,
+    count,
     dns_label,
     dns_subdomain,
     exact_subnet,
@@ -54,6 +55,8 @@ def check(doc: At) -> None:
         address_range(item)
     one_of(doc["loadBalancer"]["mode"], ("nodeport", "vip"))
     dns(doc["dns"])
+    count(doc["ingress"]["replicas"])
+    one_of(doc["ingress"]["externalTrafficPolicy"], ("Cluster", "Local"))
     underlay(doc["underlay"])
     nodes(doc["nodes"])
     for host in doc["hosts"].each():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from nsnet import model
-from nsnet.render import chains, cni, dns, etc, flannel, health, loadbalancer, portmap, programs, underlay
+from nsnet.render import chains, cni, dns, etc, flannel, health, ingress, loadbalancer, portmap, programs, underlay
 from nsnet.render.view import MEMO, View, view_of
 from nsnet.state import State, Value
 
@@ -26,6 +26,7 @@ COMPONENTS: tuple[Component, ...] = (
     health.render,
     loadbalancer.render,
     dns.render,
+    ingress.render,
     etc.render,
 )
 

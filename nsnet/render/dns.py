@@ -8,7 +8,8 @@ servers outside. What kubedns serves is a file, written anew when a Service, its
 dnsmasq has to forget, or it would say what was true for as long as the TTL lasts: that is a signal (SIGHUP), for which
 it reads a file of its own again, whose only line is the other's hash.
 
-The authority answers for the names the topology gives (`dns.records`) and for nodes and hosts; any other name does not
+The authority answers for the names the topology gives (`dns.records`), for nodes and hosts, and for the hosts that the
+HTTP proxy serves, which are at its address; any other name does not
 exist there, so that no question ever leaves for the machine's resolvers. With `dns.upstreams` it asks those.
 
 The ConfigMap kube-system/kube-dns acts as in kube-dns: `stubDomains` are added, `upstreamNameservers` replace.
@@ -26,6 +27,7 @@ import msgspec
 
 from nsnet import model, names
 from nsnet.model import EndpointSlice, Key, Objects, Service
+from nsnet.render import ingress
 from nsnet.render.etc import has_authority
 from nsnet.render.view import Machine, View
 from nsnet.state import File, Process, Value
@@ -79,7 +81,8 @@ def _health(domain: str) -> tuple[str, ...]:
 def _authority(view: View) -> tuple[Value, ...]:
     path = str(names.run_dir(view.name) / "hosts.conf")
     said = view.cluster.dns
-    known = {machine.name: _in_network(machine) for machine in view.machines}
+    known: dict[str, tuple[str, ...]] = {name: (ip,) for name, ip in ingress.addresses(view.objects).items()}
+    known |= {machine.name: _in_network(machine) for machine in view.machines}
     known |= {name.rstrip(".").lower(): (address,) for name, address in said.records.items()}
     content = "".join(f"{address} {name}\n" for name, found in sorted(known.items()) for address in found)
     others = tuple(f"--server={_for_dnsmasq(server)}" for server in said.upstreams) or ("--local=/#/",)

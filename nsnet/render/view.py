@@ -112,7 +112,7 @@ class Pod(msgspec.Struct, frozen=True):
     """A pod that has an address. `device` is the node's end of its veth pair, empty for a hostNetwork pod.
 
     `more`: its address of the other family. `tcp` and `udp` are what the pod server listens on; `dns`: the cluster's
-    DNS runs in it, on ports of its own.
+    DNS runs in it, on ports of its own; `proxy`: the HTTP proxy does, and nothing else.
     """
 
     namespace: str
@@ -125,6 +125,7 @@ class Pod(msgspec.Struct, frozen=True):
     tcp: tuple[int, ...]
     udp: tuple[int, ...]
     dns: bool = False
+    proxy: bool = False
     more: tuple[str, ...] = ()
 
     @property
@@ -294,8 +295,9 @@ def has_network(pod: model.Pod) -> bool:
 
 def _pod(cluster: str, pod: model.Pod, services: "_ByPair", dns: model.Service | None, taken: set[str]) -> Pod:
     meta, spec = pod.metadata, pod.spec
-    serves_dns = model.serves_dns(pod, dns)
-    ports = model.served_ports(pod, list(_candidates(services, meta))) - (model.DNS_PORTS if serves_dns else NONE)
+    serves_dns, proxy = model.serves_dns(pod, dns), model.runs_proxy(pod)
+    ports = set() if proxy else model.served_ports(pod, list(_candidates(services, meta)))
+    ports -= model.DNS_PORTS if serves_dns else NONE
     own = not spec.hostNetwork
     netns = names.pod_netns(cluster, meta.namespace, meta.name) if own else names.node_netns(cluster, spec.nodeName)
     return Pod(
@@ -310,6 +312,7 @@ def _pod(cluster: str, pod: model.Pod, services: "_ByPair", dns: model.Service |
         udp=tuple(sorted(port for protocol, port in ports if protocol == "UDP")),
         dns=serves_dns,
         more=model.pod_ips(pod)[1:],
+        proxy=proxy,
     )
 
 

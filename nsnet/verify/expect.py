@@ -26,12 +26,12 @@ from nsnet.errors import InputError
 from nsnet.kernel.probe import Learned
 from nsnet.model import Objects, Service, ServicePort
 from nsnet.state import socket_address
-from nsnet.verify import balanced, chance, hostports, names, policy, sample, userspace
+from nsnet.verify import balanced, chance, hostports, http, names, policy, sample, userspace
 from nsnet.verify import world as worlds
 from nsnet.verify.world import Backend, Place, World
 
 Want = Literal["ok", "refused", "timeout", "unreachable", "closed", "blocked"]
-Ask = Literal["identity", "http", "connect", "line", "ping", "dns"]
+Ask = Literal["identity", "http", "connect", "line", "ping", "dns", "request"]
 
 SENDER = "sender"  # the server must see the very address that the asking socket has
 PROTOCOLS: tuple[Literal["UDP"], Literal["TCP"]] = ("UDP", "TCP")
@@ -78,6 +78,7 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     title: str = ""
     learns: tuple[Learned, ...] = ()
     question: names.Question | None = None
+    request: http.Request | None = None
 
     @property
     def name(self) -> str:
@@ -104,6 +105,8 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
                 return b"hostname\n"
             case "dns":
                 return names.packed(self.target, stream=self.protocol == "TCP", family=self.family)
+            case "request":
+                return self.request.payload if self.request else b""
         return b""
 
     def __str__(self) -> str:
@@ -125,6 +128,8 @@ def describe(item: Expectation) -> str:
         return _WANTS[item.want]
     if item.question is not None:
         return str(item.question)
+    if item.request is not None:
+        return str(item.request)
     who = " or ".join(sorted(item.answers)[:4]) + (f" … ({len(item.answers)})" if len(item.answers) > 4 else "")
     words = f"{who} answers" if who else "an answer"
     if item.seen:
@@ -160,6 +165,7 @@ def _of_family(world: World, objects: Objects, *, all_pairs: bool, seed: int) ->
         _names(world, objects, all_pairs),
         _environment(world, objects),
         _outside(world),
+        _ingress(world, objects),
     )
     found = [item for part in parts for item in part]
     return found if policy.none(world) else [_permitted(world, places, item) for item in found]
@@ -685,3 +691,24 @@ def _no_way(host: Place, target: str, address: str, port: int) -> Expectation:
         want="unreachable",
         ask="connect",
     )
+
+
+# --- HTTP from outside ------------------------------------------------------------------------------------------------
+
+
+def _ingress(world: World, objects: Objects) -> Iterator[Expectation]:
+    """Every host and path that Ingresses and Gateways serve, asked by a host outside."""
+    for host in world.hosts[:1]:
+        for entrance, request in http.requests(world, objects):
+            yield Expectation(
+                group="ingress",
+                source=host.label,
+                netns=host.netns,
+                target=request.host,
+                protocol="TCP",
+                address=entrance.address,
+                port=entrance.port,
+                ask="request",
+                request=request,
+                title=f"{host.label} → {request.title} by {entrance.address}:{entrance.port}",
+            )

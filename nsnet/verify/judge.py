@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from nsnet.kernel.probe import Answer
-from nsnet.verify import chance, names
+from nsnet.verify import chance, http, names
 from nsnet.verify.expect import SENDER, Expectation, describe
 
 SIDE_BY_SIDE = "modes"  # the group of questions that are asked to compare modes, and for nothing else
@@ -114,6 +114,8 @@ def _one(item: Expectation, answer: Answer) -> str:
         return ""
     if item.ask == "http":
         return _status(answer.body)
+    if item.request is not None:
+        return http.wrong(item.request, answer, _who(_said(answer)))
     if item.question is not None:
         return names.wrong(item.question, names.read(answer.body, stream=item.protocol == "TCP"))
     if not item.answers:
@@ -159,6 +161,8 @@ def _status(body: bytes) -> str:
 
 def _said(answer: Answer) -> Said | None:
     body = answer.body
+    if b"\nHTTP/" in body[:80]:  # over TLS the certificate's hash stands before
+        body = body.partition(b"\n")[2]
     if body.startswith(b"HTTP/"):
         body = body.partition(b"\r\n\r\n")[2]
     try:

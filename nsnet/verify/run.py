@@ -5,6 +5,7 @@ from itertools import chain
 from time import sleep
 
 from nsnet.kernel import probe as kernel
+from nsnet.kernel import tls
 from nsnet.kernel.probe import Answer, Probe
 from nsnet.state import Change, lines
 from nsnet.verify.expect import Expectation
@@ -84,8 +85,9 @@ def _ask(part: Sequence[Expectation], progress: Progress | None, timeout: float)
     answers: list[list[Answer]] = [[] for _ in part]
     first = [index for index, item in enumerate(part) if item.sticky]
     rest = chain.from_iterable([index] * (item.calls - item.sticky) for index, item in enumerate(part))
+    coded = [index for index, item in enumerate(part) if _server_name(item)]
     blocked = {index for index, item in enumerate(part) if item.want == "blocked"}
-    others = [index for index in rest if index not in blocked]
+    others = [index for index in rest if index not in {*blocked, *coded}]
     for indexes, patience, together in (
         (first, timeout, CONCURRENCY),
         (others, timeout, CONCURRENCY),
@@ -98,7 +100,15 @@ def _ask(part: Sequence[Expectation], progress: Progress | None, timeout: float)
             strict=True,
         ):
             answers[index].append(answer)
+    named = [(question(part[index]), _server_name(part[index])) for index in coded]
+    for index, answer in zip(coded, tls.probe(named, timeout=timeout), strict=True):
+        answers[index].append(answer)
     return answers
+
+
+def _server_name(item: Expectation) -> str:
+    """What a TLS handshake names; empty where there is none."""
+    return item.request.sni if item.request else ""
 
 
 def question(item: Expectation) -> Probe:

@@ -150,7 +150,7 @@ def _pod(cluster: str, pod: Pod, services: list[Service], dns: Service | None, f
         address=_of_family(model.pod_ips(pod), family),
         node=pod.spec.nodeName,
         own=own,
-        runs=model.annotation(pod, "nsnet/run") == "true" or model.serves_dns(pod, dns),
+        runs=model.annotation(pod, "nsnet/run") == "true" or model.serves_dns(pod, dns) or model.runs_proxy(pod),
         tcp=tuple(sorted(port for protocol, port in ports if protocol == "TCP")),
         udp=tuple(sorted(port for protocol, port in ports if protocol == "UDP")),
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 import datapath
 import floor
+import ingress
 import loadbalancer
 import lookups
 import msgspec
@@ -340,6 +341,15 @@ def _resident(pid: int) -> float:
     return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0]) / 1024
 
 
+def measure_ingress() -> Iterator[Line]:
+    quiet()
+    nsnet("up", "--no-verify", "-", stdin=ingress.TOPOLOGY)
+    try:
+        yield from ingress.figures()
+    finally:
+        nsnet("down", ingress.NAME)
+
+
 def measure_help() -> Iterator[Line]:
     nsnet("--help")
     spent = statistics.median(nsnet("--help") for _ in range(10))
@@ -368,6 +378,7 @@ MEASUREMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "processes": measure_processes,
     "policy": measure_policy,
     "dns": measure_dns,
+    "ingress": measure_ingress,
 }
 
 
