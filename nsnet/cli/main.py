@@ -51,6 +51,7 @@ SECTIONS: dict[str, dict[str, Verb]] = {
         "events": Verb("health:events", "Show what the controllers have to say."),
         "logs": Verb("health:logs", "Show the log of a component."),
         "trace": Verb("trace:trace", "Show the way a packet would take, hop by hop, and how it ends."),
+        "capture": Verb("capture:capture", "Show or write the packets that pass, on one hop or on all."),
         "rules": Verb("explain:rules", "Show the Service rules of a node, explained."),
         "leases": Verb("explain:leases", "Show flannel's subnet leases."),
         "conntrack": Verb("explain:conntrack", "Show the connections a node tracks, with the Service of each."),
