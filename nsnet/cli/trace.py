@@ -65,6 +65,7 @@ class Look(msgspec.Struct, frozen=True):
 @click.argument("to", metavar="TO[:PORT]")
 @click.option("--udp", is_flag=True, help="A UDP packet instead of TCP's first.")
 @click.option("--icmp", is_flag=True, help="A ping.")
+@click.option("--live", is_flag=True, help="Send the packet and watch it on every hop, beside what is predicted.")
 @click.option("--source-port", type=click.IntRange(1, 65535), default=None, metavar="N", help="Default: any.")
 @options.namespace
 @options.output("json")
@@ -74,6 +75,7 @@ def trace(
     to: str,
     udp: bool,
     icmp: bool,
+    live: bool,
     source_port: int | None,
     namespace: str,
     output: str | None,
@@ -82,8 +84,9 @@ def trace(
     """Show the way a packet would take now, hop by hop, with every device and rule, and how it ends.
 
     FROM is a pod, node/N or host/H; TO is one of these, an address, or svc/NAME, which is its clusterIP. Without PORT
-    it is the first one served there. No packet is sent. Rules that change nothing are shown by -o json alone. Exit code
-    1 where a way does not arrive, or its reply does not.
+    it is the first one served there. No packet is sent but with --live. Rules that change nothing are shown by -o json
+    alone. Exit code 1 where a way does not arrive, or its reply does not; with --live, where what is intended,
+    predicted and observed part.
     """
     protocol = _protocol(udp=udp, icmp=icmp, source_port=source_port)
     now = running("trace", cluster)
@@ -95,6 +98,10 @@ def trace(
     asked = Packet(protocol, end.address, end.port, sport=source_port or 0)
     found = traced(state, start, asked)
     look = look_of(state, now.objects, namespace)
+    if live:
+        from nsnet.cli.live import watched
+
+        return watched(now, found, start, end, asked, look, output)
     if output == "json":
         print_json(document(found, start, end, asked, look))
     else:
@@ -289,6 +296,11 @@ def _printed(blocks: Sequence[Block]) -> Iterator[str]:
             yield from lines
 
 
+def way_lines(way: Way, asked: Packet, look: Look) -> Iterator[str]:
+    """One way's hops, as `report` prints them."""
+    yield from _printed(_blocks(way, asked, look))
+
+
 def _blocks(way: Way, asked: Packet, look: Look) -> list[Block]:
     return [
         (look.place(hop.netns), tuple(_hop_lines(hop, changed, look)))
@@ -456,7 +468,7 @@ def _way_document(one: Traced, asked: Packet, look: Look) -> dict[str, object]:
         **_ended(one.way, look),
         "listening": one.open,
         "verdict": verdict(one, asked, look),
-        "hops": [_hop_document(hop, look, changed) for hop, changed in _with_changes(one.way, asked)],
+        "hops": hop_documents(one.way, asked, look),
         "replies": [
             {
                 **_ended(reply, look),
@@ -466,6 +478,11 @@ def _way_document(one: Traced, asked: Packet, look: Look) -> dict[str, object]:
             for reply in one.replies
         ],
     }
+
+
+def hop_documents(way: Way, asked: Packet, look: Look) -> list[dict[str, object]]:
+    """One way's hops, as `document` has them."""
+    return [_hop_document(hop, look, changed) for hop, changed in _with_changes(way, asked)]
 
 
 def _ended(way: Way, look: Look) -> dict[str, object]:
