@@ -100,7 +100,7 @@ def _step(state: State, before: Sighting | None, one: Sighting, after: Sequence[
         there = ports.get(following.dev) if following else None
         if following and following.outgoing and there and there.bridge == port.bridge:
             yield Hop(one.netns, f"bridge {port.bridge}, {one.dev} → {following.dev}")
-        elif following is None or following.dev != port.bridge:
+        elif following is None or following.outgoing or following.dev != port.bridge:
             yield Hop(one.netns, f"in {one.dev}")
     elif not _is_of_a_bridge(ports, before, one, port):
         yield Hop(one.netns, f"out {one.dev}")

@@ -51,8 +51,12 @@ class Observed(msgspec.Struct, frozen=True):
         return self.sightings[-1].packet if self.sightings else None
 
 
-def observe(state: State, netns: str, asked: Packet, port: int, ends: Sequence[str] = ()) -> Observed:
+def observe(
+    state: State, netns: str, asked: Packet, port: int, ends: Sequence[str] = (), *, connections: bool = True
+) -> Observed:
     """Sends the packet and watches it; `port` is VXLAN's, `ends` further pods where it may arrive.
+
+    `connections`: conntrack's entries are read, too (a process for each node that it passed).
 
     Raises NotReachedError where it cannot be sent, MachineError where the kernel cannot be asked.
     """
@@ -68,7 +72,8 @@ def observe(state: State, netns: str, asked: Packet, port: int, ends: Sequence[s
         refused = send(one)
         seen = _watched(hearing, one, frozenset({port}))
         told = rules.read()
-    return _understood(state, one, seen, told, refused)
+    found = _understood(state, one, seen, told, refused)
+    return msgspec.structs.replace(found, connections=_connections(one, found.sightings)) if connections else found
 
 
 def _watched(hearing: Capture, one: Beacon, ports: frozenset[int]) -> list[tuple[Seen, frames.Frame]]:
@@ -105,7 +110,6 @@ def _understood(
         answers=tuple(place for place, _ in groupby(what.netns for what, _ in answers)),
         words=words,
         dropped_by=dropped if end in {"lost", "kept"} else None,
-        connections=_connections(one, sightings),
         notes=() if is_nft() else ("iptables is the legacy build: which rules matched is not told by this kernel",),
     )
 
@@ -114,7 +118,7 @@ def _sighting(seen: Seen, frame: frames.Frame) -> Sighting:
     inner = frame.innermost
     packet = Packet(inner.protocol, inner.dst, inner.dport, inner.src, inner.sport)
     return Sighting(
-        seen.netns, seen.dev, seen.outgoing, packet, frame.dst if frame.inner is not None else "", seen.foreign
+        seen.netns, seen.dev, seen.outgoing, packet, frame.dst if frame.inner is not None else "", frame.mac_dst
     )
 
 
