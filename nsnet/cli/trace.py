@@ -23,8 +23,9 @@ from nsnet.cli.sentences import sentence
 from nsnet.cli.target import Target, target
 from nsnet.errors import InputError, NotReachedError
 from nsnet.model import Objects, Pod, Service
-from nsnet.state import Chain, Listener, NftChain, State
+from nsnet.state import Chain, NftChain, State
 from nsnet.trace import Hop, Packet, Way, answer, service_of, walk
+from nsnet.trace.listening import is_open
 
 
 class Destination(msgspec.Struct, frozen=True):
@@ -126,21 +127,9 @@ def traced(state: State, start: Target, asked: Packet) -> list[Traced]:
 def _traced(state: State, way: Way, asked: Packet) -> Traced:
     if way.result != "delivered":
         return Traced(way)
-    if not _is_open(state, way):
+    if not is_open(state, way):
         return Traced(way, open=False)
     return Traced(way, replies=tuple(answer(state, way, asked)))
-
-
-def _is_open(state: State, way: Way) -> bool:
-    """Does anything listen? A state that was never observed has no listeners at all, and cannot say."""
-    if way.packet.protocol not in {"tcp", "udp"}:
-        return True
-    if not any(isinstance(value, Listener) for values in state.values() for value in values):
-        return True
-    here = (value for value in state[way.netns] if isinstance(value, Listener))
-    wanted = (way.packet.protocol, way.packet.dport)
-    mine = {"0.0.0.0", "::", way.packet.dst}  # noqa: S104 - compared, not bound
-    return any((item.protocol.lower(), item.port) == wanted and item.address in mine for item in here)
 
 
 # --- TO ---------------------------------------------------------------------------------------------------------------
