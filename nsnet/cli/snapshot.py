@@ -48,7 +48,9 @@ def snapshot(name: str | None, delete: bool, output: str | None, cluster: str | 
     own = chosen(cluster)
     if name is None:
         found = kept_names(own)
-        print_json(found) if output == "json" else [out(item) for item in found]
+        print_json(found) if output == "json" else out(
+            "\n".join(found) or "none is kept: nsnet snapshot NAME keeps one"
+        )
     elif delete:
         _path(own, name, there=True).unlink()
     else:

@@ -66,14 +66,18 @@ def hops(state: State, seen: Sequence[Sighting], rules: Mapping[str, Sequence[Se
 
 def _hops(state: State, seen: Sequence[Sighting], rules: dict[str, list[Sequence[Hop]]]) -> Iterator[Hop]:
     before: Sighting | None = None
+    due = False  # has this pass still to tell its rules? They come behind the device it came in by
     for index, one in enumerate(seen):
-        new = _is_new_pass(before, one)
+        due = due or _is_new_pass(before, one)
         told = rules.get(one.netns, [])
-        if new and one.outgoing and told:
-            yield from told.pop(0)
-        yield from _step(state, before, one, seen[index + 1 :])
-        if new and not one.outgoing and told:
-            yield from told.pop(0)
+        if due and one.outgoing:
+            yield from told.pop(0) if told else ()
+            due = False
+        steps = list(_step(state, before, one, seen[index + 1 :]))
+        yield from steps
+        if due and steps:
+            yield from told.pop(0) if told else ()
+            due = False
         before = one
     for netns, left in rules.items():
         yield from (hop for passed in left for hop in passed if hop.netns == netns)
