@@ -192,8 +192,8 @@ TOGETHER = [
      ("should reach pod/c via flannel.1; last seen in eth0 of pod/c; predicted was delivered at pod/c, observed lost, "
      "last seen in pod/c")),
     ("reset", len(WAY), "reset", None,
-     ("should reach pod/c via flannel.1; last seen in eth0 of pod/c; predicted was delivered at pod/c, observed refused "
-     "by pod/c (TCP reset)")),
+     ("should reach pod/c via flannel.1; last seen in eth0 of pod/c; predicted was delivered at pod/c, observed "
+      "refused by pod/c (TCP reset)")),
 ]  # fmt: skip
 
 

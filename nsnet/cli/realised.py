@@ -39,7 +39,7 @@ from nsnet.verify import world as worlds
 
 SYSCTLS = {
     "net.ipv4.ip_forward": "the node routes between its pods and the network",
-    "net.bridge.bridge-nf-call-iptables": "the bridge shows netfilter what it forwards, or replies keep pods' addresses",
+    "net.bridge.bridge-nf-call-iptables": "the bridge shows netfilter what it forwards, or replies stay untranslated",
     "net.ipv4.conf.all.rp_filter": "a strict reverse path check would drop what comes another way than it goes",
     "net.ipv4.conf.all.route_localnet": "node ports answer on 127.0.0.1, too",
 }
