@@ -15,17 +15,19 @@ import msgspec
 
 from nsnet import kernel, model, names
 from nsnet.cli import options
-from nsnet.cli.context import running
+from nsnet.cli.context import Running, running
 from nsnet.cli.explain import addresses, service_addresses
 from nsnet.cli.kinds import kind_named
 from nsnet.cli.output import Colour, coloured, out, print_json
 from nsnet.cli.sentences import sentence
 from nsnet.cli.target import Target, target
 from nsnet.errors import InputError, NotReachedError
+from nsnet.kernel import netns
 from nsnet.model import Objects, Pod, Service
 from nsnet.state import Chain, NftChain, State
 from nsnet.trace import Hop, Packet, Way, answer, service_of, walk
 from nsnet.trace.listening import is_open
+from nsnet.verify.intent import intended
 
 
 class Destination(msgspec.Struct, frozen=True):
@@ -93,11 +95,8 @@ def trace(
     now = running("trace", cluster)
     start = target(now.objects, source, namespace)
     end = destination(now.objects, to, namespace, protocol)
-    state = kernel.observe(now.cluster)
-    if start.netns not in state:
-        raise NotReachedError(f"{start.label} has no network namespace {start.netns}", "nsnet status")
     asked = Packet(protocol, end.address, end.port, sport=source_port or 0)
-    found = traced(state, start, asked)
+    state, found = looked(now, start, asked)
     look = look_of(state, now.objects, namespace)
     if live:
         from nsnet.cli.live import watched
@@ -117,6 +116,46 @@ def _protocol(*, udp: bool, icmp: bool, source_port: int | None) -> str:
     if icmp and source_port:
         raise InputError("a ping has no ports", "leave out --source-port")
     return "udp" if udp else "icmp" if icmp else "tcp"
+
+
+_KINDS = {
+    "pod": frozenset({("netns",), ("link",), ("port",)}),
+    "node": frozenset({("netns",), ("link",), ("port",), ("address",), ("route",), ("neighbour",), ("fdb",)}),
+}
+
+
+def looked(now: Running, start: Target, asked: Packet) -> tuple[State, list[Traced]]:
+    """The state and every way. Raises NotReachedError where the namespace it starts from is not there.
+
+    Of pods and nodes that should have no part in it little is read: pods are many, and rules long. Where the packet
+    does not fare as promised, or passes one of these, everything is read and followed again.
+    """
+    part = set(_part(now.objects, start.netns, asked))
+    every = netns.candidates(now.cluster)
+    few = {name: _KINDS[names.kind_of(name)] for name in every if names.kind_of(name) in _KINDS and name not in part}
+    state: State = kernel.observe(now.cluster, only={name: few.get(name, frozenset()) for name in every})
+    if start.netns not in state:
+        raise NotReachedError(f"{start.label} has no network namespace {start.netns}", "nsnet status")
+    found = traced(state, start, asked)
+    passed = {hop.netns for one in found for way in (one.way, *one.replies) for hop in way.hops}
+    if passed & few.keys() or not all(one.good for one in found):
+        state = kernel.observe(now.cluster)
+        found = traced(state, start, asked)
+    return state, found
+
+
+def _part(objects: Objects, start: str, asked: Packet) -> Iterator[str]:
+    """The namespaces that a packet should pass: its pods' and their nodes', and the node that has the address."""
+    promised = intended(objects, start, asked)
+    ends = {start, *(promised.netns if promised else ())}
+    yield from ends
+    own = model.cluster_of(objects).metadata.name
+    for pod in model.of(objects, Pod):
+        if names.pod_netns(own, pod.metadata.namespace, pod.metadata.name) in ends:
+            yield names.node_netns(own, pod.spec.nodeName)
+    for node in model.of(objects, model.Node):
+        if asked.dst in {address.address for address in node.status.addresses}:
+            yield names.node_netns(own, node.metadata.name)
 
 
 def traced(state: State, start: Target, asked: Packet) -> list[Traced]:

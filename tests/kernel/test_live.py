@@ -166,3 +166,30 @@ def test_one_without_an_owner_is_drift() -> None:
     assert NftTable("nsnet-trace") in nftables.read("live.node.node1")
     with ruletrace.RuleTrace(["live.node.node2"], 6, [ruletrace.Match(4, b"1234")]):
         assert nftables.read("live.node.node2") == frozenset()
+
+
+# --- the other ways to look -------------------------------------------------------------------------------------------
+
+
+def test_a_change_by_hand_is_found_and_explained() -> None:
+    """A snapshot, a knob turned, and: what changed, what verify says, and the page, picture and JSON of it all."""
+    up("quickstart", "iptables")
+    controller.stop("live")
+    assert nsnet("snapshot", "before").startswith("before: ")
+    assert nsnet("snapshot") == "before\n"
+    assert nsnet("diff", "before") == ""
+    words = ("ip", "netns", "exec", "live.node.node1", "sysctl", "-qw", "net.ipv4.ip_forward=0")
+    subprocess.run(words, check=True)
+    assert nsnet("diff", "before", code=1).splitlines() == [
+        "live.node.node1", "- sysctl -w net.ipv4.ip_forward=1", "+ sysctl -w net.ipv4.ip_forward=0",
+    ]  # fmt: skip
+    said = json.loads(nsnet("verify", "--only", "^pod-to-pod", "-o", "json", code=1))["results"]
+    why = {one["why"].rpartition("; ")[2] for one in said if one["status"] == "failed"}
+    assert "dropped at node/node1: net.ipv4.ip_forward is 0" in why
+    page = nsnet("explain", "node/node1")
+    assert "    sysctl -w net.ipv4.ip_forward=0\n          the node routes between its pods and the network\n" in page
+    assert "    no device has this address" not in page
+    assert nsnet("explain", "svc/web").startswith("Service default/web\n  type ClusterIP, clusterIP 10.96.")
+    assert json.loads(nsnet("graph", "-o", "json"))["cluster"] == "live"
+    nsnet("diff", "befor", code=2)
+    nsnet("snapshot", "../x", code=2)
