@@ -184,7 +184,7 @@ def test_a_change_by_hand_is_found_and_explained() -> None:
         "live.node.node1", "- sysctl -w net.ipv4.ip_forward=1", "+ sysctl -w net.ipv4.ip_forward=0",
     ]  # fmt: skip
     said = json.loads(nsnet("verify", "--only", "^pod-to-pod", "-o", "json", code=1))["results"]
-    why = {one["why"].rpartition("; ")[2] for one in said if one["status"] == "failed"}
+    why = {one.get("why", "").rpartition("; ")[2] for one in said if one["status"] == "failed"}
     assert "dropped at node/node1: net.ipv4.ip_forward is 0" in why
     page = nsnet("explain", "node/node1")
     assert "    sysctl -w net.ipv4.ip_forward=0\n          the node routes between its pods and the network\n" in page
