@@ -1,15 +1,16 @@
 """(have, want) → changes, in an order that is right to apply: pure, and the only place that knows that order.
 
 Adds come before deletes, kind by kind: namespaces, sysctls, links (bridges, veths from the end that is a bridge port,
-then VXLAN devices), ports, addresses, neighbours, FDB, routes, files, processes, chains (those that are jumped to
-first). Sysctls without an interface in their name stand before the links because a link copies `conf.default` when it
-is made. What must go first goes first: processes (they hold sockets), links that have to be made anew, and addresses
+then VXLAN devices), ports, addresses, neighbours, FDB, routes, files, processes, ipsets, chains (those that are jumped
+to first). Sysctls without an interface in their name stand before the links because a link copies `conf.default` when
+it is made. What must go first goes first: processes (they hold sockets), links that have to be made anew, and addresses
 (below). A namespace that is not wanted any more is one delete, after its processes and files; its links go with it.
 
 What the kernel drops by itself is written again, even where `have` still shows it (each tried on a real kernel):
 
-    the link is made anew          addresses, routes, neighbours, FDB entries, its place on a bridge, its ports; the
-                                   other end of a veth pair and a VXLAN device that it carries are made anew with it
+    the link is made anew          addresses, routes, neighbours, FDB entries, its place on a bridge, its ports, its
+                                   sysctls; the other end of a veth pair and a VXLAN device that it carries are made
+                                   anew with it
     the link is changed in place   its neighbours, permanent ones too: with every writing of its MAC, even of the same
     the link comes up from down    its neighbours and routes
     an address goes                with the last one the device's routes and neighbours; with a primary one the
@@ -37,6 +38,7 @@ from nsnet.state import (
     Conntrack,
     FdbEntry,
     File,
+    IpSet,
     Key,
     Listener,
     Loopback,
@@ -64,7 +66,7 @@ Hold = tuple[str, Key]
 Device = tuple[str, str]  # namespace, device
 
 _LINKS = (Bridge, Veth, Vxlan, OtherLink)
-_HANGING = (BridgePort, Address, Route, Neighbour, FdbEntry)
+_HANGING = (BridgePort, Address, Route, Neighbour, FdbEntry, Sysctl)
 _NOTHING: frozenset[Value] = frozenset()
 
 
@@ -174,6 +176,8 @@ def hangs_on(value: Value) -> tuple[str, ...]:
             return (dev,)
         case Route(dev=dev, nexthops=nexthops):
             return (dev, *(hop for _, hop in nexthops)) if dev else tuple(hop for _, hop in nexthops)
+        case Sysctl(name) if _of_interface(name):
+            return (name.split(".")[3].replace("/", "."),)
     return ()
 
 
@@ -315,12 +319,13 @@ def _goes_with(value: Value, devices: set[str]) -> bool:
 _FIRST: Mapping[type, int] = {Process: 0, OtherLink: 3, Vxlan: 3, Veth: 3, Bridge: 3, Address: 9}  # deletes
 _WRITE: Mapping[type, int] = {
     Netns: 1, Sysctl: 2, Loopback: 4, Bridge: 4, Veth: 5, OtherLink: 7, Vxlan: 7, BridgePort: 8, Address: 10,
-    Neighbour: 11, FdbEntry: 12, Route: 13, File: 15, Process: 16, Chain: 17,
+    Neighbour: 11, FdbEntry: 12, Route: 13, File: 15, Process: 16, IpSet: 16, Chain: 17,
     NftTable: 18, NftSet: 19, NftChain: 20, NftElement: 21,
 }  # fmt: skip
 _LAST: Mapping[type, int] = {
-    NftElement: 22, NftChain: 23, NftSet: 24, NftTable: 25, Chain: 26, Conntrack: 26, Route: 27, FdbEntry: 28,
-    Neighbour: 29, Address: 30, BridgePort: 31, File: 32, Netns: 33, OtherLink: 34, Vxlan: 34, Veth: 35, Bridge: 36,
+    NftElement: 22, NftChain: 23, NftSet: 24, NftTable: 25, Chain: 26, Conntrack: 26, IpSet: 27, Route: 27,
+    FdbEntry: 28, Neighbour: 29, Address: 30, BridgePort: 31, File: 32, Netns: 33, OtherLink: 34, Vxlan: 34, Veth: 35,
+    Bridge: 36,
 }  # fmt: skip
 
 

@@ -8,7 +8,9 @@ and comes back out of `to_doc` unchanged. Whoever changes an object makes a new 
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from functools import lru_cache
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -16,6 +18,8 @@ from nsnet.errors import InputError
 
 Labels = dict[str, str]
 IntOrString = int | str
+Family = Literal["ip", "ip6"]
+"""An address family, in netfilter's words (as `state.Family`); the API says IPv4 and IPv6 (`API_FAMILIES`)."""
 
 
 class Key(NamedTuple):
@@ -186,6 +190,10 @@ class Toleration(msgspec.Struct, frozen=True):
 class PodDNSConfigOption(msgspec.Struct, frozen=True):
     name: str = ""
     value: str | None = None
+
+
+# What kubelet lets through to resolv.conf (`pkg/apis/core/validation`: MaxDNSNameservers, MaxDNSSearchPaths, …).
+MOST_NAMESERVERS, MOST_SEARCHES, MOST_SEARCH_LETTERS = 3, 32, 2048
 
 
 class PodDNSConfig(msgspec.Struct, frozen=True):
@@ -447,9 +455,13 @@ class Event(msgspec.Struct, frozen=True):
     raw: dict[str, Any] = {}
 
 
+NO_SUBNET = "0.0.0.0/0"  # flannel's word in the place of an IPv4 subnet where there is none
+
+
 class SubnetLease(msgspec.Struct, frozen=True):
     """A flannel lease; `metadata.name` is the subnet as in flannel's key (`10.244.1.0-24`).
 
+    With IPv6 it is `10.244.1.0-24&fd00:10:244:1::-64`; without IPv4 the first half is 0.0.0.0-0, and so is PublicIP.
     Stored as flannel stores it (key and JSON), see `store.keys`.
     """
 
@@ -457,11 +469,20 @@ class SubnetLease(msgspec.Struct, frozen=True):
     PublicIP: str
     BackendType: str = ""
     BackendData: dict[str, Any] | None = None
+    PublicIPv6: str | None = None
+    BackendV6Data: dict[str, Any] | None = None
     raw: dict[str, Any] = {}
 
     @property
+    def subnets(self) -> tuple[str, ...]:
+        """One subnet per family."""
+        every = (part.replace("-", "/") for part in self.metadata.name.split("&"))
+        return tuple(part for part in every if part != NO_SUBNET)
+
+    @property
     def subnet(self) -> str:
-        return self.metadata.name.replace("-", "/")
+        """What it is called by: its IPv4 subnet where it has one."""
+        return next(iter(self.subnets), "")
 
 
 class Other(msgspec.Struct, frozen=True):
@@ -495,18 +516,26 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Flannel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """flannel's net-conf.json without Network; `allocation`: first (free subnet in order) or random."""
+    """flannel's net-conf.json without Network and IPv6Network; `allocation`: first (free subnet in order) or random.
+
+    EnableIPv4 and EnableIPv6 follow from podSubnet; a document that says otherwise is refused.
+    """
 
     SubnetLen: int = 0  # 0: 24, or Network + 2 where Network is smaller than /22
     SubnetMin: str = ""
     SubnetMax: str = ""
+    EnableIPv4: bool | None = None
+    EnableIPv6: bool | None = None
+    IPv6SubnetLen: int = 0  # 0: 64, or IPv6Network + 2 where that is smaller than /62
+    IPv6SubnetMin: str = ""
+    IPv6SubnetMax: str = ""
     Backend: "Backend" = Backend()
     allocation: str = "first"
     ipMasq: bool = True
 
 
 class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A segment of the underlay: a switch; the router owns its first address."""
+    """A segment of the underlay: a switch; the router owns its first address. `subnet` may be a pair, as podSubnet."""
 
     name: str
     subnet: str = ""
@@ -542,6 +571,7 @@ class HostEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     network: str = ""
     address: str = ""
+    addresses: tuple[str, ...] = ()
 
 
 class Check(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -575,6 +605,12 @@ class Dns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     records: dict[str, str] = {}
 
 
+class PolicyConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How network policies are enforced. `flushConntrack`: what a new policy denies ends at once, flows included."""
+
+    flushConntrack: bool = False
+
+
 class Cluster(msgspec.Struct, frozen=True):
     """The one document that says what lies under the manifests; `nodes` a number or a list.
 
@@ -587,6 +623,7 @@ class Cluster(msgspec.Struct, frozen=True):
     bridge: str = "cni0"
     loadBalancer: LoadBalancerConfig = LoadBalancerConfig()
     dns: Dns = Dns()
+    policy: PolicyConfig = PolicyConfig()
     underlay: Underlay = Underlay()
     nodes: int | tuple[NodeEntry, ...] = 2
     hosts: tuple[HostEntry, ...] | None = None
@@ -710,7 +747,9 @@ def by_key(objects: list[Object]) -> dict[Key, Object]:
 def of(objects: Objects, kind: type[T]) -> list[T]:
     """All objects of a kind, ordered by namespace and name."""
     name = kind.__name__
-    return [obj for key, obj in sorted(objects.items()) if key.kind == name]  # type: ignore[misc]
+    found = [item for item in objects.items() if item[0][0] == name]
+    found.sort(key=itemgetter(0))
+    return [obj for _, obj in found]  # type: ignore[misc]
 
 
 def cluster_of(objects: Objects) -> Cluster:
@@ -848,6 +887,53 @@ def is_unschedulable(pod: Pod) -> bool:
 
 def internal_ip(node: Node) -> str:
     return next((item.address for item in node.status.addresses if item.type == "InternalIP"), "")
+
+
+# --- address families -------------------------------------------------------------------------------------------------
+
+API_FAMILIES: Mapping[Family, str] = {"ip": "IPv4", "ip6": "IPv6"}
+
+
+def family_of(address: str) -> Family:
+    """The family of an address or subnet."""
+    return "ip6" if ":" in address else "ip"
+
+
+@lru_cache(256)
+def subnets(said: str) -> tuple[str, ...]:
+    """`10.244.0.0/16,fd00:10:244::/56` → its parts, in order."""
+    return tuple(part for item in said.split(",") if (part := item.strip()))
+
+
+def subnet_of(said: str, family: Family) -> str:
+    """The part of a pair that is of the family; empty where there is none."""
+    return next((part for part in subnets(said) if family_of(part) == family), "")
+
+
+def families_of(cluster: Cluster) -> tuple[Family, ...]:
+    """The families of the cluster's pods and Services; the first is the one that is meant where none is named."""
+    return tuple(map(family_of, subnets(cluster.networking.podSubnet)))
+
+
+def pod_ips(pod: Pod) -> tuple[str, ...]:
+    """Every address of the pod, the first of which is podIP."""
+    return tuple(item.ip for item in pod.status.podIPs) or ((pod.status.podIP,) if pod.status.podIP else ())
+
+
+def cluster_ips(spec: ServiceSpec) -> tuple[str, ...]:
+    """Every clusterIP; none where it is headless or an ExternalName."""
+    if spec.type == "ExternalName" or spec.clusterIP == "None":
+        return ()
+    return tuple(filter(None, spec.clusterIPs or (spec.clusterIP,)))
+
+
+def internal_ips(node: Node) -> tuple[str, ...]:
+    return tuple(item.address for item in node.status.addresses if item.type == "InternalIP")
+
+
+def pod_cidrs(node: Node) -> tuple[str, ...]:
+    """The node's subnets, one per family."""
+    return node.spec.podCIDRs or tuple(filter(None, (node.spec.podCIDR,)))
 
 
 def annotation(obj: Object, name: str) -> str:

@@ -1,6 +1,7 @@
 """Names computed from names, so that anyone can recompute them and nothing has to be remembered.
 
-Sources: kube-proxy `pkg/proxy/iptables/proxier.go` (chain names), CNI `pkg/utils/hwaddr` (0a:58 + IPv4),
+Sources: kube-proxy `pkg/proxy/iptables/proxier.go` (chain names), kube-router `pkg/controllers/netpol` (the same),
+CNI `pkg/utils/hwaddr` (0a:58 + IPv4; it knows no IPv6, for which the last four bytes of a hash stand),
 flannel `pkg/backend/vxlan` (a random local VTEP MAC; here it is a hash, so that plan = up).
 """
 
@@ -102,11 +103,13 @@ def hashed_mac(text: str) -> str:
 
 
 def mac(address: str, prefix: str = "0a:58") -> str:
-    """The MAC of an interface by its IPv4 address, as the CNI bridge plugin made it: 0a:58 + the four bytes."""
-    packed = ip_address(address)
-    if not isinstance(packed, IPv4Address):
-        raise ValueError(f"{address} is not IPv4")
-    return prefix + "".join(f":{byte:02x}" for byte in packed.packed)
+    """The MAC of an interface by its address, as the CNI bridge plugin made it: 0a:58 + the four bytes.
+
+    Of an IPv6 address the four bytes are a hash's: its own last four may be another's, too.
+    """
+    there = ip_address(address)
+    four = there.packed if isinstance(there, IPv4Address) else hashlib.sha256(there.packed).digest()[:4]
+    return prefix + "".join(f":{byte:02x}" for byte in four)
 
 
 def vtep_mac(cluster: str, node: str, vni: int) -> str:
@@ -168,3 +171,33 @@ def nft_endpoint(port_name: str, protocol: str, ip: str, port: int) -> str:
 def _nft_hashed(name: str) -> str:
     hashed = f"{b32encode(hashlib.sha256(name.encode()).digest()[:5]).decode()}-{name}"  # 5 bytes are 8 characters
     return hashed if len(hashed) <= 240 else f"{hashed[:237]}..."
+
+
+# --- NetworkPolicy ----------------------------------------------------------------------------------------------------
+
+POLICY_CHAINS = ("KUBE-ROUTER-", "KUBE-POD-FW-", "KUBE-NWPLCY-")
+POLICY_TABLE = "nsnet-policy"
+
+
+def policy_chain(policy: str, direction: str, rule: str, what: str) -> str:
+    """`KUBE-NWPLCY-…`: the ports of a rule (its text) of a policy (`ns/name`), for peers of one kind."""
+    return f"KUBE-NWPLCY-{_kube_hash(f'{policy}/{direction}/{rule}/{what}')}"
+
+
+def pod_firewall(pod: str, direction: str) -> str:
+    """`KUBE-POD-FW-…` of a pod (`ns/name`) in one direction."""
+    return f"KUBE-POD-FW-{_kube_hash(f'{pod}/{direction}')}"
+
+
+def policy_set(policy: str, direction: str, rule: str, what: str) -> str:
+    """`KUBE-SRC-…` and `KUBE-DST-…`: what a rule's peers are; `what` is pods, blocks or ports.
+
+    `rule` is its text: a rule that says something else has another set, and both are there until the rules change.
+    """
+    prefix = "SRC" if direction == "ingress" and what != "ports" else "DST"
+    return f"KUBE-{prefix}-{_kube_hash(f'{policy}/{direction}/{rule}/{what}')}"
+
+
+def nft_policy(kind: str, *parts: str) -> str:
+    """A chain, set or map of the policy table: `pod-ingress-ULMVA6XW-shop/web`, as kube-proxy names its own."""
+    return f"{kind}-{_nft_hashed('/'.join(parts))}"

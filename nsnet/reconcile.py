@@ -20,7 +20,8 @@ say in what differs: the kernel has the last word.
 
 Rules are asked for a connection's first packet only, so a last step follows them: UDP conntrack entries that still lead
 to an endpoint of before are deleted, in nodes whose rules were written and at every whole look. Nothing remembers which
-those are; the objects and the entries say it.
+those are; the objects and the entries say it. In a cluster with `policy.flushConntrack` the entries of what a policy
+denies go with them, of every protocol.
 
 One writer: whoever holds the cluster's `lock`. It is a lock on a file outside the cluster's own run directory, so that
 `down` can remove that; the kernel drops it when its holder dies, however that happens.
@@ -31,6 +32,7 @@ import fcntl
 import os
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +49,7 @@ from nsnet.state import (
     Chain,
     Change,
     File,
+    IpSet,
     Listener,
     Loopback,
     Netns,
@@ -75,7 +78,7 @@ SHOWN = 5  # refusals that an error names
 WHOLE: frozenset[tuple[str, ...]] = frozenset()  # in a Scope: the whole namespace
 LISTENERS = frozenset({("listener",)})
 FLOWS = frozenset({("conntrack",)})
-FILTERS = (Chain, NftTable, NftSet, NftChain, NftElement)
+FILTERS = (Chain, NftTable, NftSet, NftChain, NftElement, IpSet)
 STRUCTURE = (
     Netns,
     Loopback,
@@ -309,14 +312,17 @@ class _Sync:
         return have, None, heard(have, None, {})
 
     def _forget_flows(self, objects: Objects, places: Collection[str] | None) -> None:
-        """Deletes UDP conntrack entries to endpoints of before, in these namespaces (None: wherever there may be any).
+        """Deletes conntrack entries to endpoints of before, and where it is asked for those of what policies deny.
+
+        In these namespaces; None: wherever there may be any.
 
         The rules must stand by then, or the next packet would bring back what was deleted.
         """
         if places is not None and not places:
             return
         flows = self._timed("render", self.rooms.flows, objects)
-        scope = {netns: FLOWS for netns in flows if (places is None or netns in places) and netns not in self.made}
+        looked_at = (netns for netns in flows if (places is None or netns in places) and netns not in self.made)
+        scope = {netns: _asked(flows[netns]) for netns in looked_at}
         if not scope:
             return
         stale = self._timed("diff", self.rooms.stale, flows, self._observe(scope))
@@ -387,6 +393,11 @@ class _Sync:
         )
 
 
+def _asked(flow: object) -> frozenset[tuple[str, ...]]:
+    """The kinds of entries that these flows judge: UDP alone, where they do not say."""
+    return frozenset(("conntrack", protocol) for protocol in getattr(flow, "protocols", ())) or FLOWS
+
+
 def _identity(change: Change) -> tuple[str, str, tuple[str, ...]]:
     return change.verb, change.netns, change.value.key
 
@@ -410,11 +421,13 @@ def union(one: Scope, two: Scope) -> Scope:
 
 def scope_of(changes: Iterable[Change]) -> Scope:
     """What must be looked at to prove the changes: their keys, the whole namespace where links come or go."""
-    found: Scope = {}
+    whole: set[str] = set()
+    keys: defaultdict[str, set[Any]] = defaultdict(set)
     for change in changes:
-        keys = WHOLE if isinstance(change.value, STRUCTURE) else frozenset({change.value.key})
-        found = union(found, {change.netns: keys})
-    return found
+        keys[change.netns].add(change.value.key)
+        if isinstance(change.value, STRUCTURE):
+            whole.add(change.netns)
+    return {netns: WHOLE if netns in whole else frozenset(found) for netns, found in keys.items()}
 
 
 def narrowed(have: State, want: State, scope: Scope, old: State) -> State:
@@ -428,7 +441,7 @@ def narrowed(have: State, want: State, scope: Scope, old: State) -> State:
     return {**want, **parts}
 
 
-_ALONE = frozenset({"chain", "table", "file"})
+_ALONE = frozenset({"chain", "table", "file", "ipset"})
 
 
 def with_listeners(changes: Iterable[Change], want: State, scope: Scope) -> Scope:

@@ -16,6 +16,8 @@ from typing import Literal
 import msgspec
 
 Key = tuple[str, ...]
+Family = Literal["ip", "ip6"]
+"""An address family, in netfilter's words; the API says IPv4 and IPv6 (`model.API_FAMILIES`)."""
 
 
 class Netns(msgspec.Struct, frozen=True, tag=True):
@@ -174,7 +176,7 @@ class Sysctl(msgspec.Struct, frozen=True, tag=True):
         return ("sysctl", self.name)
 
 
-class Chain(msgspec.Struct, frozen=True, tag=True):
+class Chain(msgspec.Struct, frozen=True, tag=True, gc=False):
     """An iptables chain, whole: `rules` are its lines without `-A NAME`, spelled as iptables-save prints them.
 
     `policy` is ACCEPT or DROP for a built-in chain and empty for any other. Built-in chains belong to us whole.
@@ -184,14 +186,14 @@ class Chain(msgspec.Struct, frozen=True, tag=True):
     name: str
     rules: tuple[str, ...] = ()
     policy: str = ""
-    family: Literal["ip", "ip6"] = "ip"
+    family: Family = "ip"
 
     @property
     def key(self) -> Key:
         return ("chain", self.family, self.table, self.name)
 
 
-class NftTable(msgspec.Struct, frozen=True, tag=True):
+class NftTable(msgspec.Struct, frozen=True, tag=True, gc=False):
     """An nftables table that is not one of iptables' own; what is in it are values of their own."""
 
     name: str
@@ -203,7 +205,7 @@ class NftTable(msgspec.Struct, frozen=True, tag=True):
         return ("nft", self.family, self.name)
 
 
-class NftChain(msgspec.Struct, frozen=True, tag=True):
+class NftChain(msgspec.Struct, frozen=True, tag=True, gc=False):
     """A chain of an nftables table, whole; `rules` as `nft list` prints them, without handles.
 
     `hook` is empty, or says where a base chain stands: `type nat hook prerouting priority -100; policy accept;`.
@@ -221,7 +223,7 @@ class NftChain(msgspec.Struct, frozen=True, tag=True):
         return ("nft", self.family, self.table, "chain", self.name)
 
 
-class NftSet(msgspec.Struct, frozen=True, tag=True):
+class NftSet(msgspec.Struct, frozen=True, tag=True, gc=False):
     """A named set, or a map (`kind` is then `key : data`), without its elements. `timeout` in seconds; 0: none.
 
     What a `dynamic` set holds was put there by packets, and is no value.
@@ -244,7 +246,7 @@ class NftSet(msgspec.Struct, frozen=True, tag=True):
         return ("nft", self.family, self.table, "set", self.name)
 
 
-class NftElement(msgspec.Struct, frozen=True, tag=True):
+class NftElement(msgspec.Struct, frozen=True, tag=True, gc=False):
     """One element of a set or map: `element` is its key (`10.96.0.10 . udp . 53`), `data` what a map has for it."""
 
     table: str
@@ -260,6 +262,22 @@ class NftElement(msgspec.Struct, frozen=True, tag=True):
 
 
 Nft = NftTable | NftChain | NftSet | NftElement
+
+
+class IpSet(msgspec.Struct, frozen=True, tag=True):
+    """An ipset, whole: `entries` as `ipset list` prints them (`10.244.1.2`, `10.0.0.0/8`, `10.244.1.2,tcp:80`).
+
+    It is one value with all it holds because it is swapped in one step: no packet meets one that is half written.
+    """
+
+    name: str
+    kind: str  # the type: hash:ip, hash:net or hash:ip,port
+    entries: frozenset[str] = frozenset()
+    family: Literal["inet", "inet6"] = "inet"
+
+    @property
+    def key(self) -> Key:
+        return ("ipset", self.name)
 
 
 class Process(msgspec.Struct, frozen=True, tag=True):
@@ -302,9 +320,10 @@ class Listener(msgspec.Struct, frozen=True, tag=True):
 
 
 class Conntrack(msgspec.Struct, frozen=True, tag=True):
-    """A UDP entry of conntrack; observed when asked for by kind, never wanted, and it may be deleted.
+    """An entry of conntrack; observed when asked for by kind, never wanted, and it may be deleted.
 
-    `answerer` is who answers, as `ip:port`: the reply's source. Where that is not the destination, DNAT rewrote it.
+    `answerer` is who answers, as `ip:port` or `[ip]:port`: the reply's source. Where that is not the destination, DNAT
+    rewrote it.
     """
 
     src: str
@@ -312,14 +331,15 @@ class Conntrack(msgspec.Struct, frozen=True, tag=True):
     dst: str
     dport: int
     answerer: str
+    protocol: str = "udp"  # or tcp, sctp
 
     @property
     def key(self) -> Key:
-        return ("conntrack", self.src, str(self.sport), self.dst, str(self.dport))
+        return ("conntrack", self.protocol, self.src, str(self.sport), self.dst, str(self.dport))
 
     @property
     def rewritten(self) -> bool:
-        return self.answerer != f"{self.dst}:{self.dport}"
+        return self.answerer != socket_address(self.dst, self.dport)
 
 
 Value = (
@@ -340,6 +360,7 @@ Value = (
     | NftChain
     | NftSet
     | NftElement
+    | IpSet
     | Process
     | File
     | Listener
@@ -381,6 +402,9 @@ class Refusal(msgspec.Struct, frozen=True):
         return f"{lines(self.change)[0]}: {self.reason}"
 
 
+# Where it has IPv6 at all: `kernel.netns` makes a namespace without, because of what that costs.
+IPV6 = ("net.ipv6.conf.default.disable_ipv6", "net.ipv6.conf.default.addr_gen_mode")
+
 # What `observe` reads in a namespace of each kind; `render` may want no other (a test holds them together).
 # A `*` stands for one interface name.
 SYSCTLS: Mapping[str, tuple[str, ...]] = {
@@ -390,20 +414,34 @@ SYSCTLS: Mapping[str, tuple[str, ...]] = {
         "net.ipv4.conf.all.rp_filter",
         "net.ipv4.conf.default.rp_filter",
         "net.ipv4.conf.all.route_localnet",
+        "net.ipv4.conf.*.route_localnet",
         "net.netfilter.nf_conntrack_tcp_timeout_established",
         "net.netfilter.nf_conntrack_tcp_timeout_close_wait",
         "net.netfilter.nf_conntrack_tcp_be_liberal",
         "net.netfilter.nf_conntrack_udp_timeout",
         "net.netfilter.nf_conntrack_udp_timeout_stream",
+        *IPV6,
+        "net.ipv6.conf.all.forwarding",
+        "net.ipv6.conf.default.accept_ra",
+        "net.bridge.bridge-nf-call-ip6tables",
     ),
     "fabric": (
         "net.ipv4.ip_forward",
         "net.bridge.bridge-nf-call-iptables",
         "net.ipv4.fib_multipath_hash_policy",
+        *IPV6,
+        "net.ipv6.conf.all.forwarding",
+        "net.bridge.bridge-nf-call-ip6tables",
+        "net.ipv6.fib_multipath_hash_policy",
     ),
-    "host": (),
+    "host": IPV6,
     "pod": (),
 }
+
+
+def socket_address(ip: str, port: int | str) -> str:
+    """`10.0.0.1:80`, `[fd00::1]:80`."""
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
 def text(value: Value) -> str:
@@ -442,7 +480,7 @@ def _words(value: Value) -> Iterator[str]:
             yield f"ip link set {name} master {bridge}"
             yield f"bridge link set dev {name} hairpin {'on' if hairpin else 'off'}"
         case Address(dev, cidr):
-            yield f"ip address add {cidr} dev {dev}"
+            yield f"ip address add {cidr} dev {dev}{' nodad' if ':' in cidr else ''}"
         case Route():
             yield f"ip route replace {_route(value)}"
         case Neighbour(dev, ip, mac):
@@ -458,12 +496,15 @@ def _words(value: Value) -> Iterator[str]:
                 yield f"{tool} -t {table} -A {name} {rule}"
         case NftTable() | NftChain() | NftSet() | NftElement():
             yield from (f"nft {quote(line)}" for line in nft_lines(value))
+        case IpSet(name, kind, entries, family):
+            yield f"ipset create {name} {kind}" + (f" family {family}" if family != "inet" else "")
+            yield from (f"ipset add {name} {entry}" for entry in sorted(entries))
         case Process(argv):
             yield f"setsid {' '.join(map(quote, argv))} &"
         case File(path, content, mode):
             yield f"install -D -m {mode:o} /dev/stdin {quote(path)}  # {len(content.encode())} bytes"
         case Listener(protocol, port, address):
-            yield f"# {protocol} {address}:{port} listens"
+            yield f"# {protocol} {socket_address(address, port)} listens"
         case Conntrack():
             yield f"# {_entry(value)} is answered by {value.answerer}"
 
@@ -519,6 +560,10 @@ def _replace(change: Change) -> Iterator[str]:
                 assert isinstance(change.old, Nft)
                 yield from (f"nft {quote(line)}" for line in nft_replace_lines(change.old, value))
                 return
+            case IpSet():
+                assert isinstance(change.old, IpSet)
+                yield from ipset_replace_lines(change.old, value)
+                return
             case _:
                 pass
     yield from _words(value)
@@ -550,18 +595,26 @@ def _delete(value: Value) -> Iterator[str]:
             yield f"{tool} -t {table} -P {name} ACCEPT" if policy else f"{tool} -t {table} -X {name}"
         case NftTable() | NftChain() | NftSet() | NftElement():
             yield from (f"nft {quote(line)}" for line in nft_delete_lines(value))
+        case IpSet(name):
+            yield f"ipset destroy {name}"
         case Process(argv):
             yield f"pkill -f {quote(' '.join(argv))}"
         case File(path):
             yield f"rm {quote(path)}"
         case Listener(protocol, port, address):
-            yield f"# {protocol} {address}:{port} closes"
+            yield f"# {protocol} {socket_address(address, port)} closes"
         case Conntrack():
             yield f"conntrack -D {_entry(value)}"
 
 
 def _entry(value: Conntrack) -> str:
-    return f"-p udp -s {value.src} --sport {value.sport} -d {value.dst} --dport {value.dport}"
+    return f"-p {value.protocol} -s {value.src} --sport {value.sport} -d {value.dst} --dport {value.dport}"
+
+
+def ipset_replace_lines(old: IpSet, new: IpSet) -> Iterator[str]:
+    """What makes `new` of `old` by the entries that differ (what is applied is a swap: all of them in one step)."""
+    yield from (f"ipset add {new.name} {entry}" for entry in sorted(new.entries - old.entries))
+    yield from (f"ipset del {new.name} {entry}" for entry in sorted(old.entries - new.entries))
 
 
 # --- nftables: lines of `nft -f` --------------------------------------------------------------------------------------

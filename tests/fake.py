@@ -11,6 +11,7 @@ kernel's as documented, and tests/kernel/test_render_real.py takes the same ways
 - with a link go its peer, the VXLAN devices over it and all that hangs on them; with a namespace go its links;
 - an address takes its subnet's later addresses along, and the device's last one its routes and neighbours;
 - a change of a link in place (its MAC is written with it, be it the same) drops its neighbours, going down its routes;
+- a rule needs the ipsets it names, and such a set cannot be destroyed;
 - a process reads its file when it starts; a sysctl cannot go away;
 - deleting what is not there succeeds, and so does writing an address, route, neighbour or FDB entry that is there.
 
@@ -21,6 +22,7 @@ all or nothing. An nftables table takes along what is in it.
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from ipaddress import ip_address, ip_interface
 from itertools import groupby
 
@@ -34,6 +36,7 @@ from nsnet.state import (
     Change,
     FdbEntry,
     File,
+    IpSet,
     Key,
     Loopback,
     Neighbour,
@@ -146,12 +149,14 @@ class Kernel:
             case Route():
                 self._reachable(netns, value)
             case Sysctl(name):
-                if name not in state.SYSCTLS[names.kind_of(netns)]:
+                if not any(fnmatch(name, known) for known in state.SYSCTLS[names.kind_of(netns)]):
                     raise RefusedError(f"sysctl: cannot stat {name}")
+                for dev in hangs_on(value):
+                    self._must(netns, dev)
             case Process(argv):
                 if not any(("file", word) in space for word in argv):
                     raise RefusedError(f"{argv}: its file is not there")
-            case Loopback() | File():
+            case Loopback() | File() | IpSet():
                 pass
             case _:
                 raise RefusedError(f"nobody makes {value}")
@@ -229,7 +234,7 @@ class Kernel:
         if link is None:
             return
         self.half.discard((netns, name))
-        self._drop(netns, name, BridgePort, Address, Route, Neighbour, FdbEntry)
+        self._drop(netns, name, BridgePort, Address, Route, Neighbour, FdbEntry, Sysctl)
         for other in list(self.spaces[netns].values()):
             if isinstance(other, Vxlan) and other.dev == name:
                 self._unlink(netns, other.name)
@@ -250,6 +255,11 @@ class Kernel:
                 raise RefusedError("a sysctl cannot be deleted")
             case Address(dev, cidr):
                 self._delete_address(netns, dev, cidr)
+            case IpSet():
+                left = [one for one in space.values() if one is not value]
+                if any(f" {value.name}," in f"{sentence}," for sentence in setless(left)):
+                    raise RefusedError("the set is in use")
+                del space[key]
             case _:
                 del space[key]
 
@@ -277,7 +287,7 @@ class Kernel:
                         del space[key]
             else:
                 space[change.value.key] = change.value
-        missing = [*dangling(space.values()), *nft_dangling(space.values())]
+        missing = [*dangling(space.values()), *setless(space.values()), *nft_dangling(space.values())]
         if missing:
             return [Refusal(change, f"{tool}: {missing[0]}") for change in changes]
         self.spaces[netns] = space
@@ -303,6 +313,17 @@ def dangling(values: Iterable[Value]) -> Iterator[str]:
         for target in targets(chain) - TARGETS:
             if target and not target.startswith("-") and (*key[:3], target) not in chains:
                 yield f"{chain.table} {chain.name} jumps to {target}, which is not there"
+
+
+_SET = re.compile(r"--match-set (\S+) ")
+
+
+def setless(values: Iterable[Value]) -> Iterator[str]:
+    """Rules that name ipsets that are not there, as sentences."""
+    there = {value.name for value in values if isinstance(value, IpSet)}
+    for chain in (value for value in values if isinstance(value, Chain)):
+        for name in {name for rule in chain.rules for name in _SET.findall(rule)} - there:
+            yield f"{chain.table} {chain.name} names the set {name}, which is not there"
 
 
 def nft_dangling(values: Iterable[Value]) -> Iterator[str]:

@@ -52,7 +52,7 @@ pod/a
   out eth0 via 10.244.1.1  (10.244.0.0/16 via 10.244.1.1 dev eth0)
 node/node1
   in cni0
-  filter FORWARD
+  filter FORWARD: is it pod traffic?
       -m comment --comment "flanneld forward" -j FLANNEL-FWD
   filter FLANNEL-FWD: pod traffic may be forwarded
       -s 10.244.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT
@@ -65,7 +65,7 @@ node/node2
   in eth0
   delivered to 172.18.0.3
   in flannel.1
-  filter FORWARD
+  filter FORWARD: is it pod traffic?
       -m comment --comment "flanneld forward" -j FLANNEL-FWD
   filter FLANNEL-FWD: pod traffic may be forwarded
       -s 10.244.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT
@@ -106,7 +106,7 @@ node/node2
       -p tcp -m comment --comment "default/web" -m tcp -j DNAT --to-destination 10.244.2.2:80
       to 10.96.0.10:80 → 10.244.2.2:80
   out cni0  (10.244.2.0/24 dev cni0 proto kernel scope link src 10.244.2.1)
-  nat POSTROUTING
+  nat POSTROUTING: shall it leave with this node's address?
       -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
   nat KUBE-POSTROUTING: take the mark away, it has done its work
       -j MARK --set-xmark 0x4000/0x0
@@ -138,7 +138,7 @@ node/node1
       meta l4proto tcp dnat ip addr . port to numgen random mod 3 map {{ 0 : 10.244.1.2 . 80, 1 : 10.244.1.3 . 80, \
 2 : 10.244.2.2 . 80 }}
       to 10.96.0.10:80 → 10.244.1.2:80
-  filter FORWARD
+  filter FORWARD: is it pod traffic?
       -m comment --comment "flanneld forward" -j FLANNEL-FWD
   filter FLANNEL-FWD: pod traffic may be forwarded
       -s 10.244.0.0/16 -m comment --comment "flanneld forward" -j ACCEPT

@@ -263,12 +263,14 @@ def _told(obj: Object) -> str:
 # --- addresses --------------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(0, 2**32 - 1))
+@given(st.one_of(st.integers(0, 2**32 - 1), st.integers(2**128, 2**129 - 1)))
 def test_addresses_there_and_back(value: int) -> None:
     assert number(text(value)) == value
 
 
-@pytest.mark.parametrize("said", ["", "1.2.3", "1.2.3.4.5", "1.2.3.256", "a.b.c.d", "fd00::1", "1.2.3.-4", "1.2.3.٤"])
+@pytest.mark.parametrize(
+    "said", ["", "1.2.3", "1.2.3.4.5", "1.2.3.256", "a.b.c.d", "fd00::1::2", "fe80::1%eth0", "1.2.3.-4", "1.2.3.٤"]
+)
 def test_what_is_no_address(said: str) -> None:
     assert number(said) == -1
 

@@ -217,8 +217,14 @@ def test_a_freed_node_port_can_be_taken() -> None:
             "Service default/a: spec.clusterIP: 10.96.0.1 belongs to Service default/kubernetes",
         ),
         (svc("a", "clusterIP: 10.96.255.255, ports: [{port: 80}]"), "10.96.255.255 is outside serviceSubnet"),
-        (svc("a", "clusterIP: 'fd00::1', ports: [{port: 80}]"), "fd00::1 is outside serviceSubnet"),
-        (svc("a", "ipFamilies: [IPv6], ports: [{port: 80}]"), "spec.ipFamilies: IPv6 is not configured"),
+        (
+            svc("a", "clusterIP: 'fd00::1', ports: [{port: 80}]"),
+            "spec.clusterIP: IPv6 is not configured on this cluster",
+        ),
+        (
+            svc("a", "ipFamilies: [IPv6], ports: [{port: 80}]"),
+            "spec.ipFamilies[0]: IPv6 is not configured on this cluster",
+        ),
         (svc("a", "ipFamilyPolicy: RequireDualStack, ports: [{port: 80}]"), "not configured for dual-stack services"),
         (
             cluster("nodePortRange: 30000-30001")

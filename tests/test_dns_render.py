@@ -72,13 +72,15 @@ def test_without_any_server_the_file_says_so() -> None:
 
 def test_hosts() -> None:
     aliases = (HostAlias("127.0.0.1", ("foo.local", "bar.local")), HostAlias("10.1.2.3", ("foo.remote",)))
-    text = pod_hosts("10.244.1.2", "web-0", "db.shop.svc.cluster.local", aliases)
+    text = pod_hosts(("10.244.1.2",), "web-0", "db.shop.svc.cluster.local", aliases)
     assert text.startswith("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ")
     assert text.endswith(
         "10.244.1.2\tweb-0.db.shop.svc.cluster.local\tweb-0\n"
         "\n# Entries added by HostAliases.\n127.0.0.1\tfoo.local\tbar.local\n10.1.2.3\tfoo.remote\n"
     )
-    assert pod_hosts("10.244.1.2", "web", "", ()).endswith("\n10.244.1.2\tweb\n")
+    assert pod_hosts(("10.244.1.2",), "web", "", ()).endswith("\n10.244.1.2\tweb\n")
+    both = pod_hosts(("10.244.1.2", "fd00:10:244:1::2"), "web", "", ())
+    assert both.endswith("\n10.244.1.2\tweb\nfd00:10:244:1::2\tweb\n")
 
 
 # --- in a cluster -----------------------------------------------------------------------------------------------------
@@ -189,6 +191,25 @@ def test_each_pod_by_its_policy() -> None:
     assert told["own"] == "nameserver 1.2.3.4\n"
     assert files(want, "demo.host.client")["resolv.conf"] == "nameserver 203.0.113.1\n"
     assert not [value for value in want["demo.node.node1"] if isinstance(value, File) and "default.host" in value.path]
+
+
+SERVERS_LEFT_OUT = "name servers beyond the first 3 are left out of its resolv.conf"
+SEARCHES_LEFT_OUT = "search domains beyond the first 32, or 2048 letters, are left out of its resolv.conf"
+MANY = ", ".join(f"d{n}.example" for n in range(30))
+CUT = [
+    ("dnsConfig: {nameservers: [1.1.1.1, 1.1.1.2]}", []),
+    ("dnsConfig: {nameservers: [1.1.1.1, 1.1.1.2, 1.1.1.3]}", [SERVERS_LEFT_OUT]),
+    ("dnsPolicy: None, dnsConfig: {nameservers: [1.1.1.1, 1.1.1.2, 1.1.1.3]}", []),
+    (f"dnsPolicy: Default, dnsConfig: {{searches: [{MANY}]}}", []),
+    (f"dnsConfig: {{searches: [{MANY}]}}", [SEARCHES_LEFT_OUT]),
+    (f"dnsConfig: {{searches: [{'a' * 60}.{'b' * 60}]}}", []),
+]
+
+
+@pytest.mark.parametrize(("spec", "said"), CUT)
+def test_what_resolv_conf_has_no_room_for_is_said(spec: str, said: list[str]) -> None:
+    told = [f"Pod p: DNSConfigForming: {sentence}" for sentence in said]
+    assert events(up(pod("p", f", {spec}"))) == told
 
 
 def test_a_host_network_pod_with_files_of_its_own() -> None:

@@ -21,7 +21,7 @@ from tests.variants import VARIANTS
 
 GOLDEN = Path(__file__).parent / "golden" / "topologies"
 TOPOLOGIES = sorted((Path(__file__).parents[1] / "topologies").glob("*.yaml"))
-BY_HAND = ("two nodes", "host-gw", "racks")
+BY_HAND = ("two nodes", "host-gw", "racks", "policies", "nftables, policies")
 needs_control = pytest.mark.skipif(not hasattr(control, "complete"), reason="nsnet/control has no `complete` yet")
 
 
@@ -49,10 +49,14 @@ def same(name: str, text: str) -> None:
     assert text == path.read_text()
 
 
+def _file(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")
+
+
 @pytest.mark.parametrize("name", BY_HAND)
 def test_by_hand(name: str) -> None:
     """Clusters of `variants.py`: what changes here changed in `render`, not in `control`."""
-    same(f"by-hand-{name.replace(' ', '-')}", words(VARIANTS[name]))
+    same(f"by-hand-{_file(name)}", words(VARIANTS[name]))
 
 
 @needs_control
@@ -65,5 +69,5 @@ def test_topology(topology: Path) -> None:
 
 
 def test_no_golden_text_without_its_origin() -> None:
-    names = {path.stem for path in TOPOLOGIES} | {f"by-hand-{name.replace(' ', '-')}" for name in BY_HAND}
+    names = {path.stem for path in TOPOLOGIES} | {f"by-hand-{_file(name)}" for name in BY_HAND}
     assert {path.stem for path in GOLDEN.glob("*.txt")} <= names

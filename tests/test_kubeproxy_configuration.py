@@ -332,7 +332,11 @@ endpoints:
         ("10.96.0.53:53", "10.244.1.2:53", True),  # another port
         ("10.96.0.53:53", "10.244.9.9:5353", True),  # none that is there
         ("10.96.0.53:53", "10.96.0.53:53", True),  # of before the Service was there
-        ("10.96.0.53:54", "10.244.9.9:5353", False),  # no port of the Service
+        ("10.96.0.53:54", "10.244.1.2:5353", True),  # no port of the Service any more
+        ("10.96.0.53:54", "10.96.0.53:54", False),  # and never was
+        ("10.96.0.99:53", "10.244.1.2:5353", True),  # of a Service that is gone: its clusterIP,
+        ("172.18.0.2:30099", "10.244.1.2:5353", True),  # the node port it freed,
+        ("198.51.100.99:53", "10.244.1.2:5353", True),  # its external address
         ("198.51.100.9:53", "10.244.9.9:5353", True),  # externalIP
         ("198.51.100.9:53", "10.244.1.2:5353", False),
         ("172.18.0.2:30053", "10.244.9.9:5353", True),  # node port
@@ -340,9 +344,9 @@ endpoints:
         ("172.18.0.2:30053", "172.18.0.2:30053", True),  # of before the Service was there
         ("10.244.1.1:30053", "10.244.1.1:30053", True),  # the bridge's address is the node's, too
         ("203.0.113.2:30053", "203.0.113.2:30053", False),  # passes the node and is no node port's
-        ("10.96.0.54:53", "10.244.9.9:5353", False),  # a Service without endpoints keeps its entries
-        ("172.18.0.2:30054", "10.244.9.9:5353", False),
-        ("10.96.0.80:80", "10.244.9.9:80", False),  # TCP only
+        ("10.96.0.54:53", "10.244.9.9:5353", True),  # a Service that lost all its endpoints
+        ("172.18.0.2:30054", "10.244.9.9:5353", True),
+        ("10.96.0.54:53", "10.96.0.54:53", False),  # it was never rewritten
         ("10.244.1.2:5353", "10.244.1.2:5353", False),  # pod to pod
     ],
 )
@@ -362,7 +366,6 @@ def test_a_change_reads_as_the_line_that_makes_it() -> None:
     )
 
 
-def test_no_node_is_looked_at_without_a_udp_service() -> None:
-    objects = {key: obj for key, obj in up(WEB.removeprefix("\n---")).items() if key.namespace != "kube-system"}
-    assert conntrack.flows(objects) == {}
-    assert sorted(conntrack.flows(up(UDP))) == [NODE1, names.node_netns("demo", "node2")]
+def test_every_node_is_looked_at() -> None:
+    """Without any UDP Service, too: there may have been one."""
+    assert sorted(conntrack.flows(up(CLUSTER))) == [NODE1, names.node_netns("demo", "node2")]

@@ -17,6 +17,7 @@ from nsnet.render.proxy_nftables import Settings
 from nsnet.state import Chain, Nft, NftChain, NftElement, NftSet, NftTable, Sysctl, nft_interval, nft_lines
 from nsnet.trace import answer, service_of, walk
 from nsnet.trace.nft import parse
+from nsnet.verify.modes import SITUATIONS
 from tests import modes, worlds
 from tests.built import Place, built
 from tests.structure import faults
@@ -73,7 +74,7 @@ def test_every_difference_is_one_and_has_a_reason() -> None:
     known = {tuple(row[:3]): row[3:] for row in ROWS}
     for one in modes.NFTABLES:
         assert known[one.sender, one.to, one.protocol] != one.expected.split()
-    assert {one.reason for one in modes.NFTABLES} == modes.REASONS.keys()
+    assert {one.reason for one in modes.NFTABLES} == SITUATIONS["nftables"].keys() - {"own output"}
 
 
 def test_choice_is_uniform() -> None:
@@ -145,8 +146,8 @@ def spelled(port: str, node: str = "node1", settings: Settings = SETTINGS) -> st
     for joined in services.join(OBJECTS):
         for one in services.ports(joined):
             if one.info.name == port:
-                said = proxy_nftables._kept(joined, one, services.place(worlds.node(node)), settings)
-    values = (*sorted(said.own, key=lambda value: value.key[3:]), *said.elements)
+                said = proxy_nftables._kept_port(joined, one, services.place(worlds.node(node)), settings)
+    values = (*sorted(said.own, key=lambda value: value.key[3:]), *said.elements.values())
     return "\n".join(line.replace(" ip kube-proxy", "") for value in values for line in nft_lines(value)) + "\n"
 
 

@@ -10,7 +10,7 @@ from nsnet.diff import touched
 from nsnet.errors import ObjectError
 from nsnet.model import Backend, LinkSpec, Network
 from nsnet.render import render
-from nsnet.render.view import ipv4
+from nsnet.render.view import masked
 from nsnet.state import Bridge, BridgePort, Chain, File, Netns, Process, State, Value, Veth, Vxlan
 from tests.built import Place, built, pod
 from tests.structure import faults
@@ -358,10 +358,6 @@ def test_a_pod_that_declares_no_port_serves_what_services_target() -> None:
 
 NOT_BUILT = [
     ({"flannel": model.Flannel(Backend=Backend("wireguard"))}, "flannel.Backend.Type: backend wireguard is not built"),
-    (
-        {"networking": model.Networking(kubeProxyMode="userspace")},
-        "networking.kubeProxyMode: mode userspace is not built",
-    ),
     ({"underlay": model.Underlay(NETWORKS, (LinkSpec(("n", "m"), delay="5ms"),))}, "underlay.links[0].delay: is not"),
 ]
 
@@ -392,11 +388,11 @@ def test_a_second_render_makes_nothing_of_the_unchanged_pods_again() -> None:
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        ("10.244.0.0/16", "10.244.0.0/16"),
-        ("10.244.7.9/16", "10.244.0.0/16"),
-        ("fd00::/56,10.1.0.0/16", "10.1.0.0/16"),
-        ("", ""),
+        ("10.244.0.0/16", ("10.244.0.0/16",)),
+        ("10.244.7.9/16", ("10.244.0.0/16",)),
+        ("fd00::/56, 10.1.0.0/16", ("fd00::/56", "10.1.0.0/16")),
+        ("", ()),
     ],
 )
-def test_ipv4(said: str, expected: str) -> None:
-    assert ipv4(said) == expected
+def test_masked(said: str, expected: tuple[str, ...]) -> None:
+    assert masked(said) == expected

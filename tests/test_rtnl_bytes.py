@@ -154,7 +154,7 @@ VALUES: list[tuple[Value, type, dict[str, Any], Attributes]] = [
     (
         Address("eth0", "fd00::2/64"),
         ifaddrmsg,
-        {"family": 10, "prefixlen": 64, "index": 2},
+        {"family": 10, "prefixlen": 64, "index": 2, "flags": rtnl.IFA_F_NODAD},
         [("IFA_LOCAL", "fd00::2"), ("IFA_ADDRESS", "fd00::2")],
     ),
     (
@@ -215,6 +215,30 @@ VALUES: list[tuple[Value, type, dict[str, Any], Attributes]] = [
         {**IPV6_MAIN, "dst_len": 64},
         to("fd01::", ("RTA_GATEWAY", "fd00::1"), ("RTA_OIF", 2)),
     ),
+    (
+        Route("::/0", "eth0", "fd00::1"),
+        rtmsg,
+        IPV6_MAIN,
+        [("RTA_GATEWAY", "fd00::1"), ("RTA_OIF", 2)],
+    ),
+    (
+        Route("fd00:10:244:2::/64", "flannel.1", "fd00:10:244:2::", onlink=True),
+        rtmsg,
+        {**IPV6_MAIN, "dst_len": 64, "flags": 4},
+        to("fd00:10:244:2::", ("RTA_GATEWAY", "fd00:10:244:2::"), ("RTA_OIF", 4)),
+    ),
+    (
+        Neighbour("cni0", "fd00:10:244:1::2", "0a:58:0a:01:01:02"),
+        ndmsg,
+        {"family": 10, "ifindex": 3, **PERMANENT},
+        [("NDA_DST", "fd00:10:244:1::2"), ("NDA_LLADDR", "0a:58:0a:01:01:02")],
+    ),
+    (
+        FdbEntry("flannel.1", "92:b9:4a:a4:ec:62", "fd00:172:18::3"),
+        ndmsg,
+        {"family": 7, "ifindex": 4, "flags": 2, **PERMANENT},
+        [("NDA_LLADDR", "92:b9:4a:a4:ec:62"), ("NDA_DST", "fd00:172:18::3")],
+    ),
 ]
 
 
@@ -230,9 +254,9 @@ def test_values(value: Value, message: type, fields: dict[str, Any], attributes:
     ("value", "message", "fields", "attributes"), VALUES, ids=lambda item: text(item) if isinstance(item, Value) else ""
 )
 def test_deleting_says_the_same(value: Value, message: type, fields: dict[str, Any], attributes: Attributes) -> None:
-    """A route is deleted whatever its scope (255, nowhere, matches all)."""
+    """A route is deleted whatever its scope (255, nowhere, matches all), an address whatever its flags."""
     (request,) = rtnl.requests(value, "delete", INDEX)
-    anywhere = {"scope": 255} if isinstance(value, Route) else {}
+    anywhere = {"scope": 255} if isinstance(value, Route) else {"flags": 0} if isinstance(value, Address) else {}
     assert request.body.hex() == encoded(message, {**fields, **anywhere}, attributes).hex()
 
 

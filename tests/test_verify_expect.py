@@ -301,7 +301,7 @@ def test_checks(source: str, to: str, netns: str, asked: str) -> None:
         ("pod/zz", "tcp://web:80", "ok", "Cluster demo: checks[0].from: 'pod/zz' is not there"),
         ("deploy/zz", "tcp://web:80", "ok", "Cluster demo: checks[0].from: 'deploy/zz' is not there"),
         ("pod/a", "tcp://zz:80", "ok", "Cluster demo: checks[0].to: no address for 'zz'"),
-        ("pod/a", "tcp://[::1]:80", "ok", "Cluster demo: checks[0].to: no address for '::1'"),
+        ("pod/a", "tcp://[::1]:80", "ok", "Cluster demo: checks[0].to: ::1: IPv6 is not configured on this cluster"),
         ("pod/a", "tcp://web", "ok", "Cluster demo: checks[0].to: 'tcp://web' cannot be asked"),
         ("pod/a", "ftp://web:21", "ok", "Cluster demo: checks[0].to: 'ftp://web:21' cannot be asked"),
         (

@@ -4,6 +4,7 @@ from nsnet import model
 from nsnet.render import render
 from nsnet.state import State
 from tests.built import Place, built
+from tests.policies import documents
 
 _TWO = {"node1": Place(pods=["a", "b"]), "node2": Place(pods=["c"])}
 _RACKS = {"node1": Place(pods=["a"]), "node2": Place("rack-b", pods=["b", "c"]), "node3": Place(pods=["d"])}
@@ -16,6 +17,12 @@ _NETWORKS = (
 )
 _DIRECT = model.Backend(DirectRouting=True)
 _WEB = {"web": "10.96.0.20"}
+_CLOSED = documents("default/deny: {podSelector: {}}")
+_ASKED = documents(
+    "default/web: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {}}], ports: [{port: 80}]}, "
+    "{from: [{ipBlock: {cidr: 203.0.113.0/24}}], ports: [{port: 8000, endPort: 8080}]}, {ports: [{port: http}]}], "
+    "egress: [{to: [{podSelector: {}}]}, {ports: [{port: 53, protocol: UDP}]}]}"
+)
 
 _OBJECTS = {
     "two nodes": built(_TWO, services=_WEB),
@@ -26,6 +33,10 @@ _OBJECTS = {
     "other port": built(_TWO, backend=model.Backend(Port=4789)),
     "one node": built(_ALONE),
     "nftables": built(_TWO, mode="nftables", services=_WEB),
+    "userspace": built(_TWO, mode="userspace", services=_WEB),
+    "policies": {**built(_TWO, services=_WEB), **_ASKED, **_CLOSED},
+    "policies, moved": {**built(_MOVED, services=_WEB), **_ASKED},
+    "nftables, policies": {**built(_TWO, mode="nftables", services=_WEB), **_ASKED},
     "nftables, moved": built(_MOVED, mode="nftables", services={**_WEB, "db": "10.96.0.30"}),
 }
 

@@ -65,13 +65,22 @@ def settled(cluster: str, revision: int) -> None:
 def apply(filenames: tuple[str, ...], cluster: str | None) -> None:
     """Create or change objects of a running cluster; a Cluster document may change nodes and their addresses."""
     changing("apply")
-    name, loaded = _for_running(filenames, cluster)
-    incoming = {key: obj for key, obj in loaded.objects.items() if key.kind != "Cluster" or says_cluster(loaded)}
+    name, loaded, incoming = for_running(filenames, cluster)
     for line in loaded.notes:
         note(f"note: {line}")
     before, after = placed(loaded, lambda: write(name, lambda stored: control.admit(stored, incoming, whole=False)))
     for key in incoming:
         out(f"{_named(key)} {_what_happened(key, before, after)}")
+
+
+def for_running(filenames: tuple[str, ...], cluster: str | None) -> tuple[str, Loaded, dict[Key, Object]]:
+    """The cluster that `apply` is for, what the files say, and which objects of it would be applied."""
+    name, loaded = _for_running(filenames, cluster)
+    return (
+        name,
+        loaded,
+        {key: obj for key, obj in loaded.objects.items() if key.kind != "Cluster" or says_cluster(loaded)},
+    )
 
 
 def _for_running(filenames: tuple[str, ...], cluster: str | None) -> tuple[str, Loaded]:

@@ -35,6 +35,7 @@ class Wish(msgspec.Struct, frozen=True):
 @click.option("--all-pairs", is_flag=True, help="All pairs of pods; above some hundred pods a sample is the default.")
 @click.option("--retry", type=click.IntRange(min=0), default=0, metavar="N", help="Ask what failed again, N times.")
 @click.option("--keep-going", is_flag=True, help="Ask everything, also after failures.")
+@click.option("--compare-modes", is_flag=True, help="Instead: a copy under each kubeProxyMode, side by side.")
 @click.option("--junit-file", type=click.Path(dir_okay=False), metavar="FILE", help="Write a JUnit report.")
 @options.output("json")
 @options.cluster
@@ -44,6 +45,7 @@ def verify_(
     all_pairs: bool,
     retry: int,
     keep_going: bool,
+    compare_modes: bool,
     junit_file: str | None,
     output: str | None,
     cluster: str | None,
@@ -52,7 +54,13 @@ def verify_(
 
     Sockets are opened inside every namespace by one process. Drift, kernel state that is not as wanted, fails as well.
     """
+    if compare_modes and (listing or only or junit_file):
+        raise InputError("--compare-modes asks everything and prints its own table", "leave the other options out")
     now = running("verify", cluster)
+    if compare_modes:
+        from nsnet.cli.compare import compare_modes as compare
+
+        return compare(now, output)
     wish = Wish(only, all_pairs, retry, keep_going)
     found, drift = wished(now, wish)
     if listing:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from nsnet import __version__, model, names
+from nsnet.control.policy import policy, written
 from nsnet.model import (
     Cluster,
     DaemonSet,
@@ -35,6 +36,7 @@ from nsnet.model import (
     internal_ip,
     is_ready,
 )
+from nsnet.state import socket_address
 
 NONE = "<none>"
 Cells = list[str]
@@ -149,7 +151,7 @@ def _port(port: ServicePort) -> str:
 
 def _endpoints(endpoints: Endpoints, look: Look) -> Cells:
     found = [
-        f"{address.ip}:{port.port}" if port else address.ip
+        socket_address(address.ip, port.port or 0) if port else address.ip
         for subset in endpoints.subsets or ()
         for port in subset.ports or (None,)
         for address in _addresses(subset.addresses)
@@ -295,8 +297,7 @@ def _ingress(obj: Object, look: Look) -> Cells:
 
 
 def _policy(obj: Object, look: Look) -> Cells:
-    chosen = _raw(obj, "spec", "podSelector", "matchLabels")
-    return [obj.metadata.name, pairs(chosen), look.age(obj)]
+    return [obj.metadata.name, written(policy(obj).selector), look.age(obj)]
 
 
 def _config_map(obj: Object, look: Look) -> Cells:

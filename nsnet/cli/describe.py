@@ -14,8 +14,10 @@ from nsnet.cli.get import Query, select
 from nsnet.cli.output import out, table
 from nsnet.cli.target import pods_of
 from nsnet.control.environment import changed_since, started_with
+from nsnet.control.policy import KIND, account, policy
 from nsnet.errors import InputError
 from nsnet.model import Endpoint, EndpointSlice, Event, Node, Object, Objects, Pod, Service, SubnetLease
+from nsnet.state import socket_address
 
 WIDTH = 22
 Pair = tuple[str, str | Iterable[str]]
@@ -45,6 +47,9 @@ def lines(now: Running, obj: Object) -> Iterator[str]:
     """The description of one object."""
     for label, value in (*_head(obj), *_body(now, obj)):
         yield from _field(label, value)
+    if model.kind_of(obj) == KIND:  # as kubectl tells it; `nsnet policy why` says what it comes to
+        yield "Spec:"
+        yield from (f"  {line}" for line in account(policy(obj)))
     yield from _events(now, obj)
 
 
@@ -74,6 +79,8 @@ def _body(now: Running, obj: Object) -> Iterable[Pair]:
             return _service(now.objects, obj)
         case Node():
             return _node(now, obj)
+        case model.Other(kind=found) if found == KIND:
+            return ()
         case _ if isinstance(obj, model.WORKLOADS):
             return _workload(now.objects, obj)
     return _plain(obj)
@@ -85,6 +92,8 @@ def _pod(now: Running, pod: Pod) -> Iterator[Pair]:
     if pod.status.message:
         yield "Message", pod.status.message
     yield "IP", pod.status.podIP or NONE
+    if len(model.pod_ips(pod)) > 1:
+        yield "IPs", model.pod_ips(pod)
     if pod.spec.nodeName:
         yield "Network Namespace", f"/run/netns/{pod_netns(pod, now.cluster)}"
     yield (
@@ -120,7 +129,12 @@ def _service(objects: Objects, service: Service) -> Iterator[Pair]:
     spec = service.spec
     yield "Selector", ",".join(f"{name}={value}" for name, value in (spec.selector or {}).items()) or NONE
     yield "Type", spec.type
+    if set(spec.ipFamilies or ()) - {"IPv4"}:
+        yield "IP Family Policy", spec.ipFamilyPolicy or NONE
+        yield "IP Families", ",".join(spec.ipFamilies or ())
     yield "IP", spec.clusterIP or NONE
+    if len(spec.clusterIPs or ()) > 1:
+        yield "IPs", ",".join(spec.clusterIPs or ())
     if spec.type in {"LoadBalancer", "ExternalName"} or spec.externalIPs:
         yield "External IP", external_ip(service)
     for port in spec.ports or ():
@@ -142,7 +156,7 @@ def _endpoints(objects: Objects, service: Service, port_name: str) -> Iterator[s
             continue
         numbers = [port.port for port in item.ports or () if (port.name or "") == port_name]
         for endpoint in item.endpoints or ():
-            yield from (f"{endpoint.addresses[0]}:{number}{_state(endpoint)}" for number in numbers)
+            yield from (f"{socket_address(endpoint.addresses[0], number or 0)}{_state(endpoint)}" for number in numbers)
 
 
 def _state(endpoint: Endpoint) -> str:
@@ -154,10 +168,13 @@ def _state(endpoint: Endpoint) -> str:
 
 def _node(now: Running, node: Node) -> Iterator[Pair]:
     yield "Addresses", (f"{item.type}: {item.address}" for item in node.status.addresses)
-    yield "PodCIDR", node.spec.podCIDR or NONE
-    lease = next((item for item in model.of(now.objects, SubnetLease) if item.subnet == node.spec.podCIDR), None)
+    yield "PodCIDR", ",".join(model.pod_cidrs(node)) or NONE
+    lease = next((item for item in model.of(now.objects, SubnetLease) if node.spec.podCIDR in item.subnets), None)
     if lease is not None:
-        yield "Lease", f"{lease.subnet} at {lease.PublicIP}, backend {lease.BackendType or NONE}"
+        public = (lease.PublicIP, lease.PublicIPv6 or "")
+        at = ((subnet, public[":" in subnet]) for subnet in lease.subnets)
+        held = ", ".join(f"{subnet} at {address}" for subnet, address in at)
+        yield "Lease", f"{held}, backend {lease.BackendType or NONE}"
     yield "Taints", (f"{taint.key}={taint.value}:{taint.effect}" for taint in node.spec.taints)
     yield "Network Namespace", f"/run/netns/{names.node_netns(now.cluster, node.metadata.name)}"
     yield "Pods", _pod_rows([pod for pod in model.of(now.objects, Pod) if pod.spec.nodeName == node.metadata.name])

@@ -14,8 +14,9 @@ from nsnet.cli.sentences import sentence
 from nsnet.cli.target import target
 from nsnet.errors import InputError
 from nsnet.kernel import run
-from nsnet.model import Node, Objects, Pod, Service, ServicePort, SubnetLease
-from nsnet.state import Chain, Nft, NftChain, NftElement, NftSet, Value
+from nsnet.model import Family, Node, Objects, Pod, Service, ServicePort, SubnetLease
+from nsnet.state import Chain, Nft, NftChain, NftElement, NftSet, Value, socket_address
+from nsnet.verify.world import of_family, proxied
 
 PREFIXES = ("SVC", "SVL", "EXT", "FW")
 
@@ -26,7 +27,7 @@ PREFIXES = ("SVC", "SVL", "EXT", "FW")
 @options.namespace
 @options.cluster
 def rules(where: str, service: str | None, namespace: str, cluster: str | None) -> None:
-    """Show the rules that kube-proxy (iptables or nftables) and flannel wrote on a node, each with what it is for."""
+    """Show the rules that kube-proxy (in any mode), flannel and portmap wrote on a node, each with what it is for."""
     now = running("rules", cluster)
     node = _node(now.objects, where)
     found = _service(now.objects, namespace, service) if service else None
@@ -36,15 +37,33 @@ def rules(where: str, service: str | None, namespace: str, cluster: str | None) 
 
 
 def rule_lines(objects: Objects, only: list[Service] | None, values: Collection[Value]) -> Iterator[str]:
-    """All lines; which mode it is, what the kernel has says. With `only` nothing but these Services."""
-    chains = {(value.table, value.name): value for value in values if isinstance(value, Chain)}
-    nft = [value for value in values if isinstance(value, Nft) and value.key[2] == TABLE]
+    """All lines; which mode it is, what the kernel has says. With `only` nothing but these Services.
+
+    With two families each stands for itself, as in the kernel.
+    """
+    families = model.families_of(model.cluster_of(objects))
+    services = only or model.of(objects, Service)
+    for family in families:
+        mine = [item for item in services if not model.cluster_ips(item.spec) or proxied(item, family)]
+        if only is not None and not mine:
+            continue
+        if len(families) > 1:
+            yield coloured(f"--- {model.API_FAMILIES[family]} ---", "cyan")
+        yield from _of_family(objects, [of_family(item, family) for item in mine], values, family, all_=only is None)
+
+
+def _of_family(
+    objects: Objects, services: list[Service], values: Collection[Value], family: Family, *, all_: bool
+) -> Iterator[str]:
+    chains = {(item.table, item.name): item for item in values if isinstance(item, Chain) and item.family == family}
+    nft = [item for item in values if isinstance(item, Nft) and item.key[1:3] == (family, TABLE)]
     pods = addresses(objects)
-    for item in only or model.of(objects, Service):
+    for item in services:
         yield from nft_service_lines(item, nft, pods) if nft else service_lines(item, chains, pods)
-    if only is None:
+    if all_:
         yield from nft_shared_lines(nft, pods) if nft else proxy_lines(chains, pods)
         yield from flannel_lines(chains, pods)
+        yield from host_port_lines(chains, pods)
 
 
 def _node(objects: Objects, where: str) -> str:
@@ -80,7 +99,8 @@ def _values(cluster: str, node: str) -> frozenset[Value]:
 
 def addresses(objects: Objects) -> dict[str, str]:
     """Who has an address, of the pods with a network of their own."""
-    return {pod.status.podIP: f"pod {pod.metadata.name}" for pod in model.of(objects, Pod) if not pod.spec.hostNetwork}
+    pods = (pod for pod in model.of(objects, Pod) if not pod.spec.hostNetwork)
+    return {ip: f"pod {pod.metadata.name}" for pod in pods for ip in model.pod_ips(pod) or ("",)}
 
 
 Chains = Mapping[tuple[str, str], Chain]
@@ -103,7 +123,8 @@ def service_lines(service: Service, chains: Chains, pods: Mapping[str, str]) -> 
 
 def _title(service: Service, port: ServicePort, name: str) -> str:
     node_port = f", node port {port.nodePort}" if port.nodePort else ""
-    return f"{name}: {service.spec.type} {service.spec.clusterIP or NONE}:{port.port}/{port.protocol}{node_port}"
+    address = socket_address(service.spec.clusterIP or NONE, port.port)
+    return f"{name}: {service.spec.type} {address}/{port.protocol}{node_port}"
 
 
 def _own_chains(name: str, protocol: str, chains: Chains) -> list[str]:
@@ -118,18 +139,42 @@ def _own_chains(name: str, protocol: str, chains: Chains) -> list[str]:
 def proxy_lines(chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
     """What all Services share."""
     yield coloured("for all Services", "cyan")
+    yield from _ways_in("KUBE-", chains, pods)
     for (_, chain), value in sorted(chains.items()):
         if chain in {"KUBE-MARK-MASQ", "KUBE-POSTROUTING", "KUBE-FORWARD", "KUBE-FIREWALL"}:
             yield from _explained(chain, value.rules, pods)
-    yield from _explained("KUBE-SERVICES", [rule for rule in _rules(chains, "KUBE-SERVICES") if "LOCAL" in rule], pods)
+        elif value.policy:
+            yield from _explained(chain, [rule for rule in value.rules if "-j KUBE-PORTALS-" in rule], pods)
+            yield from _explained(chain, [rule for rule in value.rules if "-j KUBE-NODEPORT-" in rule], pods)
+    yield from _explained(
+        "KUBE-SERVICES", [rule for rule in _rules(chains, "KUBE-SERVICES") if "-j KUBE-NODEPORTS" in rule], pods
+    )
     yield ""
 
 
 def flannel_lines(chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
     """The part of flannel."""
     yield coloured("flannel", "cyan")
+    yield from _ways_in("FLANNEL-", chains, pods)
     for chain in ("FLANNEL-POSTRTG", "FLANNEL-FWD"):
         yield from _explained(chain, _rules(chains, chain), pods)
+
+
+def _ways_in(prefix: str, chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
+    """The rules of the kernel's own chains that lead to a component's."""
+    for (_, chain), value in sorted(chains.items()):
+        if value.policy:
+            yield from _explained(chain, [rule for rule in value.rules if f"-j {prefix}" in rule], pods)
+
+
+def host_port_lines(chains: Chains, pods: Mapping[str, str]) -> Iterator[str]:
+    """The part of the portmap plugin, where a pod of the node has a hostPort."""
+    found = sorted(chain for _, chain in chains if chain.startswith("CNI-"))
+    if found:
+        yield ""
+        yield coloured("host ports", "cyan")
+        for chain in found:
+            yield from _explained(chain, chains["nat", chain].rules, pods)
 
 
 def _rules(chains: Chains, name: str) -> list[str]:
@@ -177,7 +222,8 @@ def _is_own(name: str, base: str, plain: str) -> bool:
 
 def _reached(chains: Iterable[NftChain]) -> set[str]:
     """`ip . port` of every endpoint that these chains choose from."""
-    found = re.findall(r"([0-9.]+)(?: \. |:)(\d+)", " ".join(rule for chain in chains for rule in chain.rules))
+    rules = " ".join(rule for chain in chains for rule in chain.rules)
+    found = re.findall(r"\[?([0-9a-f.:]*[0-9a-f:])\]?(?: \. |:)(\d+)", rules)
     return {f"{ip} . {port}" for ip, port in found}
 
 
@@ -245,12 +291,15 @@ def leases(output: str | None, cluster: str | None) -> None:
 
 
 def _lease_rows(now: Running, found: list[SubnetLease]) -> Iterator[list[str]]:
-    nodes = {node.spec.podCIDR: node.metadata.name for node in _nodes(now.objects)}
+    """One row per family, as each has its own subnet and tunnel."""
+    nodes = {cidr: node.metadata.name for node in _nodes(now.objects) for cidr in model.pod_cidrs(node)}
     for lease in found:
-        data = lease.BackendData or {}
-        further = [str(data.get("VNI", NONE)), str(data.get("VtepMAC", NONE))]
-        node = nodes.get(lease.subnet, NONE)
-        yield [lease.subnet, node, lease.PublicIP, lease.BackendType or NONE, *further]
+        for subnet in lease.subnets:
+            six = model.family_of(subnet) == "ip6"
+            data = (lease.BackendV6Data if six else lease.BackendData) or {}
+            further = [str(data.get("VNI", NONE)), str(data.get("VtepMAC", NONE))]
+            public = (lease.PublicIPv6 or NONE) if six else lease.PublicIP
+            yield [subnet, nodes.get(subnet, NONE), public, lease.BackendType or NONE, *further]
 
 
 # --- conntrack --------------------------------------------------------------------------------------------------------
@@ -264,12 +313,18 @@ def conntrack(where: str, overlay: bool, cluster: str | None) -> None:
     """Show the connections a node tracks: who called, what for, and who answers in truth."""
     now = running("conntrack", cluster)
     node = _node(now.objects, where)
-    text = run.output(names.node_netns(now.cluster, node), ("conntrack", "-L"))
+    families = model.families_of(model.cluster_of(now.objects))
+    text = "".join(
+        run.output(names.node_netns(now.cluster, node), ("conntrack", "-L", *_CONNTRACK[family])) for family in families
+    )
     outer = f":{model.cluster_of(now.objects).flannel.Backend.Port}"
     rows = [
         row for row in flows(text, service_addresses(now.objects)) if overlay or row[0] != "udp" or outer not in row[3]
     ]
     print_table([("PROTO", "STATE", "FROM", "TO", "ANSWERS", "ANSWER GOES TO"), *sorted(rows)])
+
+
+_CONNTRACK: Mapping[Family, tuple[str, ...]] = {"ip": (), "ip6": ("-f", "ipv6")}
 
 
 def service_addresses(objects: Objects) -> dict[str, str]:
@@ -278,7 +333,8 @@ def service_addresses(objects: Objects) -> dict[str, str]:
     for service in model.of(objects, Service):
         for port in service.spec.ports or ():
             name = names.service_port(service.metadata.namespace, service.metadata.name, port.name)
-            found[f"{service.spec.clusterIP}:{port.port}"] = name
+            for address in model.cluster_ips(service.spec) or (service.spec.clusterIP,):
+                found[socket_address(address, port.port)] = name
             if port.nodePort:
                 found[f":{port.nodePort}"] = name
     return found
@@ -302,4 +358,6 @@ def _ends(ways: list[list[str]], index: int) -> tuple[str, str]:
     sources, dests, sports, dports = ways
     if len(sports) <= index:
         return sources[index], dests[index]
-    return f"{sources[index]}:{sports[index]}", f"{dests[index]}:{dports[index]}"
+    ends = ((sources[index], sports[index]), (dests[index], dports[index]))
+    source, dest = (socket_address(address, port) for address, port in ends)
+    return source, dest

@@ -5,10 +5,13 @@ from collections.abc import Iterator, Sequence
 from nsnet import model, names
 from nsnet.cli import trace
 from nsnet.cli.context import Running
+from nsnet.cli.decided import decided, end_of
 from nsnet.cli.explain import flows
 from nsnet.cli.output import coloured, out, print_json
 from nsnet.cli.target import Target
+from nsnet.control import policy
 from nsnet.errors import NotReachedError
+from nsnet.model import Objects
 from nsnet.trace import Packet, Way
 from nsnet.trace.values import Flow, Result
 from nsnet.verify import parted
@@ -38,7 +41,7 @@ def watched(
     port = int(model.cluster_of(now.objects).flannel.Backend.Port or 0)
     ends = [one.way.netns for one in found if names.kind_of(one.way.netns) == "pod"]
     seen = observe(look.state, start.netns, asked, port, ends)
-    intent = intended(now.objects, start.netns, asked)
+    intent = _promised(now.objects, start, asked, found)
     ways = [foretold(one, look) for one in found]
     verdict = parted.compared(look.state, intent, ways, seen, look.place)
     if output == "json":
@@ -47,6 +50,17 @@ def watched(
         for line in report(seen, verdict, intent, found, start, end, asked, look):
             out(line)
     return 0 if verdict.agree and RESULTS[seen.end] == "delivered" else NotReachedError.exit_code
+
+
+def _promised(objects: Objects, start: Target, asked: Packet, found: Sequence[trace.Traced]) -> Intent | None:
+    """What the objects promise, NetworkPolicies included: what they deny on every way shall not arrive."""
+    intent, known = intended(objects, start.netns, asked), policy.index(objects)
+    if intent is None or intent.want != "reach" or not known.closed:
+        return intent
+    sides = [decided(known, end_of(known, start), one.way) for one in found]
+    if any(decision.allowed for decision in sides):
+        return intent
+    return Intent("nothing", f"NetworkPolicies deny {intent.words} to {start.label}")
 
 
 def foretold(one: trace.Traced, look: trace.Look) -> Predicted:
@@ -124,7 +138,7 @@ def document(
     }
     return {
         **trace.document(found, start, end, asked, look),
-        "intended": intent,
+        "promised": intent,
         "observed": observed,
         "agree": verdict.agree,
         "verdict": verdict.sentence,

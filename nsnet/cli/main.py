@@ -58,6 +58,7 @@ SECTIONS: dict[str, dict[str, Verb]] = {
         "explain": Verb(
             "realised:explain", "Show how a Service, pod or node is realised here, each line with its reason."
         ),
+        "policy": Verb("policy:policy", "Show what NetworkPolicies allow, whether packets agree, and why."),
         "rules": Verb("explain:rules", "Show the Service rules of a node, explained."),
         "leases": Verb("explain:leases", "Show flannel's subnet leases."),
         "conntrack": Verb("explain:conntrack", "Show the connections a node tracks, with the Service of each."),

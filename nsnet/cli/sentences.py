@@ -3,14 +3,28 @@
 A table of (chain, rule, sentence): the first row whose patterns are found speaks. `{0}`, `{1}` are the groups of the
 rule's pattern; `{pod}` is who has the address in group 0, `{ways}` all endpoints that an nftables rule chooses from.
 Elements of nftables' sets and maps have `set NAME` and `map NAME` for a chain. Sources: facts of kube-proxy's
-`syncProxyRules` (both modes) and flannel's `pkg/trafficmngr/iptables`.
+`syncProxyRules` (all modes), the
+portmap plugin and flannel's `pkg/trafficmngr/iptables`.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 
+from nsnet.state import socket_address
+
 Row = tuple[str, str, str]
 TABLE: Sequence[Row] = (
+    ("^(?:INPUT|OUTPUT)$", r"-j KUBE-FIREWALL$", "does it come from outside for 127.0.0.0/8?"),
+    ("^[A-Z]+$", r"-j KUBE-PROXY-FIREWALL$", "was it for a load balancer's address, and in none of its source ranges?"),
+    ("^INPUT$", r"-j KUBE-NODEPORTS$", "is it a health check of the load balancer?"),
+    ("^[A-Z]+$", r"-j KUBE-EXTERNAL-SERVICES$", "is it for an external address or node port without endpoint?"),
+    ("^[A-Z]+$", r"--ctstate NEW .*-j KUBE-SERVICES$", "is it for a Service without endpoint?"),
+    ("^(?:PREROUTING|OUTPUT)$", r"-j KUBE-SERVICES$", "is it for a Service?"),
+    ("^FORWARD$", r"-j KUBE-FORWARD$", "does kube-proxy let it pass?"),
+    ("^POSTROUTING$", r"-j KUBE-POSTROUTING$", "shall it leave with this node's address?"),
+    ("^FORWARD$", r"-j FLANNEL-FWD$", "is it pod traffic?"),
+    ("^POSTROUTING$", r"-j FLANNEL-POSTRTG$", "does it leave the pod network, or come into it?"),
+    ("^KUBE-SERVICES", r"-d (\S+)/\d+ .*-j KUBE-NODEPORTS$", "to {0}, where node ports are served: is it one?"),
     ("^KUBE-SERVICES", r"-d (\S+)/\d+ .*--dport (\d+) -j KUBE-SV[CL]-", "to the Service's address {0}:{1}"),
     ("^KUBE-SERVICES", r"-d (\S+)/\d+ .*--dport (\d+) -j KUBE-(?:EXT|FW)-", "to the external address {0}:{1}"),
     ("^KUBE-SERVICES", r"--dst-type LOCAL -j KUBE-NODEPORTS", "to an address of this node: is it a node port?"),
@@ -42,11 +56,41 @@ TABLE: Sequence[Row] = (
     ("^KUBE-FORWARD", r"--ctstate RELATED,ESTABLISHED -j ACCEPT", "and so may all that belongs to a known connection"),
     ("^KUBE-FIREWALL", r"-d 127", "node ports on 127.0.0.1 are for this node only"),
     ("^KUBE-PROXY-FIREWALL", r"-j DROP", "not from the Service's source ranges"),
+    ("^PREROUTING", r"-j KUBE-PORTALS-CONTAINER", "from pods and from outside: is it for a Service?"),
+    ("^OUTPUT", r"-j KUBE-PORTALS-HOST", "from the node itself: is it for a Service?"),
+    ("^(?:PREROUTING|OUTPUT)", r"-j KUBE-NODEPORT-", "to an address of this node: is it a node port?"),
+    ("^KUBE-PORTALS-CONTAINER", r"physdev .*--to-ports (\d+)", "not from a pod, to that external address: as below"),
+    ("^KUBE-PORTALS-CONTAINER", r"LOCAL .*--to-ports (\d+)", "an external address that is this node's own: port {0}"),
+    (
+        "^KUBE-PORTALS-CONTAINER",
+        r"-d (\S+)/\d+ .*--dport (\d+) .*--to-ports (\d+)",
+        "to the Service's address {0}:{1}: to the proxy process on port {2}, which picks the endpoint",
+    ),
+    (
+        "^KUBE-PORTALS-HOST",
+        r"-d (\S+)/\d+ .*--dport (\d+) .*--to-destination (\S+)",
+        "the same from this node itself: to the proxy process at {2}",
+    ),
+    (
+        "^KUBE-NODEPORT-CONTAINER",
+        r"--dport (\d+) .*--to-ports (\d+)",
+        "to node port {0}, on any address of this node: to the proxy process on port {1}",
+    ),
+    ("^KUBE-NODEPORT-HOST", r"--dport (\d+) .*--to-destination (\S+)", "from this node itself to node port {0}"),
+    ("^KUBE-NODEPORT-NON-LOCAL", r"--dport (\d+) .*-j ACCEPT", "new connections may come in to proxy port {0}"),
+    ("^(?:PREROUTING|OUTPUT)", r"-j CNI-HOSTPORT-DNAT", "to an address of this node: is it a pod's hostPort?"),
+    ("^POSTROUTING", r"-j CNI-HOSTPORT-MASQ", "shall what came by a hostPort leave with this node's address?"),
+    ("^CNI-HOSTPORT-DNAT", r"--dports (\S+) ", "host port {0} of one pod"),
+    ("^CNI-HOSTPORT-SETMARK", r"-j MARK", "mark it: CNI-HOSTPORT-MASQ gives it the node's address"),
+    ("^CNI-HOSTPORT-MASQ", r"-j MASQUERADE", "the source becomes this node's address"),
+    ("^CNI-DN-", r"-s 127.0.0.1/32 .*-j CNI-HOSTPORT-SETMARK", "from 127.0.0.1: the pod could not answer that"),
+    ("^CNI-DN-", r"-s (\S+) .*-j CNI-HOSTPORT-SETMARK", "from a pod of this node ({0}): the answer must pass here"),
+    ("^CNI-DN-", r"--dport (\d+) -j DNAT --to-destination (\S+)", "host port {0} is {1}"),
     ("^FLANNEL-POSTRTG", r"--mark (\w+)/\w+ .*-j RETURN", "kube-proxy marked it: it will masquerade it itself"),
     ("^FLANNEL-POSTRTG", r"! -s \S+ -d (\S+) .*-j RETURN", "from outside to the pods of this node ({0}): no NAT"),
     ("^FLANNEL-POSTRTG", r"! -s \S+ -d (\S+) .*-j MASQUERADE", "from outside to pods elsewhere: this node's address"),
     ("^FLANNEL-POSTRTG", r"-s (\S+) -d \S+ .*-j RETURN", "inside the pod network: no NAT"),
-    ("^FLANNEL-POSTRTG", r"-s (\S+) ! -d 224.*-j MASQUERADE", "from a pod to the world: the node's address"),
+    ("^FLANNEL-POSTRTG", r"-s (\S+) ! -d (?:224|ff00).*-j MASQUERADE", "from a pod to the world: the node's address"),
     ("^FLANNEL-FWD", r"-(?:s|d) (\S+) .*-j ACCEPT", "pod traffic may be forwarded"),
     ("^map service-ips", r"^(\S+) \. (\w+) \. (\d+) : goto (?:service|local)-", "to the Service's address {0}:{2}"),
     ("^map service-ips", r"^(\S+) \. (\w+) \. (\d+) : goto external-", "to the external address {0}:{2}"),
@@ -97,8 +141,15 @@ def sentence(chain: str, rule: str, pods: Mapping[str, str]) -> str:
     for where, pattern, text in TABLE:
         found = re.search(pattern, rule) if re.search(where, chain) else None
         if found:
-            return text.format(*found.groups(), pod=_pod(found, pods), chance=_chance(rule), ways=_ways(rule, pods))
+            words = _bracketed(text, found)
+            return text.format(*words, pod=_pod(found, pods), chance=_chance(rule), ways=_ways(rule, pods))
     return ""
+
+
+def _bracketed(text: str, found: re.Match[str]) -> list[str]:
+    """An IPv6 address that a port follows stands in brackets."""
+    words = [word or "" for word in found.groups()]
+    return [f"[{word}]" if ":" in word and f"{{{at}}}:" in text else word for at, word in enumerate(words)]
 
 
 def _pod(found: re.Match[str], pods: Mapping[str, str]) -> str:
@@ -113,9 +164,9 @@ def _chance(rule: str) -> str:
     return f"1 in {share} of what is left" if share else "never"
 
 
-_ENDPOINT = re.compile(r"\d+ : (?:goto endpoint-[^\s,]+__)?([0-9.]+)(?: \. |/)(\d+)")
+_ENDPOINT = re.compile(r"\d+ : (?:goto endpoint-[^\s,]+__)?([0-9a-f.:]+)(?: \. |/)(\d+)")
 
 
 def _ways(rule: str, pods: Mapping[str, str]) -> str:
-    ends = _ENDPOINT.findall(rule)
-    return ", ".join(f"{ip}:{port} ({pods[ip]})" if ip in pods else f"{ip}:{port}" for ip, port in ends)
+    ends = ((ip, socket_address(ip, port)) for ip, port in _ENDPOINT.findall(rule))
+    return ", ".join(f"{end} ({pods[ip]})" if ip in pods else end for ip, end in ends)

@@ -16,6 +16,7 @@ import msgspec
 from nsnet import kernel, model, names
 from nsnet.cli import options
 from nsnet.cli.context import Running, running
+from nsnet.cli.decided import intended
 from nsnet.cli.explain import addresses, service_addresses
 from nsnet.cli.kinds import kind_named
 from nsnet.cli.output import Colour, coloured, out, print_json
@@ -24,10 +25,10 @@ from nsnet.cli.target import Target, target
 from nsnet.errors import InputError, NotReachedError
 from nsnet.kernel import netns
 from nsnet.model import Objects, Pod, Service
-from nsnet.state import Chain, NftChain, State
-from nsnet.trace import Hop, Packet, Way, answer, service_of, walk
+from nsnet.state import Chain, NftChain, State, socket_address
+from nsnet.trace import Hop, Packet, Way, answer, policy_of, service_of, walk
 from nsnet.trace.listening import is_open
-from nsnet.verify.intent import intended
+from nsnet.verify.intent import intended as promise
 
 
 class Destination(msgspec.Struct, frozen=True):
@@ -103,9 +104,12 @@ def trace(
 
         return watched(now, found, start, end, asked, look, output)
     if output == "json":
-        print_json(document(found, start, end, asked, look))
+        wanted = tuple(intended(now.objects, start, (one.way for one in found)))
+        print_json({**document(found, start, end, asked, look), **({"intended": wanted} if wanted else {})})
     else:
         for line in report(found, start, end, asked, look):
+            out(line)
+        for line in intended(now.objects, start, (one.way for one in found)):
             out(line)
     return 0 if all(one.good for one in found) else NotReachedError.exit_code
 
@@ -146,7 +150,7 @@ def looked(now: Running, start: Target, asked: Packet) -> tuple[State, list[Trac
 
 def _part(objects: Objects, start: str, asked: Packet) -> Iterator[str]:
     """The namespaces that a packet should pass: its pods' and their nodes', and the node that has the address."""
-    promised = intended(objects, start, asked)
+    promised = promise(objects, start, asked)
     ends = {start, *(promised.netns if promised else ())}
     yield from ends
     own = model.cluster_of(objects).metadata.name
@@ -190,19 +194,19 @@ def destination(objects: Objects, text: str, namespace: str, protocol: str) -> D
     if protocol == "icmp":
         return Destination(address, 0, words)
     port = said or _first_port(objects, known, name, protocol)
-    return Destination(address, port, f"{words}:{port}" if words == address else f"{words} port {port}")
+    return Destination(address, port, socket_address(address, port) if words == address else f"{words} port {port}")
 
 
 def _parted(text: str, protocol: str) -> tuple[str, int]:
-    """TO without its port, and the port; 0 where none is said."""
+    """TO without its port, and the port; 0 where none is said. An IPv6 address with a port stands in brackets."""
     name, colon, port = text.rpartition(":")
-    if not colon or _is_address(text):
-        return text, 0
+    if not colon or _is_address(text) or text.endswith("]"):
+        return text.strip("[]"), 0
     if protocol == "icmp":
         raise InputError("a ping has no ports", f"leave out :{port}")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise InputError(f'{text}: "{port}" is no port', "a number from 1 to 65535")
-    return name, int(port)
+    return name.strip("[]"), int(port)
 
 
 def _is_address(text: str) -> bool:
@@ -215,8 +219,8 @@ def _is_address(text: str) -> bool:
 
 def _holder(objects: Objects, address: str) -> Service | Pod | None:
     """Whose address it is, where one port of it comes first."""
-    services = (item for item in model.of(objects, Service) if item.spec.clusterIP == address)
-    pods = (pod for pod in model.of(objects, Pod) if pod.status.podIP == address and not pod.spec.hostNetwork)
+    services = (item for item in model.of(objects, Service) if address in model.cluster_ips(item.spec))
+    pods = (pod for pod in model.of(objects, Pod) if address in model.pod_ips(pod) and not pod.spec.hostNetwork)
     return next(services, None) or next(pods, None)
 
 
@@ -358,7 +362,8 @@ def _hop_lines(hop: Hop, changed: str, look: Look) -> Iterator[str]:
         return
     service = _service_of(hop)
     words = sentence(chain, hop.rule, look.pods)
-    yield f"  {hop.what}" + (f": {words}" if words else "") + (f"  [{service}]" if service else "")
+    belongs = service or policy_of(hop.rule)
+    yield f"  {hop.what}" + (f": {words}" if words else "") + (f"  [{belongs}]" if belongs else "")
     yield f"      {hop.rule}"
     if changed:
         yield f"      {coloured(changed, 'yellow')}"
@@ -402,7 +407,7 @@ def _entry(way: Way, netns: str, asked: Packet) -> tuple[Packet, Packet]:
 
 
 def _end(address: str, port: int) -> str:
-    return f"{address}:{port}" if port else address
+    return socket_address(address, port) if port else address
 
 
 # --- how it ends ------------------------------------------------------------------------------------------------------
@@ -443,6 +448,8 @@ def _why(way: Way, look: Look, asked: Packet) -> str:
     """A rule decided, a chain's policy, or something that is no rule."""
     last = way.hops[-1] if way.hops else None
     if last and _chain(last) and way.reason == last.rule and _DECIDES.search(_COMMENT.sub("", last.rule)):
+        if policy_of(last.rule):
+            return f"by network policy, {_COMMENTED.findall(last.rule)[-1]}: {last.what}"
         service = _refused_service(way, look, asked)
         return f"by rule {last.what}: {last.rule}" + (f" (Service {service})" if service else "")
     if way.reason and (last is None or way.reason != last.rule):
@@ -450,13 +457,14 @@ def _why(way: Way, look: Look, asked: Packet) -> str:
     return f"by a chain's policy: {', '.join(_closed(look.state.get(way.netns, frozenset()))) or 'drop'}"
 
 
+_COMMENTED = re.compile(r'"([^"]*)"')
 _DECIDES = re.compile(r"-j (?:DROP|REJECT)\b|\b(?:drop|reject)\b")
 
 
 def _refused_service(way: Way, look: Look, asked: Packet) -> str:
     """From the rule; nftables' reject-chain is shared by all, so there the address that was asked for tells."""
     named = _service_of(way.hops[-1])
-    ports = (f"{asked.dst}:{asked.dport}", f":{asked.dport}")
+    ports = (socket_address(asked.dst, asked.dport), f":{asked.dport}")
     return named or next((look.services[port] for port in ports if port in look.services), "")
 
 
@@ -518,6 +526,12 @@ def _ended(way: Way, look: Look) -> dict[str, object]:
 
 
 def _hop_document(hop: Hop, look: Look, changed: str = "") -> dict[str, object]:
-    more = {"rule": hop.rule, "service": _service_of(hop) if _chain(hop) else "", "changed": changed}
+    rule = hop.rule if _chain(hop) else ""
+    more = {
+        "rule": hop.rule,
+        "service": _service_of(hop) if rule else "",
+        "policy": policy_of(rule),
+        "changed": changed,
+    }
     given = {name: value for name, value in more.items() if value}
     return {"netns": hop.netns, "where": look.place(hop.netns), "what": hop.what, **given}

@@ -5,6 +5,7 @@ The order is the crash safety: the store is written before the kernel is touched
 """
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -129,12 +130,15 @@ def _sync_and_start(store: Store, name: str) -> Report:
     return report
 
 
+_OF_IPV6 = re.compile(r"ip6|ipv6|::", re.IGNORECASE)  # in a refused command, or in the kernel's sentence
+
+
 def explained(sync: Callable[[], Report]) -> Report:
     """A refusal of the kernel on a machine that lacks something is the machine's fault, and named."""
     try:
         return sync()
     except NotReachedError as refused:
-        lacking = features.missing()
+        lacking = features.missing(ipv6=_OF_IPV6.search(str(refused)) is not None)
         if not lacking:
             raise
         first = lacking[0]
@@ -262,4 +266,6 @@ def _call(service: Service, address: str, way: str | None) -> str:
     if tcp is None:
         return f"ip route get {address}"
     number = tcp.nodePort if way else tcp.port
-    return f"curl -s http://{address}{'' if number == 80 else f':{number}'}/hostname"
+    host = f"[{address}]" if ":" in address else address
+    url = f"http://{host}{'' if number == 80 else f':{number}'}/hostname"
+    return f"curl -sg '{url}'" if ":" in address else f"curl -s {url}"  # a shell takes brackets for a pattern

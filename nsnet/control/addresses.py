@@ -1,13 +1,23 @@
-"""IPv4 addresses as numbers: allocation, ranges and overlaps are arithmetic."""
+"""Addresses as numbers: allocation, ranges and overlaps are arithmetic.
 
-from collections.abc import Collection
+Both families lie on one line of numbers, IPv4 first and IPv6 behind it (from 2^128 on). So no address of one family is
+in a range of the other, and whoever compares, sorts or counts need not ask which it is.
+"""
+
+from collections.abc import Collection, Iterable
 from functools import lru_cache
-from ipaddress import IPv6Address, IPv6Network
+from ipaddress import IPv6Address
 from typing import NamedTuple
+
+from nsnet.model import Family, family_of, subnets
+
+_IPV6 = 1 << 128  # where IPv6 begins
+BITS: dict[Family, int] = {"ip": 32, "ip6": 128}
+NOWHERE = -1  # the number of what is no address: in no range
 
 
 class Range(NamedTuple):
-    """An IPv4 subnet: its first and last address, and the prefix length."""
+    """A subnet: its first and last address, and the prefix length."""
 
     first: int
     last: int
@@ -15,6 +25,15 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         return f"{text(self.first)}/{self.length}"
+
+    @property
+    def family(self) -> Family:
+        return "ip6" if self.first >= _IPV6 else "ip"
+
+    @property
+    def bits(self) -> int:
+        """Of an address of the family: 32 or 128."""
+        return BITS[self.family]
 
     @property
     def size(self) -> int:
@@ -34,12 +53,11 @@ class Range(NamedTuple):
         return range(self.first + 1, self.last)
 
 
-NOWHERE = -1  # the number of what is no IPv4 address: in no range
-
-
 @lru_cache(1 << 17)
 def number(address: str) -> int:
-    """`10.0.0.1` → 167772161; NOWHERE for anything else. Leading zeros are decimal, as Kubernetes reads them."""
+    """`10.0.0.1` → 167772161; NOWHERE for what is no address. Leading zeros are decimal, as Kubernetes reads them."""
+    if ":" in address:
+        return _number6(address)
     parts = address.split(".") if address.isascii() else []
     if len(parts) != 4 or len(address) > 20 or not all(part.isdecimal() and int(part) < 256 for part in parts):
         return NOWHERE
@@ -47,19 +65,30 @@ def number(address: str) -> int:
     return (high << 24) | (upper << 16) | (lower << 8) | low
 
 
+def _number6(address: str) -> int:
+    try:
+        return _IPV6 + int(IPv6Address(address)) if "%" not in address else NOWHERE
+    except ValueError:
+        return NOWHERE
+
+
 @lru_cache(1 << 17)
 def text(address: int) -> str:
+    """The address as the kernel prints it."""
+    if address >= _IPV6:
+        return str(IPv6Address(address - _IPV6))
     return f"{address >> 24}.{address >> 16 & 255}.{address >> 8 & 255}.{address & 255}"
 
 
 @lru_cache(1 << 14)
 def subnet(cidr: str) -> Range:
-    """`10.244.1.0/24` as a range, host bits masked. Raises ValueError where it is no IPv4 subnet."""
+    """`10.244.1.0/24` as a range, host bits masked. Raises ValueError where it is no subnet."""
     address, slash, said = cidr.strip().partition("/")
-    at, length = number(address), int(said) if slash else 32
-    if at == NOWHERE or not 0 <= length <= 32:
-        raise ValueError(f"{cidr} is not an IPv4 subnet")
-    size = 1 << (32 - length)
+    at, bits = number(address), BITS[family_of(address)]
+    length = int(said) if slash else bits
+    if at == NOWHERE or not 0 <= length <= bits:
+        raise ValueError(f"{cidr} is not a subnet")
+    size = 1 << (bits - length)
     first = at & ~(size - 1)
     return Range(first, first + size - 1, length)
 
@@ -71,12 +100,14 @@ def subnet_or_none(cidr: str) -> Range | None:
         return None
 
 
-def is_ipv6(cidr: str) -> bool:
-    """Is it an IPv6 address or subnet?"""
-    try:
-        return bool(IPv6Network(cidr.strip(), strict=False) if "/" in cidr else IPv6Address(cidr))
-    except ValueError:
-        return False
+def ranges(said: str) -> tuple[Range, ...]:
+    """A subnet or a pair of them with a comma. Raises ValueError where one is none."""
+    return tuple(map(subnet, subnets(said)))
+
+
+def around(address: int, every: Iterable[Range]) -> Range | None:
+    """The one of these that the address lies in."""
+    return next((one for one in every if one.has(address)), None)
 
 
 def supernet(addresses: Collection[int], longest: int, shortest: int) -> Range | None:

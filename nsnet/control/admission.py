@@ -14,10 +14,11 @@ from typing import Any
 
 import msgspec
 
-from nsnet.control import lifecycle, services, underlay, workloads
-from nsnet.control.addresses import Range, number, subnet, subnet_or_none
+from nsnet.control import ipfamilies, lifecycle, services, underlay, workloads
+from nsnet.control.addresses import around, number, ranges, subnet
 from nsnet.control.environment import STARTED_WITH
 from nsnet.control.table import controller_of, key_to, owned_by, with_meta
+from nsnet.control.underlay import Ranges
 from nsnet.control.wrong import meant, some
 from nsnet.errors import ObjectError
 from nsnet.model import (
@@ -38,6 +39,8 @@ from nsnet.model import (
     ServiceStatus,
     StatefulSet,
     WorkloadStatus,
+    family_of,
+    pod_cidrs,
 )
 
 DEFAULT_NODES = ("node1", "node2")
@@ -167,10 +170,10 @@ def _pod(new: Pod, old: Pod) -> Pod:
 
 def _node(new: Node, old: Node, cluster: Cluster | None) -> Node:
     """The subnet, where the manifest says none, and host-local's last address."""
-    whole = subnet_or_none(cluster.networking.podSubnet.partition(",")[0]) if cluster else None
-    had = subnet_or_none(old.spec.podCIDR)
+    whole = ranges(cluster.networking.podSubnet) if cluster else ()
+    had = [subnet(cidr) for cidr in pod_cidrs(old)]
     spec = new.spec
-    if not spec.podCIDR and had and whole and whole.covers(had):
+    if not spec.podCIDR and had and all(any(one.covers(each) for one in whole) for each in had):
         spec = msgspec.structs.replace(spec, podCIDR=old.spec.podCIDR, podCIDRs=old.spec.podCIDRs)
     ours = {name: value for name, value in old.metadata.annotations.items() if name.startswith("nsnet/")}
     new = with_meta(new, annotations={**ours, **new.metadata.annotations})
@@ -216,9 +219,9 @@ def _there(reference: Any, key: Key, objects: Objects) -> bool:
 def _service(new: Service, old: Service, cluster: Cluster | None) -> Service:
     spec = new.spec
     if services.has_cluster_ip(spec) and services.has_cluster_ip(old.spec) and not spec.clusterIP:
-        whole = subnet_or_none(cluster.networking.serviceSubnet.partition(",")[0]) if cluster else None
-        if whole is not None and number(old.spec.clusterIP) in whole.hosts():
-            spec = msgspec.structs.replace(spec, clusterIP=old.spec.clusterIP, clusterIPs=old.spec.clusterIPs)
+        kept = ipfamilies.carried(spec, old.spec, ranges(cluster.networking.serviceSubnet)) if cluster else ()
+        if kept and not spec.clusterIPs:
+            spec = msgspec.structs.replace(spec, clusterIP=kept[0], clusterIPs=kept)
     if services.wants_node_ports(spec) and services.wants_node_ports(old.spec):
         ports = tuple(_with_old_ports(spec.ports or (), old.spec.ports or (), cluster))
         spec = msgspec.structs.replace(spec, ports=ports)
@@ -267,7 +270,7 @@ def _cluster(stored: Objects, incoming: Objects, *, whole: bool) -> tuple[Cluste
         hint = f"write metadata: {{name: {old.metadata.name}}}"
         message = f"the running cluster is called {old.metadata.name}"
         raise ObjectError(Key("Cluster", "", new.metadata.name), "metadata.name", message, hint)
-    new = _with_nodes_of_dumps(new, incoming)
+    new = underlay.with_subnets(_with_nodes_of_dumps(new, incoming))
     return (new if old is None else _with_allocated(new, old, incoming)), True
 
 
@@ -299,12 +302,13 @@ def _with_allocated(new: Cluster, old: Cluster, incoming: Objects) -> Cluster:
         uid=new.metadata.uid or old.metadata.uid,
         creationTimestamp=new.metadata.creationTimestamp or old.metadata.creationTimestamp,
     )
-    at = {network.name: subnet(network.subnet) for network in underlay.networks_of(new)}
+    at = {network.name: ranges(network.subnet) for network in underlay.networks_of(new)}
     declared = {key: obj for key, obj in incoming.items() if isinstance(obj, Node)}
     nodes, hosts = underlay.entries(new, declared), underlay.hosts_of(new)
     before = {entry.name: entry for entry in old.nodes} if isinstance(old.nodes, tuple) else {}
     hosts_before = {entry.name: entry for entry in old.hosts or ()}
-    said = {entry.address for entry in nodes} | {entry.address for entry in hosts}
+    machines: list[NodeEntry | HostEntry] = [*nodes, *hosts]
+    said = {address for entry in machines for address in (entry.address, *entry.addresses)}
     return msgspec.structs.replace(
         new,
         metadata=meta,
@@ -313,14 +317,21 @@ def _with_allocated(new: Cluster, old: Cluster, incoming: Objects) -> Cluster:
     )
 
 
-def _placed(entry: Any, old: NodeEntry | HostEntry | None, at: Mapping[str, Range], said: Collection[str]) -> Any:
-    """The entry with the network and address it had, where it says none and they still fit."""
-    if old is None or entry.address or (entry.network and entry.network != old.network):
+def _placed(entry: Any, old: NodeEntry | HostEntry | None, at: Mapping[str, Ranges], said: Collection[str]) -> Any:
+    """The entry with the network and addresses it had, where it says none of that family and they still fit."""
+    if old is None or (entry.network and entry.network != old.network):
         return entry
-    there = at.get(old.network)
-    if there is None or not there.has(number(old.address)) or old.address in said:
+    there = at.get(old.network, ())
+    own = {family_of(address) for address in (entry.address, *entry.addresses) if address}
+    had = [one for one in (old.address, *old.addresses) if _fits(one, there, said) and family_of(one) not in own]
+    if not had or (entry.address and not entry.network and around(number(entry.address), there) is None):
         return entry
-    return msgspec.structs.replace(entry, network=old.network, address=old.address)
+    first, more = (entry.address, had) if entry.address else (had[0], had[1:])
+    return msgspec.structs.replace(entry, network=old.network, address=first, addresses=(*more, *entry.addresses))
+
+
+def _fits(address: str, there: Ranges, said: Collection[str]) -> bool:
+    return around(number(address), there) is not None and address not in said
 
 
 # --- names that must be there -----------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Endpoints and EndpointSlices as Kubernetes' three controllers write them.
 
 - endpointslice: for a Service with a selector, one slice per distinct set of resolved ports (pods may have a named port
-  at different numbers), at most 100 endpoints each; at least one, if empty. Terminating pods stay in, marked so.
+  at different numbers) and family, at most 100 endpoints each; at least one, if empty. Terminating pods stay in, marked
+  so; a pod without an address of the family is left out.
 - endpoints: the older form of the same, without terminating pods; addresses with the same ports share a subset.
 - endpointslicemirroring: hand-written Endpoints of a Service without a selector become slices.
 
@@ -15,30 +16,30 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from nsnet import names
-from nsnet.control import kubernetes
+from nsnet.control import kubernetes, topology
 from nsnet.control.addresses import number
-from nsnet.control.nodes import ZONE
 from nsnet.control.scheduler import ENDED, natural
 from nsnet.control.table import Table, drop, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
 from nsnet.model import (
+    API_FAMILIES,
     Endpoint,
     EndpointAddress,
     EndpointConditions,
-    EndpointHints,
     EndpointPort,
     Endpoints,
     EndpointSlice,
     EndpointSubset,
-    ForZone,
     Key,
     Node,
     ObjectMeta,
     ObjectReference,
     Pod,
     Service,
+    family_of,
     is_ready,
     is_terminating,
+    pod_ips,
     selects,
     target_port,
 )
@@ -50,6 +51,7 @@ MIRROR = "endpointslicemirroring-controller.k8s.io"
 SKIP_MIRROR = "endpointslice.kubernetes.io/skip-mirror"
 HEADLESS = "service.kubernetes.io/headless"
 ENDPOINTS_MANAGED = "endpoints.kubernetes.io/managed-by"
+TOLERATE = "service.alpha.kubernetes.io/tolerate-unready-endpoints"
 LARGEST = 100  # endpoints per slice (--max-endpoints-per-slice)
 MIRRORED = 1000  # of hand-written Endpoints, per subset
 
@@ -62,7 +64,7 @@ class _Kept(NamedTuple):
 
     source: Service | Endpoints
     members: tuple[Pod, ...]
-    zones: Mapping[str, str]
+    zones: topology.Zones | None
     written: tuple[Written, ...]
 
 
@@ -72,7 +74,7 @@ _kept: dict[Key, _Kept] = {}
 def write(table: Table, now: str) -> None:
     """All Endpoints and EndpointSlices that follow from Services and pods."""
     services = of(table, Service)
-    zones = {key.name: node.metadata.labels.get(ZONE, "") for key, node in of(table, Node).items()}
+    zones = topology.zones(of(table, Node))
     pods = _by_pair(services, of(table, Pod))
     wanted: set[Key] = set()
     used: dict[Key, _Kept] = {}
@@ -84,7 +86,7 @@ def write(table: Table, now: str) -> None:
             wanted.update(_key(item) for item in used[key].written)
     for key, endpoints in list(of(table, Endpoints).items()):
         if key not in wanted and _is_mirrored(key, endpoints, services):
-            used[key] = _settle(table, _Kept(endpoints, (), {}, ()), _kept.get(key), now)
+            used[key] = _settle(table, _Kept(endpoints, (), None, ()), _kept.get(key), now)
             wanted.update(_key(item) for item in used[key].written)
     _kept.clear()
     _kept.update(used)
@@ -146,6 +148,7 @@ def _answer(table: Table, asked: _Kept) -> Iterator[Written]:
     if isinstance(source, Endpoints):
         yield from _mirrors(table, source)
         return
+    assert asked.zones is not None
     members = sorted(asked.members, key=lambda pod: natural(Key("Pod", *_place(pod.metadata))))
     yield _endpoints(source, members)
     yield from _slices(table, source, members, asked.zones)
@@ -208,17 +211,25 @@ def _hostname(service: Service, pod: Pod) -> str:
 # --- EndpointSlices ---------------------------------------------------------------------------------------------------
 
 
-def _slices(table: Table, service: Service, pods: Iterable[Pod], zones: Mapping[str, str]) -> Iterator[EndpointSlice]:
-    groups: dict[Ports, list[Endpoint]] = {}
-    for pod in pods:
-        groups.setdefault(_ports(service, pod), []).append(_endpoint(service, pod, zones))
+def _slices(table: Table, service: Service, pods: Sequence[Pod], zones: topology.Zones) -> Iterator[EndpointSlice]:
     labels = {
         **service.metadata.labels,
         SERVICE_NAME: service.metadata.name,
         MANAGED: CONTROLLER,
         **({HEADLESS: ""} if service.spec.clusterIP == "None" else {}),
     }
-    yield from _chunked(table, service, labels, groups or {(): []}, LARGEST)
+    for kind in service.spec.ipFamilies or ("IPv4",):
+        groups: dict[Ports, list[Endpoint]] = {}
+        mine = [(pod, address) for pod in pods if (address := _address(pod, kind))]
+        endpoints = topology.hinted(service, [_endpoint(service, pod, zones.of, at) for pod, at in mine], zones)
+        for (pod, _), endpoint in zip(mine, endpoints, strict=True):
+            groups.setdefault(_ports(service, pod), []).append(endpoint)
+        yield from _chunked(table, service, labels, groups or {(): []}, LARGEST, kind)
+
+
+def _address(pod: Pod, kind: str) -> str:
+    """The pod's address of an addressType (or ipFamily); empty where it has none."""
+    return next((ip for ip in pod_ips(pod) if API_FAMILIES[family_of(ip)] == kind), "")
 
 
 def _chunked(
@@ -259,43 +270,38 @@ def _slice_name(table: Table, meta: ObjectMeta, series: str, taken: set[str]) ->
         number += 1
 
 
-def _endpoint(service: Service, pod: Pod, zones: Mapping[str, str]) -> Endpoint:
+def _endpoint(service: Service, pod: Pod, zones: Mapping[str, str], address: str) -> Endpoint:
     serving, terminating = is_ready(pod), is_terminating(pod)
-    ready = service.spec.publishNotReadyAddresses or (serving and not terminating)
+    ready = publishes_unready(service) or (serving and not terminating)
     zone = zones.get(pod.spec.nodeName) or None
     return Endpoint(
-        (pod.status.podIP,),
+        (address,),
         EndpointConditions(ready, serving, terminating),
         _hostname(service, pod) or None,
         pod.spec.nodeName,
         zone,
         _reference(pod),
-        _hints(service.spec.trafficDistribution, pod.spec.nodeName, zone) if ready else None,
     )
 
 
-def _hints(distribution: str | None, node: str, zone: str | None) -> EndpointHints | None:
-    """PreferSameZone (once PreferClose) and PreferSameNode (endpointslice `trafficdist`)."""
-    if distribution not in ("PreferClose", "PreferSameZone", "PreferSameNode"):
-        return None
-    zones = (ForZone(zone),) if zone else ()
-    nodes = (ForZone(node),) if distribution == "PreferSameNode" else ()
-    return EndpointHints(zones, nodes) if zones or nodes else None
+def publishes_unready(service: Service) -> bool:
+    """By its field, or by the annotation that the field replaced, which the controllers still read."""
+    return service.spec.publishNotReadyAddresses or service.metadata.annotations.get(TOLERATE) == "true"
 
 
 # --- Endpoints --------------------------------------------------------------------------------------------------------
 
 
 def _endpoints(service: Service, pods: Iterable[Pod]) -> Endpoints:
-    unready_too = service.spec.publishNotReadyAddresses
+    unready_too, kind = publishes_unready(service), next(iter(service.spec.ipFamilies or ()), "IPv4")
     groups: dict[Ports, tuple[list[EndpointAddress], list[EndpointAddress]]] = {}
     for pod in pods:
-        ports = _ports(service, pod)
-        if (is_terminating(pod) and not unready_too) or (service.spec.ports and not ports):
+        ports, address = _ports(service, pod), _address(pod, kind)
+        if (is_terminating(pod) and not unready_too) or (service.spec.ports and not ports) or not address:
             continue
         ready, unready = groups.setdefault(tuple(sorted(ports, key=_port_order)), ([], []))
         place = ready if unready_too or is_ready(pod) else unready
-        place.append(EndpointAddress(pod.status.podIP, _hostname(service, pod), pod.spec.nodeName, _reference(pod)))
+        place.append(EndpointAddress(address, _hostname(service, pod), pod.spec.nodeName, _reference(pod)))
     subsets = tuple(EndpointSubset(_by_ip(ready), _by_ip(unready), ports) for ports, (ready, unready) in groups.items())
     meta = ObjectMeta(
         name=service.metadata.name,

@@ -6,11 +6,14 @@ Events that manifests bring (a dump) are left alone.
 from collections.abc import Iterator
 
 from nsnet import names
-from nsnet.control import namespaces
+from nsnet.control import namespaces, policy, service_events, userspace
 from nsnet.control.endpoints import SERVICE_NAME
 from nsnet.control.table import Table, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
 from nsnet.model import (
+    MOST_NAMESERVERS,
+    MOST_SEARCH_LETTERS,
+    MOST_SEARCHES,
     Cluster,
     Endpoints,
     EndpointSlice,
@@ -22,15 +25,17 @@ from nsnet.model import (
     ObjectMeta,
     ObjectReference,
     Pod,
+    PodDNSConfig,
     Service,
     annotation,
+    container_ports,
+    families_of,
     is_unschedulable,
     key_of,
 )
 
 OURS = "Event"
 NOT_YET = {  # what is kept, and has no effect here: said, because nothing else would show it
-    "NetworkPolicy": "it is kept and not enforced yet: traffic that it forbids passes",
     "Ingress": "it is kept and not served yet: there is no proxy",
     "Gateway": "it is kept and not served yet: there is no proxy",
     "HTTPRoute": "it is kept and not served yet: there is no proxy",
@@ -63,11 +68,17 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
     for key, namespace in of(table, Namespace).items():
         if owned_by(namespace, "Cluster") and key.name not in namespaces.BUILT_IN:
             yield namespace, "NamespaceCreated", "it is named in the manifests and nowhere declared", "Normal"
+    for pod in of(table, Pod).values():
+        if pod.spec.dnsConfig is not None:
+            yield from ((pod, "DNSConfigForming", message, "Warning") for message in _cut(pod, pod.spec.dnsConfig))
+    yield from service_events.said(table, cluster)
     yield from _unreachable(table, cluster)
-    yield from _not_yet(table)
+    yield from _doubtful(table)
+    yield from userspace.warnings(table, cluster)
+    yield from _not_yet(table, cluster)
 
 
-def _not_yet(table: Table) -> Iterator[Said]:
+def _not_yet(table: Table, cluster: Cluster) -> Iterator[Said]:
     for kind, sentence in NOT_YET.items():
         for obj in table.get(kind, {}).values():
             yield obj, "NotYet", sentence, "Warning"
@@ -79,9 +90,41 @@ def _not_yet(table: Table) -> Iterator[Said]:
                 "there is no load balancer yet, so it has no address; node ports work",
                 "Warning",
             )
+    for pod in of(table, Pod).values() if families_of(cluster)[0] == "ip6" else ():
+        if any(port.hostPort for port in container_ports(pod)) and not pod.spec.hostNetwork:
+            yield pod, "NotYet", "hostPort leads to IPv4 addresses alone, and this pod's first one is IPv6", "Warning"
     for pod in of(table, Pod).values():
         if annotation(pod, "nsnet/run") == "true":
             yield pod, "NotYet", "nsnet/run is not built yet: a stand-in serves its ports, no command runs", "Warning"
+
+
+def _cut(pod: Pod, config: PodDNSConfig) -> Iterator[str]:
+    """What its resolv.conf has no room for: one name server and three search domains come from its dnsPolicy."""
+    own = pod.spec.dnsPolicy != "None"
+    cluster = own and pod.spec.dnsPolicy != "Default"
+    servers, searches = set(config.nameservers or ()), set(config.searches or ())
+    if len(servers) + own > MOST_NAMESERVERS:
+        yield f"name servers beyond the first {MOST_NAMESERVERS} are left out of its resolv.conf"
+    if len(searches) + 3 * cluster > MOST_SEARCHES or sum(map(len, searches)) + len(searches) > MOST_SEARCH_LETTERS:
+        yield (
+            f"search domains beyond the first {MOST_SEARCHES}, or {MOST_SEARCH_LETTERS} letters, "
+            "are left out of its resolv.conf"
+        )
+
+
+def _doubtful(table: Table) -> Iterator[Said]:
+    """Policies that may not do what was meant."""
+    policies = table.get(policy.KIND)
+    if not policies:
+        return
+    spaces = {key.name: item.metadata.labels for key, item in of(table, Namespace).items()}
+    known = policy.Known(of(table, Pod).values(), spaces)
+    for obj in policies.values():
+        found: dict[str, list[str]] = {}
+        for reason, message in policy.doubts(policy.policy(obj), known):
+            found.setdefault(reason, []).append(message)
+        for reason, messages in found.items():
+            yield obj, reason, "; ".join(dict.fromkeys(messages)), "Warning"
 
 
 def _has_endpoints(table: Table, key: Key) -> bool:

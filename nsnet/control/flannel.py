@@ -9,57 +9,126 @@ it says (`podCIDR`), the one of a lease that bears its address, else the first f
 
 A lease that no node of the cluster owns (of a real flanneld on the same etcd, or a reservation) is left alone and its
 subnet is not given away.
+
+With IPv6 every node has a second subnet, of IPv6Network, in the same way: SubnetLen's default is 64 there, or Network +
+2 where that is smaller than /62. The lease of both bears both names (facts/FLANNEL.md §2).
 """
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from typing import Any, NamedTuple
 
 import msgspec
 
 from nsnet import names
-from nsnet.control.addresses import Range, number, subnet, subnet_or_none, text
+from nsnet.control.addresses import Range, number, ranges, subnet, subnet_or_none, text
 from nsnet.control.table import Table, drop, of, owned_by, owner
 from nsnet.control.wrong import cluster_error
 from nsnet.errors import ObjectError
-from nsnet.model import Cluster, Flannel, Key, Node, NodeEntry, ObjectMeta, SubnetLease, key_of
+from nsnet.model import (
+    API_FAMILIES,
+    NO_SUBNET,
+    Cluster,
+    Family,
+    Flannel,
+    Key,
+    Node,
+    NodeEntry,
+    ObjectMeta,
+    SubnetLease,
+    families_of,
+    family_of,
+    internal_ips,
+    key_of,
+    pod_cidrs,
+    subnet_of,
+)
 
 CANDIDATES = 100  # how many free subnets flannel's dice have
+LONGEST_DEVICE = 15  # IFNAMSIZ - 1
 PREFIX = "flannel.alpha.coreos.com"
 
 
 # --- net-conf.json ----------------------------------------------------------------------------------------------------
 
 
-def net_conf(cluster: Cluster, network: Range) -> Flannel:
-    """The net-conf.json of flannel with SubnetLen, SubnetMin and SubnetMax filled in. Raises ObjectError."""
-    said = cluster.flannel
-    if network.length > 28:
-        raise cluster_error(
-            cluster, "networking.podSubnet", f"{network} is too small", "at least a /28, for four subnets"
-        )
-    length = said.SubnetLen or (24 if network.length <= 22 else network.length + 2)
-    if not network.length + 2 <= length <= 30:
-        hint = f"from {network.length + 2} (four subnets) to 30"
-        raise cluster_error(cluster, "flannel.SubnetLen", f"{length} does not go with podSubnet {network}", hint)
-    size = 1 << (32 - length)
-    first = _bound(cluster, "SubnetMin", network.first + size, network, length)
-    last = _bound(cluster, "SubnetMax", network.last + 1 - size, network, length)
+class _Form(NamedTuple):
+    """What net-conf.json calls a family's things, and flannel's limits of them."""
+
+    prefix: str  # of SubnetLen, SubnetMin, SubnetMax
+    usual: int  # SubnetLen, where the network is large enough
+    smallest: int  # a network's longest prefix
+    unset: str
+
+
+_FORMS: Mapping[Family, _Form] = {
+    "ip": _Form("", 24, 28, "0.0.0.0"),  # noqa: S104 - flannel's word for unset
+    "ip6": _Form("IPv6", 64, 124, "::"),
+}
+
+
+def net_conf(cluster: Cluster, networks: Sequence[Range]) -> Flannel:
+    """The net-conf.json of flannel with SubnetLen, SubnetMin and SubnetMax of each family. Raises ObjectError."""
+    found: dict[str, Any] = {}
+    for network in networks:
+        found |= _filled_in(cluster, network)
+    there = {network.family for network in networks}
+    if "ip6" in there:
+        _device_name(cluster)
+    for family, name in API_FAMILIES.items():
+        wanted = family in there
+        _enabled(cluster, f"Enable{name}", wanted)
+        if wanted is not (family == "ip"):  # flannel's default is IPv4 alone
+            found[f"Enable{name}"] = wanted
+    return msgspec.structs.replace(cluster.flannel, **found)
+
+
+def _device_name(cluster: Cluster) -> None:
+    """IPv6's tunnel has a longer name, and a device's name ends at 15 characters."""
+    backend = cluster.flannel.Backend
+    name = f"flannel-v6.{backend.VNI}"
+    if backend.Type.lower() == "vxlan" and len(name) > LONGEST_DEVICE:
+        message = f"{name} is longer than a device's name may be"
+        raise cluster_error(cluster, "flannel.Backend.VNI", message, "with IPv6 at most 9999")
+
+
+def _enabled(cluster: Cluster, field: str, wanted: bool) -> None:
+    said = getattr(cluster.flannel, field)
+    if said is not None and said is not wanted:
+        subnets = cluster.networking.podSubnet
+        message = f"is {str(said).lower()}, and networking.podSubnet is {subnets}"
+        raise cluster_error(cluster, f"flannel.{field}", message, "leave it out: it follows from podSubnet")
+
+
+def _filled_in(cluster: Cluster, network: Range) -> dict[str, Any]:
+    form = _FORMS[network.family]
+    if network.length > form.smallest:
+        hint = f"at least a /{form.smallest}, for four subnets"
+        raise cluster_error(cluster, "networking.podSubnet", f"{network} is too small", hint)
+    names = [f"{form.prefix}{name}" for name in ("SubnetLen", "SubnetMin", "SubnetMax")]
+    length = getattr(cluster.flannel, names[0]) or max(form.usual, network.length + 2)
+    if not network.length + 2 <= length <= network.bits - 2:
+        hint = f"from {network.length + 2} (four subnets) to {network.bits - 2}"
+        raise cluster_error(cluster, f"flannel.{names[0]}", f"{length} does not go with podSubnet {network}", hint)
+    size = 1 << (network.bits - length)
+    first = _bound(cluster, names[1], network.first + size, network, length)
+    last = _bound(cluster, names[2], network.last + 1 - size, network, length)
     if first > last:
         hint = "SubnetMin is the first subnet that is given out, SubnetMax the last"
-        raise cluster_error(cluster, "flannel.SubnetMax", f"{text(last)} is less than SubnetMin {text(first)}", hint)
-    return msgspec.structs.replace(said, SubnetLen=length, SubnetMin=text(first), SubnetMax=text(last))
+        raise cluster_error(cluster, f"flannel.{names[2]}", f"{text(last)} is less than SubnetMin {text(first)}", hint)
+    return dict(zip(names, (length, text(first), text(last)), strict=True))
 
 
 def _bound(cluster: Cluster, field: str, default: int, network: Range, length: int) -> int:
     said = getattr(cluster.flannel, field)
-    if not said or said == "0.0.0.0":  # noqa: S104 - flannel's word for unset
+    if not said or said == _FORMS[network.family].unset:
         return default
     at = number(said)
     if not network.has(at):
         hint = f"by default it is {text(default)}"
         raise cluster_error(cluster, f"flannel.{field}", f"{said} is outside podSubnet {network}", hint)
-    if at % (1 << (32 - length)):
+    if at % (1 << (network.bits - length)):
         hint = f"the subnet around it is {subnet(f'{said}/{length}')}"
         raise cluster_error(cluster, f"flannel.{field}", f"{said} is not the beginning of a /{length}", hint)
     return at
@@ -68,26 +137,41 @@ def _bound(cluster: Cluster, field: str, default: int, network: Range, length: i
 # --- subnets ----------------------------------------------------------------------------------------------------------
 
 
-def subnets(cluster: Cluster, nodes: Mapping[str, Node], leases: Mapping[Key, SubnetLease]) -> dict[str, str]:
-    """The subnet of every node, by name. `nodes`: the Node objects there are. Raises ObjectError."""
+def subnets(
+    cluster: Cluster, nodes: Mapping[str, Node], leases: Mapping[Key, SubnetLease]
+) -> dict[str, tuple[str, ...]]:
+    """The subnets of every node, by name: one per family, in podSubnet's order. Raises ObjectError.
+
+    `nodes`: the Node objects there are.
+    """
     assert isinstance(cluster.nodes, tuple)
-    foreign = {key: lease for key, lease in leases.items() if not owned_by(lease, "Node")}
-    wanted = {entry.name: entry.address for entry in cluster.nodes}
-    mine = {lease.PublicIP: lease for lease in foreign.values() if lease.PublicIP in wanted.values()}
-    held = _Held(cluster, [lease for lease in foreign.values() if lease.PublicIP not in mine])
+    each = [_of_family(cluster, network, nodes, leases) for network in ranges(cluster.networking.podSubnet)]
+    return {entry.name: tuple(found[entry.name] for found in each) for entry in cluster.nodes}
+
+
+def _of_family(
+    cluster: Cluster, network: Range, nodes: Mapping[str, Node], leases: Mapping[Key, SubnetLease]
+) -> dict[str, str]:
+    assert isinstance(cluster.nodes, tuple)
+    family = network.family
+    foreign = [lease for lease in leases.values() if not owned_by(lease, "Node")]
+    wanted = {entry.address for entry in cluster.nodes}
+    mine = {lease.PublicIP: lease for lease in foreign if lease.PublicIP in wanted}
+    held = _Held(cluster, network, [lease for lease in foreign if lease.PublicIP not in mine])
     for index, entry in enumerate(cluster.nodes):
-        if entry.podCIDR:
-            held.demand(entry.name, entry.podCIDR, key_of(cluster), f"nodes[{index}].podCIDR")
+        if cidr := subnet_of(entry.podCIDR, family):
+            held.demand(entry.name, cidr, key_of(cluster), f"nodes[{index}].podCIDR")
     for entry in cluster.nodes:
         node = nodes.get(entry.name)
-        if node and node.spec.podCIDR and not entry.podCIDR:
+        had = subnet_of(",".join(pod_cidrs(node)), family) if node else ""
+        if node and had and not subnet_of(entry.podCIDR, family):
             if owned_by(node, "Cluster"):
-                held.keep(entry.name, node.spec.podCIDR)
+                held.keep(entry.name, had)
             else:
-                held.demand(entry.name, node.spec.podCIDR, key_of(node), "spec.podCIDR")
+                held.demand(entry.name, had, key_of(node), "spec.podCIDR")
     for entry in cluster.nodes:
         if entry.name not in held.by_node and entry.address in mine:
-            held.keep(entry.name, mine[entry.address].subnet)
+            held.keep(entry.name, subnet_of(",".join(mine[entry.address].subnets), family))
     missing = [entry for entry in cluster.nodes if entry.name not in held.by_node]
     if missing:
         held.give(missing)
@@ -97,22 +181,23 @@ def subnets(cluster: Cluster, nodes: Mapping[str, Node], leases: Mapping[Key, Su
 class _Held:
     """Who holds which subnet while they are given out."""
 
-    def __init__(self, cluster: Cluster, foreign: Iterable[SubnetLease]) -> None:
+    def __init__(self, cluster: Cluster, network: Range, foreign: Iterable[SubnetLease]) -> None:
         self.cluster = cluster
-        self.network = subnet(cluster.networking.podSubnet)
-        self.length = cluster.flannel.SubnetLen
-        self.first = number(cluster.flannel.SubnetMin)
-        self.last = number(cluster.flannel.SubnetMax)
+        self.network = network
+        self.prefix = _FORMS[network.family].prefix
+        self.length: int = getattr(cluster.flannel, f"{self.prefix}SubnetLen")
+        self.first = number(getattr(cluster.flannel, f"{self.prefix}SubnetMin"))
+        self.last = number(getattr(cluster.flannel, f"{self.prefix}SubnetMax"))
         self.by_node: dict[str, str] = {}
         self.taken: dict[int, str] = {}  # first address of each subnet of our length → who has it
         for lease in foreign:
-            other = subnet_or_none(lease.subnet)
+            other = subnet_or_none(subnet_of(",".join(lease.subnets), network.family))
             if other and other.overlaps(self.network):
                 self.taken |= dict.fromkeys(self._blocks(other), f"lease {lease.subnet} of {lease.PublicIP}")
 
     def _blocks(self, other: Range) -> range:
         """Where the subnets of our length begin that a subnet of another length touches."""
-        size = 1 << (32 - self.length)
+        size = 1 << (self.network.bits - self.length)
         first = max(other.first, self.network.first)
         return range(first - first % size, min(other.last, self.network.last) + 1, size)
 
@@ -123,15 +208,19 @@ class _Held:
         """
         wanted = subnet(cidr)
         if not self.network.covers(wanted):
-            hint = f"set networking.podSubnet so that it has it, as {subnet(f'{text(wanted.first)}/16')}"
+            hint = f"set networking.podSubnet so that it has it, as {self._proposal(wanted)}"
             raise ObjectError(key, field, f"{cidr} is outside podSubnet {self.network}", hint)
         if wanted.length != self.length:
-            hint = f"write a /{self.length}, or set flannel.SubnetLen to {wanted.length}"
-            raise ObjectError(key, field, f"{cidr} is not a /{self.length}, as flannel.SubnetLen says", hint)
+            hint = f"write a /{self.length}, or set flannel.{self.prefix}SubnetLen to {wanted.length}"
+            message = f"{cidr} is not a /{self.length}, as flannel.{self.prefix}SubnetLen says"
+            raise ObjectError(key, field, message, hint)
         holder = self.taken.get(wanted.first)
         if holder:
             raise ObjectError(key, field, f"{cidr} is taken by {holder}", "each node has a subnet of its own")
         self._hold(node, wanted)
+
+    def _proposal(self, wanted: Range) -> Range:
+        return subnet(f"{text(wanted.first)}/{min(wanted.length, {'ip': 16, 'ip6': 56}[wanted.family])}")
 
     def keep(self, node: str, cidr: str) -> None:
         """The subnet that a node has had, where it still fits."""
@@ -145,7 +234,7 @@ class _Held:
 
     def give(self, missing: Sequence[NodeEntry]) -> None:
         """A free subnet for each of these nodes."""
-        size = 1 << (32 - self.length)
+        size = 1 << (self.network.bits - self.length)
         starts = range(self.first, self.last + 1, size)
         free = (start for start in starts if start not in self.taken)
         dice = self.cluster.flannel.allocation == "random"
@@ -165,28 +254,34 @@ class _Held:
         count = len(self.cluster.nodes)
         what = f"podSubnet {self.network} has room for {room} subnets of length /{self.length}"
         others = "" if count > room else f", and others hold all but {missing - 1} of them"
-        hint = "choose a larger podSubnet, a larger flannel.SubnetLen or fewer nodes"
+        hint = f"choose a larger podSubnet, a larger flannel.{self.prefix}SubnetLen or fewer nodes"
         return cluster_error(self.cluster, "nodes", f"{count} nodes, but {what}{others}", hint)
 
 
 # --- leases -----------------------------------------------------------------------------------------------------------
 
 
-def annotations(cluster: Cluster, node: str, address: str) -> dict[str, str]:
-    """What flanneld writes on its Node object."""
-    data = _backend_data(cluster, node)
-    return {
-        f"{PREFIX}/backend-type": cluster.flannel.Backend.Type,
-        f"{PREFIX}/backend-data": msgspec.json.encode(data).decode(),
-        f"{PREFIX}/public-ip": address,
-    }
+def annotations(cluster: Cluster, node: str, addresses: Sequence[str]) -> dict[str, str]:
+    """What flanneld writes on its Node object; `addresses` are the node's own."""
+    found = {f"{PREFIX}/backend-type": cluster.flannel.Backend.Type}
+    for family in families_of(cluster):
+        data, public = ("backend-data", "public-ip") if family == "ip" else ("backend-v6-data", "public-ipv6")
+        found[f"{PREFIX}/{data}"] = msgspec.json.encode(_backend_data(cluster, node, family)).decode()
+        found[f"{PREFIX}/{public}"] = _first(addresses, family)
+    return found
 
 
-def _backend_data(cluster: Cluster, node: str) -> dict[str, int | str] | None:
+def _backend_data(cluster: Cluster, node: str, family: Family) -> dict[str, int | str] | None:
+    """None where there is no tunnel, or no such family. The two tunnels of a node have a MAC each."""
     backend = cluster.flannel.Backend
-    if backend.Type.lower() != "vxlan":
+    if backend.Type.lower() != "vxlan" or family not in families_of(cluster):
         return None
-    return {"VNI": backend.VNI, "VtepMAC": names.vtep_mac(cluster.metadata.name, node, backend.VNI)}
+    end = node if family == "ip" else f"{node}/ipv6"
+    return {"VNI": backend.VNI, "VtepMAC": names.vtep_mac(cluster.metadata.name, end, backend.VNI)}
+
+
+def _first(addresses: Sequence[str], family: Family) -> str:
+    return next((address for address in addresses if family_of(address) == family), "")
 
 
 def write_leases(table: Table, cluster: Cluster) -> None:
@@ -203,7 +298,15 @@ def write_leases(table: Table, cluster: Cluster) -> None:
 
 
 def _lease(cluster: Cluster, node: Node) -> SubnetLease:
-    name = node.metadata.name
-    address = next((item.address for item in node.status.addresses if item.type == "InternalIP"), "")
-    meta = ObjectMeta(name=node.spec.podCIDR.replace("/", "-"), ownerReferences=(owner(node),))
-    return SubnetLease(meta, address, cluster.flannel.Backend.Type, _backend_data(cluster, name))
+    name, addresses = node.metadata.name, internal_ips(node)
+    cidrs = {family_of(cidr): cidr for cidr in pod_cidrs(node)}
+    parts = (cidrs.get("ip", NO_SUBNET), *filter(None, (cidrs.get("ip6"),)))
+    meta = ObjectMeta(name="&".join(part.replace("/", "-") for part in parts), ownerReferences=(owner(node),))
+    return SubnetLease(
+        meta,
+        _first(addresses, "ip") if "ip" in cidrs else NO_SUBNET.partition("/")[0],
+        cluster.flannel.Backend.Type,
+        _backend_data(cluster, name, "ip"),
+        (_first(addresses, "ip6") or None) if "ip6" in cidrs else None,
+        _backend_data(cluster, name, "ip6"),
+    )

@@ -1,13 +1,14 @@
 """`default/kubernetes`, as the API server keeps it: its Service, its endpoints, and somebody who answers.
 
 There is no API server behind it: a stand-in pod in the first node's own namespace holds port 6443, so that what a pod
-finds in KUBERNETES_SERVICE_HOST connects (`pkg/controlplane/controller/kubernetesservice`). All of it is owned by the
-Cluster.
+finds in KUBERNETES_SERVICE_HOST connects (`pkg/controlplane/controller/kubernetesservice`). It has one address, of the
+cluster's first family, however many the cluster has. All of it is owned by the Cluster.
 """
 
-from nsnet.control.addresses import number, subnet
+from nsnet.control.addresses import number, ranges
 from nsnet.control.table import Table, drop, of, owned_by, owner, put
 from nsnet.model import (
+    API_FAMILIES,
     Cluster,
     Container,
     ContainerPort,
@@ -19,6 +20,7 @@ from nsnet.model import (
     EndpointSlice,
     EndpointSubset,
     Key,
+    NodeEntry,
     ObjectMeta,
     Pod,
     PodSpec,
@@ -26,6 +28,8 @@ from nsnet.model import (
     ServicePort,
     ServiceSpec,
     Toleration,
+    families_of,
+    family_of,
 )
 
 PORT = 6443
@@ -42,9 +46,16 @@ def write(table: Table, cluster: Cluster) -> None:
         put(table, _service(cluster))
     assert isinstance(cluster.nodes, tuple)
     first = cluster.nodes[0]
-    put(table, _endpoints(cluster, first.address))
-    put(table, _slice(cluster, first.address))
+    address = _address(cluster, first)
+    put(table, _endpoints(cluster, address))
+    put(table, _slice(cluster, address))
     _stand_in(table, cluster, first.name)
+
+
+def _address(cluster: Cluster, node: NodeEntry) -> str:
+    """Where the API server listens: an address of the Service's one family, the cluster's first."""
+    wanted = families_of(cluster)[0]
+    return next((item for item in (node.address, *node.addresses) if family_of(item) == wanted), node.address)
 
 
 def is_ours(key: Key) -> bool:
@@ -54,7 +65,7 @@ def is_ours(key: Key) -> bool:
 
 def _has_first_address(service: Service, cluster: Cluster) -> bool:
     """Not so when serviceSubnet has changed."""
-    first = subnet(cluster.networking.serviceSubnet).first + 1
+    first = ranges(cluster.networking.serviceSubnet)[0].first + 1
     return number(service.spec.clusterIP) == first
 
 
@@ -75,7 +86,7 @@ def _endpoints(cluster: Cluster, address: str) -> Endpoints:
 def _slice(cluster: Cluster, address: str) -> EndpointSlice:
     endpoint = Endpoint((address,), EndpointConditions(ready=True))
     labels = {"kubernetes.io/service-name": NAME}
-    return EndpointSlice(_meta(cluster, labels), endpoints=(endpoint,), ports=_PORTS)
+    return EndpointSlice(_meta(cluster, labels), API_FAMILIES[family_of(address)], (endpoint,), _PORTS)
 
 
 def _stand_in(table: Table, cluster: Cluster, node: str) -> None:

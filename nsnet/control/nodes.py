@@ -53,9 +53,9 @@ def write(table: Table, cluster: Cluster) -> None:
     flannel.write_leases(table, cluster)
 
 
-def _node(cluster: Cluster, entry: NodeEntry, old: Node | None, subnet: str) -> Node:
+def _node(cluster: Cluster, entry: NodeEntry, old: Node | None, subnets: tuple[str, ...]) -> Node:
     base = old or Node(ObjectMeta(name=entry.name, ownerReferences=(owner(cluster),)))
-    notes = flannel.annotations(cluster, entry.name, entry.address)
+    notes = flannel.annotations(cluster, entry.name, (entry.address, *entry.addresses))
     made = old is not None and owned_by(old, "Cluster") and bool(old.metadata.labels)
     meta = msgspec.structs.replace(
         base.metadata,
@@ -63,7 +63,7 @@ def _node(cluster: Cluster, entry: NodeEntry, old: Node | None, subnet: str) -> 
         annotations={**base.metadata.annotations, NETWORK: entry.network, **notes},
     )
     taints = base.spec.taints if made else _taints(entry.taints, base.spec.taints)
-    spec = msgspec.structs.replace(base.spec, podCIDR=subnet, podCIDRs=(subnet,), taints=taints)
+    spec = msgspec.structs.replace(base.spec, podCIDR=subnets[0], podCIDRs=subnets, taints=taints)
     return msgspec.structs.replace(base, metadata=meta, spec=spec, status=_status(entry))
 
 

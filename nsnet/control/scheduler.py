@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from nsnet.control import dns
-from nsnet.control.addresses import number, subnet
+from nsnet.control.addresses import NOWHERE, around, number, subnet
 from nsnet.control.kubernetes import of_the_cluster
 from nsnet.control.table import Table, controller_of, of
 from nsnet.errors import ObjectError
@@ -41,7 +41,9 @@ from nsnet.model import (
     is_unschedulable,
     key_of,
     meets,
+    pod_cidrs,
     selects,
+    subnets,
 )
 
 NO_ROOM = "Too many pods"
@@ -142,7 +144,7 @@ class _Board:
         """The node, or none and how many nodes each reason rules out."""
         reasons: Counter[str] = Counter()
         best: tuple[bool, int, int, str] | None = None
-        wanted, fixed = host_ports(pod), number(annotation(pod, "nsnet/ip"))
+        wanted, fixed = host_ports(pod), [number(said) for said in subnets(annotation(pod, "nsnet/ip"))]
         anti = bool(_anti_terms(pod)) or bool(self.apart)
         for (name, node), static in zip(self.nodes.items(), self._static(pod), strict=True):
             reason = static or self._against(pod, name, wanted, fixed)
@@ -163,12 +165,12 @@ class _Board:
             found = self.static[id(pod.spec)] = pod.spec, reasons
         return found[1]
 
-    def _against(self, pod: Pod, name: str, wanted: Collection[HostPort], fixed: int) -> str:
+    def _against(self, pod: Pod, name: str, wanted: Collection[HostPort], fixed: list[int]) -> str:
         if wanted and any(clash(port, self.ports[name]) for port in wanted):
             return PORTS
         if pod.spec.hostNetwork:
             return ""
-        if fixed >= 0 and not subnet(self.nodes[name].spec.podCIDR).has(fixed):
+        if fixed and not _has_all(self.nodes[name], fixed):
             return ELSEWHERE
         return "" if self.room[name] > 0 else NO_ROOM
 
@@ -214,8 +216,14 @@ class _Board:
 
 
 def room(node: Node) -> int:
-    """How many pods a node's subnet has addresses for: all but network, broadcast and the bridge."""
-    return max(0, subnet(node.spec.podCIDR).size - 3)
+    """How many pods a node's subnets have addresses for: all but network, broadcast and the bridge."""
+    return max(0, min(subnet(cidr).size for cidr in pod_cidrs(node)) - 3)
+
+
+def _has_all(node: Node, addresses: Iterable[int]) -> bool:
+    """Are they all in the node's subnets? What is no address at all, ipam says."""
+    there = [subnet(cidr) for cidr in pod_cidrs(node)]
+    return all(around(address, there) is not None for address in addresses if address != NOWHERE)
 
 
 def _refuse_without_room(table: Table, pod: Pod, reasons: Counter[str], board: _Board) -> None:

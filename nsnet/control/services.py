@@ -6,36 +6,60 @@ KEP-3668), so that addresses and ports chosen by hand, usually low ones, stay fr
 and stays there; what somebody wrote down wins over what would be given.
 
 The same port number in TCP and UDP of one Service shares its node port; two Services never share a number, whatever
-the protocol, as the API server has it.
+the protocol, as the API server has it. Which families a Service has: ipfamilies.py.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import msgspec
 
-from nsnet.control.addresses import NOWHERE, Range, number, subnet, supernet, text
+from nsnet.control import ipfamilies
+from nsnet.control.addresses import NOWHERE, Range, number, ranges, subnet, supernet, text
 from nsnet.control.table import Table, of
 from nsnet.errors import ObjectError
-from nsnet.model import ClientIPConfig, Cluster, Key, Service, ServicePort, ServiceSpec, SessionAffinityConfig
+from nsnet.model import (
+    ClientIPConfig,
+    Cluster,
+    Family,
+    Key,
+    Networking,
+    Service,
+    ServicePort,
+    ServiceSpec,
+    SessionAffinityConfig,
+    cluster_ips,
+    families_of,
+    family_of,
+)
 
 KUBERNETES = Key("Service", "default", "kubernetes")
 AFFINITY = SessionAffinityConfig(ClientIPConfig(10800))
 EXPOSED = ("NodePort", "LoadBalancer")
 
-_defaulted: dict[Key, Service] = {}  # the last answer for each Service: asked again, it is found by `is`
+
+class _Settled(NamedTuple):
+    """The last answer for a Service, and for which families: asked again, it is found by `is`."""
+
+    service: Service
+    families: tuple[Family, ...]
+
+
+_defaulted: dict[Key, _Settled] = {}
 
 
 def write(table: Table, cluster: Cluster) -> None:
     """All Services with defaults and allocations. Raises ObjectError for what is taken or out of its range."""
-    services = of(table, Service)
+    services, families = of(table, Service), families_of(cluster)
     for key, service in services.items():
-        if _defaulted.get(key) is not service:
-            services[key] = _defaults(key, service)
+        last = _defaulted.get(key)
+        if last is None or last.service is not service or last.families != families:
+            services[key] = _defaults(key, service, cluster.networking)
     _forget(services)
     _cluster_ips(services, cluster)
     _node_ports(services, cluster)
-    _defaulted.update(services)
+    _defaulted.update((key, _Settled(service, families)) for key, service in services.items())
 
 
 def _forget(services: Mapping[Key, Service]) -> None:
@@ -46,19 +70,18 @@ def _forget(services: Mapping[Key, Service]) -> None:
 # --- defaults ---------------------------------------------------------------------------------------------------------
 
 
-def _defaults(key: Key, service: Service) -> Service:
+def _defaults(key: Key, service: Service, networking: Networking) -> Service:
     spec = service.spec
-    _families(key, spec)
     with_address = spec.type != "ExternalName"
     exposed = spec.type in EXPOSED or (spec.type == "ClusterIP" and bool(spec.externalIPs))
-    ips = (spec.clusterIP,) if spec.clusterIP else tuple((spec.clusterIPs or ())[:1])
+    ips = ipfamilies.said_ips(spec)
     new = msgspec.structs.replace(
         spec,
         ports=tuple(_port(port, spec.type) for port in spec.ports or ()),
         clusterIP=ips[0] if ips and with_address else "",
         clusterIPs=ips if with_address else (),
-        ipFamilies=("IPv4",) if with_address else (),
-        ipFamilyPolicy=(spec.ipFamilyPolicy or "SingleStack") if with_address else None,
+        ipFamilies=ipfamilies.chosen(key, spec, networking) if with_address else (),
+        ipFamilyPolicy=(spec.ipFamilyPolicy or ipfamilies.SINGLE) if with_address else None,
         sessionAffinityConfig=_affinity(spec),
         internalTrafficPolicy=(spec.internalTrafficPolicy or "Cluster") if with_address else "",
         externalTrafficPolicy=(spec.externalTrafficPolicy or "Cluster") if exposed else "",
@@ -66,17 +89,6 @@ def _defaults(key: Key, service: Service) -> Service:
         healthCheckNodePort=spec.healthCheckNodePort if wants_health_check(spec) else None,
     )
     return service if new == spec else msgspec.structs.replace(service, spec=new)
-
-
-def _families(key: Key, spec: ServiceSpec) -> None:
-    """IPv6 is not emulated yet: a Service that insists on it is refused, as an IPv4-only API server does."""
-    if spec.ipFamilies and "IPv4" not in spec.ipFamilies:
-        raise ObjectError(
-            key, "spec.ipFamilies", "IPv6 is not configured on this cluster", "write IPv4, or leave it out"
-        )
-    if spec.ipFamilyPolicy == "RequireDualStack":
-        hint = "write PreferDualStack, or leave it out"
-        raise ObjectError(key, "spec.ipFamilyPolicy", "this cluster is not configured for dual-stack services", hint)
 
 
 def _port(port: ServicePort, kind: str) -> ServicePort:
@@ -110,26 +122,40 @@ def has_cluster_ip(spec: ServiceSpec) -> bool:
 
 
 def _cluster_ips(services: dict[Key, Service], cluster: Cluster) -> None:
-    whole = subnet(cluster.networking.serviceSubnet)
-    taken: dict[int, Key] = {whole.first + 1: KUBERNETES}
+    """An address of each of its families for every Service; what is in the object stays."""
+    whole = ranges(cluster.networking.serviceSubnet)
+    taken: dict[int, Key] = {whole[0].first + 1: KUBERNETES}
     missing: list[Key] = []
     for key, service in services.items():
-        said = service.spec.clusterIP
-        if said and said != "None":
+        spec = service.spec
+        if not has_cluster_ip(spec):
+            continue
+        for said in cluster_ips(spec):
             _claim(key, said, whole, taken, services)
-        elif said != "None" and service.spec.type != "ExternalName":
+        if len(cluster_ips(spec)) < len(spec.ipFamilies or ()):
             missing.append(key)
     for key in sorted(missing):
-        address = _free_address(key, whole, taken, cluster)
-        taken[number(address)] = key
-        spec = msgspec.structs.replace(services[key].spec, clusterIP=address, clusterIPs=(address,))
+        spec = services[key].spec
+        had, found = {family_of(said): said for said in cluster_ips(spec)}, []
+        for family in ipfamilies.wanted(spec):
+            address = had.get(family) or _free_address(key, _of_family(whole, family), taken, cluster)
+            taken[number(address)] = key
+            found.append(address)
+        spec = msgspec.structs.replace(spec, clusterIP=found[0], clusterIPs=tuple(found))
         services[key] = msgspec.structs.replace(services[key], spec=spec)
 
 
-def _claim(key: Key, said: str, whole: Range, taken: dict[int, Key], services: Mapping[Key, Service]) -> None:
+def _of_family(whole: Iterable[Range], family: Family) -> Range:
+    return next(one for one in whole if one.family == family)
+
+
+def _claim(
+    key: Key, said: str, whole: tuple[Range, ...], taken: dict[int, Key], services: Mapping[Key, Service]
+) -> None:
     at = number(said)
-    if not whole.first < at < whole.last:
-        raise ObjectError(key, "spec.clusterIP", f"{said} is outside serviceSubnet {whole}", _proposal(at, services))
+    if not any(one.first < at < one.last for one in whole):
+        listed = ",".join(map(str, whole))
+        raise ObjectError(key, "spec.clusterIP", f"{said} is outside serviceSubnet {listed}", _proposal(at, services))
     holder = taken.setdefault(at, key)
     if holder == key:
         return
@@ -143,12 +169,14 @@ def _claim(key: Key, said: str, whole: Range, taken: dict[int, Key], services: M
 
 
 def _proposal(at: int, services: Mapping[Key, Service]) -> str:
-    """The serviceSubnet that would have all addresses the Services ask for."""
+    """The serviceSubnet that would have all addresses of this family that the Services ask for."""
     if at == NOWHERE:
-        return "write an IPv4 address, or leave it out"
-    asked = [number(service.spec.clusterIP) for service in services.values() if service.spec.clusterIP != "None"]
-    every = [address for address in asked if address != NOWHERE]
-    found = supernet(every, 16, 8) or subnet(f"{text(at)}/16")
+        return "write an IP address, or leave it out"
+    family = family_of(text(at))
+    longest, shortest = {"ip": (16, 8), "ip6": (112, ipfamilies.LARGEST)}[family]
+    asked = [said for service in services.values() for said in cluster_ips(service.spec)]
+    every = [number(said) for said in asked if number(said) != NOWHERE and family_of(said) == family]
+    found = supernet(every, longest, shortest) or subnet(f"{text(at)}/{longest}")
     return f"write networking: {{serviceSubnet: {found}}} in the Cluster document, or leave clusterIP out"
 
 

@@ -1,5 +1,9 @@
 """Completes the Cluster document: its networks with their subnets, its nodes and hosts with their addresses.
 
+The families of podSubnet are the cluster's. Every network has a subnet of each of them (and of what it says besides),
+and every machine an address of each family of its network: `address` is of the cluster's first one, the others are
+among its `addresses`.
+
 Defaults (INTERFACE.md): nodes node1 and node2 in network `nodes` 172.18.0.0/16, as kind's; further networks take the
 next /16; without `hosts` there is one, `client`, in `outside` 203.0.113.0/24 (RFC 5737). A default gives way to what is
 said: it never overlaps another range. The router owns the first address of every network; machines without an address
@@ -16,18 +20,40 @@ import msgspec
 
 from nsnet import model
 from nsnet.control import flannel
-from nsnet.control.addresses import NOWHERE, Range, is_ipv6, number, span, subnet, subnet_or_none, text
+from nsnet.control.addresses import NOWHERE, Range, around, number, ranges, span, subnet, subnet_or_none, text
+from nsnet.control.ipfamilies import LARGEST, SUBNETS
 from nsnet.control.wrong import cluster_error, meant, some
-from nsnet.model import Cluster, HostEntry, Key, Network, Node, NodeEntry
+from nsnet.model import (
+    API_FAMILIES,
+    Cluster,
+    Family,
+    HostEntry,
+    Key,
+    Network,
+    Networking,
+    Node,
+    NodeEntry,
+    families_of,
+    family_of,
+    subnets,
+)
 
 NODES, OUTSIDE, CLIENT = "nodes", "outside", "client"
 ROUTER = "router"  # `<cluster>.fabric.router` is the router's namespace, so no switch may be called so
-INSIDE = tuple(f"172.{number}.0.0/16" for number in (*range(18, 32), 17, 16))
-OUTER = ("203.0.113.0/24", "198.51.100.0/24", "192.0.2.0/24")  # RFC 5737: documentation
+_NUMBERS = (*range(18, 32), 17, 16)
+INSIDE: Mapping[Family, tuple[str, ...]] = {
+    "ip": tuple(f"172.{number}.0.0/16" for number in _NUMBERS),
+    "ip6": tuple(f"fd00:172:{number}::/64" for number in _NUMBERS),
+}
+OUTER: Mapping[Family, tuple[str, ...]] = {
+    "ip": ("203.0.113.0/24", "198.51.100.0/24", "192.0.2.0/24"),  # RFC 5737: documentation
+    "ip6": ("2001:db8:113::/64", "2001:db8:100::/64", "2001:db8:2::/64"),  # RFC 3849
+}
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _NODE = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 Entry = TypeVar("Entry", NodeEntry, HostEntry)
+Ranges = tuple[Range, ...]  # of one network or field: one per family
 
 
 def completed(cluster: Cluster, declared: Mapping[Key, Node]) -> Cluster:
@@ -40,7 +66,7 @@ def completed(cluster: Cluster, declared: Mapping[Key, Node]) -> Cluster:
     nodes, hosts = entries(cluster, declared), hosts_of(cluster)
     _names(cluster, nodes, hosts)
     networks = networks_of(cluster)
-    at = {network.name: subnet(network.subnet) for network in networks}
+    at = {network.name: ranges(network.subnet) for network in networks}
     nodes = tuple(_placed(cluster, entry, at, networks[0].name, f"nodes[{i}]") for i, entry in enumerate(nodes))
     home = OUTSIDE if OUTSIDE in at else networks[0].name
     hosts = tuple(_placed(cluster, entry, at, home, f"hosts[{i}]") for i, entry in enumerate(hosts))
@@ -59,12 +85,27 @@ def hosts_of(cluster: Cluster) -> tuple[HostEntry, ...]:
 # --- pods' and Services' ranges ---------------------------------------------------------------------------------------
 
 
+def with_subnets(cluster: Cluster) -> Cluster:
+    """Where only one of podSubnet and serviceSubnet is said, the default of the other has its families."""
+    said, plain = cluster.networking, Networking()
+    written = cluster.raw.get("networking") or {}
+    names = [name for name in SUBNETS if name in written or getattr(said, name) != getattr(plain, name)]
+    if len(names) != 1:
+        return cluster
+    families = list(dict.fromkeys(map(family_of, subnets(getattr(said, names[0])))))
+    missing = {name: ",".join(known[one] for one in families) for name, known in SUBNETS.items() if name not in names}
+    networking = msgspec.structs.replace(said, **missing)
+    return cluster if networking == said else msgspec.structs.replace(cluster, networking=networking)
+
+
 def _networking(cluster: Cluster) -> Cluster:
+    cluster = with_subnets(cluster)
     said = cluster.networking
-    pods = _range(cluster, "podSubnet", said.podSubnet)
-    services = _range(cluster, "serviceSubnet", said.serviceSubnet)
-    if services.size < 16:
-        raise cluster_error(cluster, "networking.serviceSubnet", f"{services} is too small", "at least a /28")
+    pods = _ranges(cluster, "podSubnet", said.podSubnet)
+    services = _ranges(cluster, "serviceSubnet", said.serviceSubnet)
+    _same_families(cluster, pods, services)
+    for each in services:
+        _service_size(cluster, each)
     networking = msgspec.structs.replace(said, clusterDNS=_dns(cluster, services))
     net_conf = flannel.net_conf(cluster, pods)
     if networking == said and net_conf == cluster.flannel:
@@ -72,30 +113,53 @@ def _networking(cluster: Cluster) -> Cluster:
     return msgspec.structs.replace(cluster, networking=networking, flannel=net_conf)
 
 
-def _range(cluster: Cluster, field: str, said: str) -> Range:
-    """The one IPv4 range. IPv6 and dual stack are read and refused as a whole: half of it would be a lie."""
-    parts = [part.strip() for part in said.split(",") if part.strip()]
-    four = [part for part in parts if not is_ipv6(part)]
-    if len(four) != len(parts):
-        hint = f"write {four[0]} alone" if four else "write an IPv4 subnet"
-        raise cluster_error(cluster, f"networking.{field}", f"{said}: IPv6 is not emulated yet", hint)
-    found = subnet_or_none(four[0]) if len(four) == 1 else None
-    if found is None:
-        raise cluster_error(cluster, f"networking.{field}", f'"{said}" is not a subnet', "as 10.244.0.0/16")
-    return found
+def _ranges(cluster: Cluster, field: str, said: str) -> Ranges:
+    """One range, or one of each family."""
+    found = [subnet_or_none(part) for part in subnets(said)]
+    whole = tuple(one for one in found if one is not None)
+    if not whole or len(whole) < len(found) or len({one.family for one in whole}) < len(whole):
+        hint = "as 10.244.0.0/16, or 10.244.0.0/16,fd00:10:244::/56 for both families"
+        raise cluster_error(cluster, f"networking.{field}", f'"{said}" is not a subnet', hint)
+    return whole
 
 
-def _dns(cluster: Cluster, services: Range) -> str:
-    """clusterDNS, by default the tenth address of the Services' range, as kubeadm takes it."""
-    said = cluster.networking.clusterDNS
+def _same_families(cluster: Cluster, pods: Ranges, services: Ranges) -> None:
+    """A Service of a family without pods would reach nobody; and there can be only one first family."""
+    if [one.family for one in pods] == [one.family for one in services]:
+        return
+    words = {
+        name: " and ".join(API_FAMILIES[one.family] for one in found) for name, found in (("p", pods), ("s", services))
+    }
+    message = f"is {words['s']}, and podSubnet {words['p']}"
+    fitting = ",".join(SUBNETS["serviceSubnet"][one.family] for one in pods)
+    hint = f"the same families in the same order, as serviceSubnet: {fitting}"
+    raise cluster_error(cluster, "networking.serviceSubnet", message, hint)
+
+
+def _service_size(cluster: Cluster, services: Range) -> None:
+    field = "networking.serviceSubnet"
+    if services.size < 16:
+        raise cluster_error(cluster, field, f"{services} is too small", f"at least a /{services.bits - 4}")
+    if services.family == "ip6" and services.length < LARGEST:
+        hint = f"an IPv6 serviceSubnet is at most a /{LARGEST}: write {text(services.first)}/112"
+        raise cluster_error(cluster, field, f"{services} is too large", hint)
+
+
+def _dns(cluster: Cluster, services: Ranges) -> str:
+    """clusterDNS, by default the tenth address of the Services' first range, as kubeadm takes it."""
+    said, default = cluster.networking.clusterDNS, text(services[0].first + 10)
     if not said:
-        return text(services.first + 10)
-    if number(said) not in services.hosts():
+        return default
+    if not any(number(said) in one.hosts() for one in services):
         raise cluster_error(
-            cluster, "networking.clusterDNS", f"{said} is outside serviceSubnet {services}", f"by default it is "
-            f"{text(services.first + 10)}: leave it out",
+            cluster, "networking.clusterDNS", f"{said} is outside serviceSubnet {_listed(services)}",
+            f"by default it is {default}: leave it out",
         )  # fmt: skip
     return said
+
+
+def _listed(every: Ranges) -> str:
+    return ",".join(map(str, every))
 
 
 # --- who is there -----------------------------------------------------------------------------------------------------
@@ -112,14 +176,20 @@ def entries(cluster: Cluster, declared: Mapping[Key, Node]) -> tuple[NodeEntry, 
 
 
 def _declared(networks: Sequence[Network], node: Node) -> NodeEntry:
-    """A Node object as an entry; it keeps its address if that lies in one of the networks."""
-    address = model.internal_ip(node)
+    """A Node object as an entry; it keeps its addresses if they lie in one of the networks."""
     for known in networks:
-        there = subnet(known.subnet)
-        if number(address) in there.hosts() and number(address) != there.first + 1:
-            return NodeEntry(node.metadata.name, known.name, address)
+        there = ranges(known.subnet)
+        kept = tuple(address for address in model.internal_ips(node) if _may_have(there, number(address)))
+        if kept and kept[0] == model.internal_ip(node):
+            return NodeEntry(node.metadata.name, known.name, kept[0], kept[1:])
     network = model.annotation(node, "nsnet/network")
     return NodeEntry(node.metadata.name, network if network in _names_of(networks) else "")
+
+
+def _may_have(network: Ranges, address: int) -> bool:
+    """Could a machine have it, and not the router?"""
+    one = around(address, network)
+    return one is not None and address in one.hosts() and address != one.first + 1
 
 
 def _names_of(networks: Sequence[Network]) -> set[str]:
@@ -158,8 +228,11 @@ def networks_of(cluster: Cluster) -> tuple[Network, ...]:
     if OUTSIDE not in _names_of(networks) and any(host.network in ("", OUTSIDE) for host in hosts_of(cluster)):
         networks.append(Network(OUTSIDE))
     _network_names(cluster, networks)
-    taken = [_segment(cluster, index, network) for index, network in enumerate(networks) if network.subnet]
-    taken += [_range(cluster, name, getattr(cluster.networking, name)) for name in ("podSubnet", "serviceSubnet")]
+    cluster = with_subnets(cluster)
+    said = [_segments(cluster, index, network) for index, network in enumerate(networks)]
+    taken = [one for segments in said for one in segments]
+    for name in SUBNETS:
+        taken += _ranges(cluster, name, getattr(cluster.networking, name))
     found = tuple(_with_subnet(cluster, network, taken) for network in networks)
     _overlaps(cluster, found)
     return found
@@ -180,46 +253,51 @@ def _network_names(cluster: Cluster, networks: Sequence[Network]) -> None:
         seen.add(network.name)
 
 
-def _segment(cluster: Cluster, index: int, network: Network) -> Range:
+def _segments(cluster: Cluster, index: int, network: Network) -> Ranges:
     field = f"underlay.networks[{index}].subnet"
-    if is_ipv6(network.subnet):
-        raise cluster_error(cluster, field, f"{network.subnet}: IPv6 is not emulated yet", "write an IPv4 subnet")
-    found = subnet_or_none(network.subnet)
-    if found is None:
-        raise cluster_error(cluster, field, f'"{network.subnet}" is not a subnet', "as 172.18.0.0/24")
-    if found.length > 30:
-        raise cluster_error(cluster, field, f"{found} is too small", "the router takes one address: at least a /30")
-    return found
+    found: list[Range] = []
+    for part in subnets(network.subnet):
+        one = subnet_or_none(part)
+        if one is None:
+            raise cluster_error(cluster, field, f'"{part}" is not a subnet', "as 172.18.0.0/24")
+        if one.length > one.bits - 2:
+            hint = f"the router takes one address: at least a /{one.bits - 2}"
+            raise cluster_error(cluster, field, f"{one} is too small", hint)
+        if any(one.family == other.family for other in found):
+            hint = "one subnet of each family, as 172.18.0.0/16,fd00:172:18::/64"
+            raise cluster_error(cluster, field, f"{part} is the second {API_FAMILIES[one.family]} subnet", hint)
+        found.append(one)
+    return tuple(found)
 
 
 def _with_subnet(cluster: Cluster, network: Network, taken: list[Range]) -> Network:
-    """The network with a subnet, by default the next one that overlaps nothing in `taken`, which it joins."""
-    if network.subnet:
-        return network
-    candidates = OUTER if network.name == OUTSIDE else INSIDE
-    for cidr in candidates:
+    """The network with a subnet of each family of the cluster, by default the next that overlaps nothing in `taken`."""
+    said = subnets(network.subnet)
+    there = set(map(family_of, said))
+    more = tuple(_free_subnet(cluster, network, one, taken) for one in families_of(cluster) if one not in there)
+    return msgspec.structs.replace(network, subnet=",".join((*said, *more))) if more else network
+
+
+def _free_subnet(cluster: Cluster, network: Network, family: Family, taken: list[Range]) -> str:
+    for cidr in (OUTER if network.name == OUTSIDE else INSIDE)[family]:
         found = subnet(cidr)
         if not any(found.overlaps(other) for other in taken):
             taken.append(found)
-            return msgspec.structs.replace(network, subnet=cidr)
-    raise cluster_error(
-        cluster, "underlay.networks", f"no default subnet is free for network {network.name}", "give it a `subnet:`"
-    )
+            return cidr
+    message = f"no default {API_FAMILIES[family]} subnet is free for network {network.name}"
+    raise cluster_error(cluster, "underlay.networks", message, "give it a `subnet:`")
 
 
 def _overlaps(cluster: Cluster, networks: Sequence[Network]) -> None:
     """Every two ranges are apart. Sorted by their beginning, an overlap is one of neighbours."""
-    said = cluster.networking
-    ranges = [
-        (subnet(said.podSubnet), "networking.podSubnet", "podSubnet"),
-        (subnet(said.serviceSubnet), "networking.serviceSubnet", "serviceSubnet"),
-        *(
-            (subnet(network.subnet), f"underlay.networks[{index}].subnet", f"network {network.name}")
-            for index, network in enumerate(networks)
-        ),
+    said = [(getattr(cluster.networking, name), f"networking.{name}", name) for name in SUBNETS]
+    said += [
+        (network.subnet, f"underlay.networks[{index}].subnet", f"network {network.name}")
+        for index, network in enumerate(networks)
     ]
-    ranges.sort(key=lambda item: item[0])
-    for (one, _, what), (two, field, other) in pairwise(ranges):
+    every = [(one, field, what) for pair, field, what in said for one in ranges(pair)]
+    every.sort(key=lambda item: item[0])
+    for (one, _, what), (two, field, other) in pairwise(every):
         if one.overlaps(two):
             raise cluster_error(cluster, field, f"{other} {two} overlaps {what} {one}", "the ranges must be apart")
 
@@ -227,7 +305,7 @@ def _overlaps(cluster: Cluster, networks: Sequence[Network]) -> None:
 # --- addresses --------------------------------------------------------------------------------------------------------
 
 
-def _placed(cluster: Cluster, entry: Entry, at: Mapping[str, Range], home: str, field: str) -> Entry:
+def _placed(cluster: Cluster, entry: Entry, at: Mapping[str, Ranges], home: str, field: str) -> Entry:
     """The entry with its network: the one it says, the one its address is in, or `home`."""
     name = entry.network or _around(entry.address, at) or home
     if name not in at:
@@ -236,8 +314,8 @@ def _placed(cluster: Cluster, entry: Entry, at: Mapping[str, Range], home: str, 
     return entry if name == entry.network else msgspec.structs.replace(entry, network=name)
 
 
-def _around(address: str, at: Mapping[str, Range]) -> str:
-    return next((name for name, network in at.items() if network.has(number(address))), "")
+def _around(address: str, at: Mapping[str, Ranges]) -> str:
+    return next((name for name, network in at.items() if around(number(address), network)), "")
 
 
 class _Machine(NamedTuple):
@@ -247,37 +325,43 @@ class _Machine(NamedTuple):
 
 
 def _addressed(
-    cluster: Cluster, nodes: Sequence[NodeEntry], hosts: Sequence[HostEntry], at: Mapping[str, Range]
+    cluster: Cluster, nodes: Sequence[NodeEntry], hosts: Sequence[HostEntry], at: Mapping[str, Ranges]
 ) -> tuple[tuple[NodeEntry, ...], tuple[HostEntry, ...]]:
-    """Every machine with its address: first what is said, then the next free ones in order."""
+    """Every machine with its addresses: first what is said, then the next free ones in order."""
     machines = [_Machine(f"nodes[{i}]", f"node {entry.name}", entry) for i, entry in enumerate(nodes)]
     machines += [_Machine(f"hosts[{i}]", f"host {entry.name}", entry) for i, entry in enumerate(hosts)]
-    taken = {network.first + 1: f"the router, in network {name}" for name, network in at.items()}
+    routers = {one.first + 1: name for name, network in at.items() for one in network}
+    taken = {address: f"the router, in network {name}" for address, name in routers.items()}
     for machine in machines:
         _take(cluster, machine, at, taken)
-    free = {name: _free(network, taken, _pools(cluster)) for name, network in at.items()}
+    pools = [span(said) for said in cluster.loadBalancer.addresses]  # addresses kept for load balancers
+    free = {(name, one.family): _free(one, taken, pools) for name, network in at.items() for one in network}
     return (
-        tuple(_with_address(cluster, entry, free, at, f"nodes[{i}]") for i, entry in enumerate(nodes)),
-        tuple(_with_address(cluster, entry, free, at, f"hosts[{i}]") for i, entry in enumerate(hosts)),
+        tuple(_with_addresses(cluster, entry, free, at, f"nodes[{i}]") for i, entry in enumerate(nodes)),
+        tuple(_with_addresses(cluster, entry, free, at, f"hosts[{i}]") for i, entry in enumerate(hosts)),
     )
 
 
-def _take(cluster: Cluster, machine: _Machine, at: Mapping[str, Range], taken: dict[int, str]) -> None:
+def _take(cluster: Cluster, machine: _Machine, at: Mapping[str, Ranges], taken: dict[int, str]) -> None:
     """Notes the addresses that a machine says; refuses what is not in its network, or somebody else's."""
     field, label, entry = machine
     if entry.address:
         network = at[entry.network]
-        if number(entry.address) not in network.hosts():
-            message = f"{entry.address} is not an address in network {entry.network} {network}"
-            hint = f"the first one there is {text(network.first + 2)}; underlay.networks says each network's subnet"
+        if not any(number(entry.address) in one.hosts() for one in network):
+            message = f"{entry.address} is not an address in network {entry.network} {_listed(network)}"
+            first = " and ".join(text(one.first + 2) for one in network)
+            hint = f"the first one there is {first}; underlay.networks says each network's subnet"
             raise cluster_error(cluster, f"{field}.address", message, hint)
         _claim(cluster, f"{field}.address", entry.address, label, taken)
-    for index, further in enumerate(entry.addresses if isinstance(entry, NodeEntry) else ()):
+    for index, further in enumerate(entry.addresses):
         where = f"{field}.addresses[{index}]"
         if number(further) == NOWHERE:
-            raise cluster_error(cluster, where, f"{further} is not an IPv4 address", "IPv6 is not emulated yet")
-        for name in ("podSubnet", "serviceSubnet"):
-            if subnet(getattr(cluster.networking, name)).has(number(further)):
+            raise cluster_error(cluster, where, f"{further} is not an address", "as 192.168.1.2, or fd00:192::2")
+        if family_of(further) not in {one.family for one in at[entry.network]}:
+            message = f"{further}: network {entry.network} has no {API_FAMILIES[family_of(further)]} subnet"
+            raise cluster_error(cluster, where, message, "give it one in underlay.networks, as a pair of subnets")
+        for name in SUBNETS:
+            if around(number(further), ranges(getattr(cluster.networking, name))):
                 raise cluster_error(cluster, where, f"{further} lies in {name}", "a node's address is outside of it")
         _claim(cluster, where, further, label, taken)
 
@@ -290,32 +374,38 @@ def _claim(cluster: Cluster, field: str, address: str, label: str, taken: dict[i
         )
 
 
-def _pools(cluster: Cluster) -> list[tuple[int, int]]:
-    """Addresses kept for load balancers."""
-    return [span(said) for said in cluster.loadBalancer.addresses if not is_ipv6(said.partition("-")[0].strip())]
-
-
 def _free(network: Range, taken: Mapping[int, str], pools: Sequence[tuple[int, int]]) -> Iterator[str]:
     for address in network.hosts():
         if address not in taken and not any(first <= address <= last for first, last in pools):
             yield text(address)
 
 
-def _with_address(
-    cluster: Cluster, entry: Entry, free: Mapping[str, Iterator[str]], at: Mapping[str, Range], field: str
-) -> Entry:
-    if entry.address:
+_Free = Mapping[tuple[str, Family], Iterator[str]]  # of each network and family
+
+
+def _with_addresses(cluster: Cluster, entry: Entry, free: _Free, at: Mapping[str, Ranges], field: str) -> Entry:
+    """The entry with an address of each family of its network."""
+    network, wanted = at[entry.network], families_of(cluster)
+    ordered = sorted(network, key=lambda one: wanted.index(one.family) if one.family in wanted else len(wanted))
+    first = entry.address or _next(cluster, entry, ordered[0], free, field)
+    there = [number(address) for address in (first, *entry.addresses)]
+    missing = [one for one in ordered if not any(map(one.has, there))]
+    given: tuple[str, ...] = tuple(_next(cluster, entry, one, free, field) for one in missing)
+    if first == entry.address and not given:
         return entry
-    address = next(free[entry.network], None)
+    return msgspec.structs.replace(entry, address=first, addresses=(*given, *entry.addresses))
+
+
+def _next(cluster: Cluster, entry: NodeEntry | HostEntry, network: Range, free: _Free, field: str) -> str:
+    address = next(free[entry.network, network.family], None)
     if address is None:
-        network = at[entry.network]
         message = f"no address is left for it in network {entry.network} {network}"
         hint = f"it has room for {network.size - 3} machines besides the router: choose a larger subnet"
         raise cluster_error(cluster, f"{field}.name", f'"{entry.name}": {message}', hint)
-    return msgspec.structs.replace(entry, address=address)
+    return address
 
 
-def _links(cluster: Cluster, nodes: Sequence[NodeEntry], hosts: Sequence[HostEntry], at: Mapping[str, Range]) -> None:
+def _links(cluster: Cluster, nodes: Sequence[NodeEntry], hosts: Sequence[HostEntry], at: Mapping[str, Ranges]) -> None:
     """Each link is one that exists: between a node or a host and its network."""
     networks: defaultdict[str, set[str]] = defaultdict(set)
     machines: list[NodeEntry | HostEntry] = [*nodes, *hosts]

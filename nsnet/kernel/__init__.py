@@ -7,6 +7,7 @@
     rtnl.py       values ↔ rtnetlink messages          sysctl.py    /proc/sys/net, every write read back
     sockdiag.py   who listens                          iptables.py  chains, by iptables' own tools
     nftnl.py      nf_tables' messages → values         nftables.py  tables of rules, sets and maps, written by nft
+    sandbox.py    a command with namespaces of its own, for clusters that nobody shall see
 
 Nothing here remembers anything between two calls, and nothing here knows what a Service is.
 """

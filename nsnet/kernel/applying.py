@@ -2,19 +2,23 @@
 
 The order, and why (figures: shared facts, FLOOR.md):
 
-    1  programs that go                      they hold sockets, and sockets hold namespaces
+    1  programs that go                      they hold sockets, and sockets hold namespaces; those of a node that
+                                             stays after 6b, because rules still lead to them (userspace mode)
     2  links that go                         all of a namespace in one wait of the kernel (20 ms), by group
     3  namespaces, all of them               phase-wise costs half of pod by pod
     4  sysctls                               a device copies conf.default when it is made
+    4b sets and rules that keep packets out  of namespaces that have such ones: no pod is open before its policies
 
     then two lanes side by side, because what goes by rtnetlink and what processes do hardly wait for each other:
 
     5a bridges, then veth pairs              from the side that is a bridge port: enslaved and up in the same message
     6a one send per namespace                VXLAN, the far ends, ports, addresses, neighbours, FDB, routes
     7a sysctls of devices
-    5b files                                 and programs are started; they get ready while iptables runs
-    6b iptables and nftables                 the processes of several namespaces side by side; of two modes the
-                                             one that comes first, then the one that goes
+    5b files                                 and programs are started; they get ready while iptables runs, but for those
+                                             of a node that was there: its rules will lead to them at once
+    6b ipsets, iptables and nftables         the processes of several namespaces side by side; of two modes the
+                                             one that comes first, then the one that goes; sets that go after
+                                             the chains that named them
     7b conntrack entries that go             after the rules that would make them anew
 
     8  programs are ready, or have read      their files again
@@ -29,7 +33,7 @@ sentence, and stops nothing else.
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -44,6 +48,7 @@ from nsnet.state import (
     Change,
     Conntrack,
     File,
+    IpSet,
     Listener,
     Netns,
     NftChain,
@@ -54,11 +59,12 @@ from nsnet.state import (
     Process,
     Refusal,
     Sysctl,
+    Value,
 )
 
 _WORKERS = max(2, os.cpu_count() or 1)
 _NFT = (NftTable, NftSet, NftChain, NftElement)
-_WRITTEN = {*WIRED, Netns, Sysctl, Chain, *_NFT, Process, File, Conntrack}
+_WRITTEN = {*WIRED, Netns, Sysctl, Chain, *_NFT, IpSet, Process, File, Conntrack}
 _OBSERVED = {OtherLink, Listener}  # deleting a foreign link is wiring's; a listener goes with its program
 
 
@@ -82,14 +88,16 @@ class _Apply:
         self.unread: dict[Path, tuple[Change, list[process.Running]]] = {}
 
     def run(self) -> list[Refusal]:
-        self._end_programs()
+        self._end_programs(late=False)
         programs = self._programs()
         self.wiring.delete_links()
         self._mark_unread(programs)
         self._create_namespaces()
         self._write_sysctls(of_interfaces=False)
+        guarded = self._guarded_places()
+        self._write_chains(lambda netns: netns in guarded)
         with ThreadPoolExecutor(1) as lane:
-            others = lane.submit(self._files_programs_chains, programs)
+            others = lane.submit(self._files_programs_chains, programs, guarded)
             self.wiring.make_links()
             self.wiring.configure()
             self._write_sysctls(of_interfaces=True)
@@ -99,19 +107,24 @@ class _Apply:
         self._delete_namespaces()
         return self.places.refusals
 
-    def _files_programs_chains(self, programs: Sequence[process.Running]) -> list[tuple[Change, process.Started]]:
+    def _files_programs_chains(
+        self, programs: Sequence[process.Running], guarded: Collection[str]
+    ) -> list[tuple[Change, process.Started]]:
         """The second lane; returns the programs that are getting ready.
 
         Both lanes learn of namespaces in `places`: twice at worst, never wrongly, since only the first makes devices.
         """
         self._write_files(programs)
         started = self._start(programs)
+        first = [item for item in started if self._leads_to(item[0])]
+        self._await(first)
         with ThreadPoolExecutor(1) as beside:
             telling = beside.submit(self._tell_readers, visitors=False)  # names need not wait for ten thousand rules
-            self._write_chains()
+            self._write_chains(lambda netns: netns not in guarded)
             self._delete_flows()
+        self._end_programs(late=True)
         telling.result()
-        return started
+        return [item for item in started if item not in first]
 
     # --- what a step may know ---
 
@@ -124,8 +137,19 @@ class _Apply:
 
     # --- programs ---
 
-    def _end_programs(self) -> None:
-        ending = {(c.netns, _argv(c)): c for c in self.of(Process) if c.verb != "add"}
+    def _leads_to(self, change: Change) -> bool:
+        """Is it a program of a node that was there before, and stays? Rules may lead connections to it right now."""
+        goes = any(other.netns == change.netns and other.verb == "delete" for other in self.by_type[Netns])
+        return names.kind_of(change.netns) == "node" and change.netns not in self.places.fresh and not goes
+
+    def _ends_late(self, change: Change) -> bool:
+        """Unless another one starts there, which may want its port."""
+        starts = any(other.netns == change.netns for other in self._adds(Process))
+        return change.verb == "delete" and not starts and self._leads_to(change)
+
+    def _end_programs(self, *, late: bool) -> None:
+        going = (change for change in self.of(Process) if change.verb != "add")
+        ending = {(c.netns, _argv(c)): c for c in going if self._ends_late(c) is late}
         if not ending:
             return
         for cluster in self.clusters:
@@ -267,16 +291,38 @@ class _Apply:
         for name, _, changes in self.places.each(some):
             self._guarded(changes, partial(sysctl.write, name, changes))
 
-    def _write_chains(self) -> None:
-        chains, tables = (list(self.places.each(self.of(*kinds))) for kinds in ((Chain,), _NFT))
-        if not chains and not tables:
-            return
-        from nsnet.kernel import iptables, nftables
+    def _guarded_places(self) -> frozenset[str]:
+        """Namespaces where something that keeps packets out is written: there all rules stand before links come up."""
+        return frozenset(change.netns for change in self.of(Chain, *_NFT, IpSet) if _guards(change.value))
 
+    def _write_chains(self, where: Callable[[str], bool]) -> None:
+        """Sets before the chains that name them, and after those that did; what goes, last."""
+        some = [change for change in self.of(Chain, *_NFT, IpSet) if where(change.netns)]
+        if not some:
+            return
+        from nsnet.kernel import ipset, iptables, nftables
+
+        chains, tables, sets = (
+            list(self.places.each(change for change in some if isinstance(change.value, kinds)))
+            for kinds in (Chain, _NFT, IpSet)
+        )
         going = [job for job in tables if any(_is_table_gone(change) for change in job[2])]
+        self._one_by_one(ipset.write, sets, lambda change: change.verb != "delete")
         self._side_by_side(nftables.write, [job for job in tables if job not in going])
         self._side_by_side(iptables.write, chains)
         self._side_by_side(nftables.write, going)
+        self._one_by_one(ipset.destroy, sets, lambda change: change.verb == "delete")
+
+    def _one_by_one(
+        self,
+        write: Callable[[str, Sequence[Change]], list[Refusal]],
+        jobs: Iterable[tuple[str, object, list[Change]]],
+        of: Callable[[Change], bool],
+    ) -> None:
+        """By netlink alone, which waits for no process."""
+        for name, _, changes in jobs:
+            mine = [change for change in changes if of(change)]
+            self._guarded(mine, partial(write, name, mine))
 
     def _delete_flows(self) -> None:
         for name, _, changes in self.places.each(self.of(Conntrack)):
@@ -309,6 +355,18 @@ class _Apply:
 def _visits(program: process.Running) -> bool:
     """May it hold sockets in namespaces other than its own?"""
     return names.kind_of(program.netns) == "fabric" and process.is_ours(program.argv)
+
+
+def _guards(value: Value) -> bool:
+    """Does it keep packets out that would pass without it? Then it has to stand before a link comes up."""
+    match value:
+        case IpSet():
+            return True
+        case Chain(name=name):
+            return name.startswith(names.POLICY_CHAINS)
+        case NftTable(name=table) | NftChain(table=table) | NftSet(table=table) | NftElement(table=table):
+            return table == names.POLICY_TABLE
+    return False
 
 
 def _argv(change: Change) -> tuple[str, ...]:

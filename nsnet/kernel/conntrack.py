@@ -1,14 +1,15 @@
-"""conntrack entries of a namespace, by ctnetlink: the UDP ones, read and deleted.
+"""conntrack entries of a namespace, by ctnetlink: of the protocols that are asked for, read and deleted.
 
-Only kube-proxy's clean-up asks for them (`render.conntrack` says which must go). A node that talks much has many TCP
-entries, so the kernel is asked to send the UDP ones alone (CTA_FILTER, Linux 5.8; an older one sends all).
+kube-proxy's clean-up asks for the UDP ones, and a cluster that flushes what a new policy denies for all
+(`render.conntrack`, `render.policy_flows` say which must go). A node that talks much has many TCP entries, so the
+kernel is asked to send those of one protocol alone (CTA_FILTER, Linux 5.8; an older one sends all).
 
 Source: Linux `include/uapi/linux/netfilter/nfnetlink_conntrack.h`, `net/netfilter/nf_conntrack_netlink.c`.
 """
 
 import errno
-from collections.abc import Iterator, Sequence
-from socket import AF_INET, inet_aton, inet_ntoa
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from struct import Struct
 
 from nsnet.kernel.netlink import (
@@ -23,16 +24,17 @@ from nsnet.kernel.netlink import (
     nested,
 )
 from nsnet.kernel.netns import inside
-from nsnet.state import Change, Conntrack, Refusal
+from nsnet.state import Change, Conntrack, Refusal, socket_address
 
-UDP = 17
+PROTOCOLS: Mapping[str, int] = {"tcp": 6, "udp": 17, "sctp": 132}
+_NAMES: Mapping[int, str] = {number: name for name, number in PROTOCOLS.items()}
 _GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK; IPCTNL_MSG_CT_GET, _DELETE
 _ORIGINAL, _REPLY, _FILTER = 1, 2, 25  # CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_FILTER
 _IP, _PROTO = 1, 2  # CTA_TUPLE_IP, CTA_TUPLE_PROTO
-_SRC, _DST = 1, 2  # CTA_IP_V4_SRC, CTA_IP_V4_DST
+_ENDS = {AF_INET: (1, 2), AF_INET6: (3, 4)}  # CTA_IP_V4_SRC, CTA_IP_V4_DST; CTA_IP_V6_SRC, CTA_IP_V6_DST
 _NUMBER, _SPORT, _DPORT = 1, 2, 3  # CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT
 _BY_PROTOCOL = Struct("=I").pack(1 << 3)  # CTA_FILTER_ORIG_FLAGS: CTA_FILTER_F_CTA_PROTO_NUM
-_NFGENMSG = Struct("=BBH").pack(AF_INET, 0, 0)
+_NFGENMSG = Struct("=BBH")
 _PORT = Struct("!H")
 
 
@@ -40,35 +42,38 @@ def _tuple(*parts: bytes) -> bytes:
     return nested(_ORIGINAL | NLA_F_NESTED, *parts)
 
 
-_NUMBERED = attribute(_NUMBER, bytes([UDP]))
-_DUMP = Request(
-    _GET,
-    0,
-    _NFGENMSG
-    + _tuple(nested(_PROTO | NLA_F_NESTED, _NUMBERED))
-    + nested(_FILTER | NLA_F_NESTED, attribute(1, _BY_PROTOCOL)),
-)
+def _numbered(protocol: str) -> bytes:
+    return attribute(_NUMBER, bytes([PROTOCOLS[protocol]]))
 
 
-def read(netns: str) -> frozenset[Conntrack]:
-    """The namespace's UDP entries over IPv4. A kernel without ctnetlink shows none."""
+def _dump(protocol: str, family: int) -> Request:
+    wanted = _tuple(nested(_PROTO | NLA_F_NESTED, _numbered(protocol)))
+    return Request(
+        _GET, 0, _NFGENMSG.pack(family, 0, 0) + wanted + nested(_FILTER | NLA_F_NESTED, attribute(1, _BY_PROTOCOL))
+    )
+
+
+def read(netns: str, protocols: Collection[str] = ("udp",)) -> frozenset[Conntrack]:
+    """The namespace's entries of these protocols, of both families. A kernel without ctnetlink shows none."""
+    dumps = [_dump(protocol, family) for protocol in sorted(protocols) for family in _ENDS]
     with inside(netns), Netlink(NETLINK_NETFILTER) as netfilter:
         try:
-            (messages,) = netfilter.dump([_DUMP])
+            answers = netfilter.dump(dumps)
         except OSError as error:
             if error.errno in {errno.EINVAL, errno.EOPNOTSUPP}:
                 return frozenset()
             raise
-    return frozenset(entry for message in messages for entry in _decode(message))
+    found = (entry for messages in answers for message in messages for entry in _decode(message))
+    return frozenset(entry for entry in found if entry.protocol in protocols)
 
 
 def _decode(message: Message) -> Iterator[Conntrack]:
     _, data, start, end = message
-    found = attributes(data, start + len(_NFGENMSG), end)
+    found = attributes(data, start + _NFGENMSG.size, end)
     protocol, src, sport, dst, dport = _ends(found[_ORIGINAL])
-    if protocol == UDP:
+    if protocol in _NAMES:
         _, ip, port, _, _ = _ends(found[_REPLY])
-        yield Conntrack(src, sport, dst, dport, f"{ip}:{port}")
+        yield Conntrack(src, sport, dst, dport, socket_address(ip, port), _NAMES[protocol])
 
 
 def _ends(payload: bytes) -> tuple[int, str, int, str, int]:
@@ -76,7 +81,9 @@ def _ends(payload: bytes) -> tuple[int, str, int, str, int]:
     found = inner(payload)
     ip, proto = inner(found[_IP]), inner(found[_PROTO])
     (sport,), (dport,) = (_PORT.unpack_from(proto.get(kind, b"\0\0")) for kind in (_SPORT, _DPORT))
-    return proto[_NUMBER][0], inet_ntoa(ip[_SRC]), sport, inet_ntoa(ip[_DST]), dport
+    family = AF_INET if _ENDS[AF_INET][0] in ip else AF_INET6
+    src, dst = (inet_ntop(family, ip[kind]) for kind in _ENDS[family])
+    return proto[_NUMBER][0], src, sport, dst, dport
 
 
 def write(netns: str, changes: Sequence[Change]) -> list[Refusal]:
@@ -89,7 +96,11 @@ def write(netns: str, changes: Sequence[Change]) -> list[Refusal]:
 
 def _delete(entry: object) -> Request:
     assert isinstance(entry, Conntrack)
-    ends = nested(_IP | NLA_F_NESTED, attribute(_SRC, inet_aton(entry.src)), attribute(_DST, inet_aton(entry.dst)))
+    family = AF_INET6 if ":" in entry.dst else AF_INET
+    addresses = zip(_ENDS[family], (entry.src, entry.dst), strict=True)
+    ends = nested(_IP | NLA_F_NESTED, *(attribute(kind, inet_pton(family, ip)) for kind, ip in addresses))
     ports = ((_SPORT, entry.sport), (_DPORT, entry.dport))
-    proto = nested(_PROTO | NLA_F_NESTED, _NUMBERED, *(attribute(kind, _PORT.pack(port)) for kind, port in ports))
-    return Request(_DELETE, 0, _NFGENMSG + _tuple(ends, proto))
+    proto = nested(
+        _PROTO | NLA_F_NESTED, _numbered(entry.protocol), *(attribute(kind, _PORT.pack(port)) for kind, port in ports)
+    )
+    return Request(_DELETE, 0, _NFGENMSG.pack(family, 0, 0) + _tuple(ends, proto))

@@ -7,6 +7,7 @@ off in a container. A try costs a few milliseconds.
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,6 +40,10 @@ def _module(module: str, option: str) -> str:
 
 def _rule(table: str, chain: str, *rule: str) -> tuple[str, ...]:
     return ("iptables", "-w", "-t", table, "-A", chain, *rule)
+
+
+def _rule6(chain: str, *rule: str) -> tuple[str, ...]:
+    return ("ip6tables", *_rule("nat", chain, *rule)[1:])
 
 
 TOOLS: tuple[tuple[str, str, bool], ...] = (  # command, Debian package, is it needed by `up`
@@ -111,7 +116,73 @@ FEATURES: tuple[Feature, ...] = (
         _module("xt_addrtype", "CONFIG_NETFILTER_XT_MATCH_ADDRTYPE"),
         "NodePort",
     ),
+    Feature(
+        "multiport match",
+        _rule("nat", "OUTPUT", "-p", "tcp", "-m", "multiport", "--dports", "1,2", "-j", "ACCEPT"),
+        _module("xt_multiport", "CONFIG_NETFILTER_XT_MATCH_MULTIPORT"),
+        "a pod's hostPort",
+        needed=False,
+    ),
+    Feature(
+        "REDIRECT target",
+        _rule("nat", "PREROUTING", "-p", "tcp", "-j", "REDIRECT", "--to-ports", "1"),
+        _module("xt_REDIRECT", "CONFIG_NETFILTER_XT_TARGET_REDIRECT"),
+        "kubeProxyMode: userspace",
+        needed=False,
+    ),
+    Feature(
+        "physdev match",
+        _rule("nat", "PREROUTING", "-m", "physdev", "!", "--physdev-is-in", "-j", "ACCEPT"),
+        _module("xt_physdev", "CONFIG_NETFILTER_XT_MATCH_PHYSDEV"),
+        "externalIPs under kubeProxyMode: userspace",
+        needed=False,
+    ),
+    Feature(
+        "ipset",
+        (sys.executable, "-m", "nsnet.kernel.ipset"),
+        "sudo modprobe ip_set_hash_net xt_set (kernel options CONFIG_IP_SET_HASH_IP, CONFIG_IP_SET_HASH_NET, "
+        "CONFIG_IP_SET_HASH_IPPORT, CONFIG_NETFILTER_XT_SET)",
+        "NetworkPolicy",
+    ),
     Feature("nftables", ("nft", "add", "table", "ip", "t"), _module("nf_tables", "CONFIG_NF_TABLES"), needed=False),
+)  # fmt: skip
+
+IPV6: tuple[Feature, ...] = (  # needed where podSubnet or a network has IPv6
+    Feature(
+        "IPv6",
+        ("ip", "address", "add", "fd00::1/128", "dev", "lo"),
+        "kernel option CONFIG_IPV6, without ipv6.disable=1; sudo sysctl -w net.ipv6.conf.default.disable_ipv6=0",
+        "clusters with IPv6",
+        needed=False,
+    ),
+    Feature(
+        "bridge-nf-call-ip6tables",
+        ("test", "-e", "/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
+        "sudo scripts/setup (kernel option CONFIG_BRIDGE_NETFILTER)",
+        "IPv6 Services between pods of one node",
+        needed=False,
+    ),
+    Feature(
+        "vxlan over IPv6",
+        ("ip", "link", "add", "vxlan1", "type", "vxlan", "id", "1", "dstport", "8472", "local", "::1"),
+        _module("vxlan", "CONFIG_VXLAN"),
+        "flannel's tunnel between IPv6 addresses",
+        needed=False,
+    ),
+    Feature(
+        "IPv6 nat",
+        _rule6("PREROUTING", "-p", "tcp", "-j", "DNAT", "--to-destination", "[fd00::1]:80"),
+        _module("nft_nat", "CONFIG_NFT_NAT"),
+        "IPv6 Services",
+        needed=False,
+    ),
+    Feature(
+        "IPv6 masquerade --random-fully",
+        _rule6("POSTROUTING", "-j", "MASQUERADE", "--random-fully"),
+        _module("nft_masq", "CONFIG_NFT_MASQ"),
+        "IPv6 Services from outside",
+        needed=False,
+    ),
 )  # fmt: skip
 
 
@@ -127,7 +198,7 @@ def tools() -> list[Finding]:
     ]
 
 
-def features(wanted: Sequence[Feature] = FEATURES) -> list[Finding]:
+def features(wanted: Sequence[Feature] = (*FEATURES, *IPV6)) -> list[Finding]:
     """Tries each; needs root."""
     return [Finding(item.name, _works(item.words), item.mend, item.why, item.needed) for item in wanted]
 
@@ -148,6 +219,7 @@ def neighbour_limit() -> int:
         return 0
 
 
-def missing() -> list[Finding]:
-    """What `up` needs and this machine lacks, to explain a refusal."""
-    return [found for found in (root(), *tools(), *features()) if found.needed and not found.ok]
+def missing(*, ipv6: bool = False) -> list[Finding]:
+    """What `up` needs and this machine lacks, to explain a refusal; with `ipv6` also what only that needs."""
+    found = [item for item in (root(), *tools(), *features(FEATURES)) if item.needed]
+    return [item for item in (*found, *(features(IPV6) if ipv6 else ())) if not item.ok]

@@ -190,9 +190,15 @@ def has_been_read(path: Path) -> None:
 
 
 def delete(path: str) -> None:
-    """Removes the file, and the directories that are empty then. Raises OSError; what is absent is success."""
+    """Removes the file, and the directories that are empty then. Raises OSError; what is absent is success.
+
+    With it goes the socket beside it, by which its program was told to read it (`process.reload`) and which has ended.
+    """
     place = Path(path)
     place.unlink(missing_ok=True)
+    socket = Path(f"{path}.sock")
+    if socket.is_socket():
+        socket.unlink(missing_ok=True)
     for directory in place.parents:
         if directory in {names.ETC_NETNS, names.RUN} or not _remove_if_empty(directory):
             return

@@ -23,19 +23,16 @@ import socket
 import struct
 import subprocess
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from nsnet.errors import MachineError
 from nsnet.kernel.netlink import NETLINK_NETFILTER, NLM_F_DUMP, NLM_F_REQUEST, inner
 from nsnet.kernel.netns import inside
-from nsnet.state import Chain, Change, Refusal
+from nsnet.state import Chain, Change, Family, Refusal
 
-Family = Literal["ip", "ip6"]
 EVERY_FAMILY: tuple[Family, ...] = ("ip", "ip6")
-FAMILIES: tuple[Family, ...] = ("ip",)  # what is read; IPv6 comes with dual stack: one more word here
 Piece = tuple[str, Change | None]  # one or more lines of iptables-restore, with the change they belong to
 Pieces = Iterator[Piece]
 
@@ -66,13 +63,15 @@ def is_nft(family: Family = "ip") -> bool:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read(netns: str, only: frozenset[tuple[str, str]] | None = None) -> frozenset[Chain]:
-    """The chains of a namespace; with `only`, those of these (table, chain) pairs that exist.
+def read(
+    netns: str, only: frozenset[tuple[str, str]] | None = None, families: Iterable[Family] = ("ip",)
+) -> frozenset[Chain]:
+    """The chains of a namespace; with `only`, those of these (table, chain) pairs that exist. `families`: of which.
 
     An empty built-in chain with policy ACCEPT is no value. Raises MachineError when the tool fails.
     """
     with inside(netns):
-        return frozenset().union(*(_read(family, only) for family in FAMILIES))
+        return frozenset().union(*(_read(family, only) for family in families))
 
 
 def _read(family: Family, only: frozenset[tuple[str, str]] | None) -> frozenset[Chain]:

@@ -61,8 +61,8 @@ def unshare(kind: int) -> None:
         raise _oserror("unshare")
 
 
-def mount(source: str, target: str, flags: int) -> None:
-    if _libc.mount(source.encode(), target.encode(), b"none", flags, None) < 0:
+def mount(source: str, target: str, flags: int, kind: str = "none") -> None:
+    if _libc.mount(source.encode(), target.encode(), kind.encode(), flags, None) < 0:
         raise _oserror(f"mount {target}")
 
 

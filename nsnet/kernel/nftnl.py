@@ -337,6 +337,7 @@ def rule(message: Message, contents: Contents) -> tuple[str, str]:
 _PAYLOADS: Mapping[tuple[int, int], tuple[str, str, int]] = {
     (1, 12): ("ip saddr", "ipv4_addr", 4), (1, 16): ("ip daddr", "ipv4_addr", 4),
     (2, 0): ("th sport", "inet_service", 2), (2, 2): ("th dport", "inet_service", 2),
+    (2, 13): ("tcp flags", "tcp flag", 1),
     (1, 8): ("ip6 saddr", "ipv6_addr", 16), (1, 24): ("ip6 daddr", "ipv6_addr", 16),
 }  # fmt: skip
 _METAS: Mapping[int, tuple[str, str, int]] = {
@@ -359,6 +360,7 @@ class _Reader:
         self.contents = contents
         self.words: list[str] = []
         self.registers: dict[int, Field] = {}
+        self.since: tuple[Field, bytes] = (Field("", "", 0), b"")
 
     def take(self, name: str, found: dict[int, bytes]) -> None:
         step = _STEPS.get(name)
@@ -429,14 +431,18 @@ class _Reader:
     # --- matches ---
 
     def cmp(self, found: dict[int, bytes]) -> None:
-        negated = {0: False, 1: True}[number(found[2])]
-        field, value = self.held(found[1]), inner(found[3])[1]
-        self.words.append(_compared(field, value, negated=negated))
+        how, field, value = number(found[2]), self.held(found[1]), inner(found[3])[1]
+        if how == _NOT_LESS:  # nft says a range with two comparisons; the second one follows
+            self.since = (field, value)
+        elif how == _NOT_MORE and self.since[0] == field:
+            self.words.append(f"{field.words} {_span(field, self.since[1], value)}")
+        else:
+            self.words.append(_compared(field, value, negated={0: False, 1: True}[how]))
 
     def range(self, found: dict[int, bytes]) -> None:
         field, negated = self.held(found[1]), {0: False, 1: True}[number(found[2])]
-        first, last = (_word(field.kind, inner(found[key])[1]) for key in (3, 4))
-        self.words.append(f"{field.words} {'!= ' if negated else ''}{nft_interval(first, last)}")
+        span = _span(field, inner(found[3])[1], inner(found[4])[1])
+        self.words.append(f"{field.words} {'!= ' if negated else ''}{span}")
 
     def lookup(self, found: dict[int, bytes]) -> None:
         name = string(found[1])
@@ -523,6 +529,9 @@ def _compared(field: Field, value: bytes, *, negated: bool) -> str:
             return f"{field.words} {sign}{_prefix(field, value)}"
         case "bits":
             return f"{field.words} {_bits(field, value, negated=negated)}"
+        case "tcp flag" if field.mask:
+            flags = " | ".join(_flags(field.mask))
+            return f"{field.words} & ({flags}) {'!=' if negated else '=='} {' | '.join(_flags(value))}"
         case "mark" if field.mask:
             return f"{field.words} & {_word('mark', field.mask)} {'!=' if negated else '=='} {_word('mark', value)}"
         case "ifname":
@@ -531,6 +540,14 @@ def _compared(field: Field, value: bytes, *, negated: bool) -> str:
         case "address type":
             return f"{field.words} {sign}{_ADDRESS_TYPES[int.from_bytes(value, sys.byteorder)]}"
     return f"{field.words} {sign}{_word(field.kind, value)}"
+
+
+_NOT_MORE, _NOT_LESS = 3, 5  # NFT_CMP_LTE, NFT_CMP_GTE
+
+
+def _span(field: Field, first: bytes, last: bytes) -> str:
+    ends = _word(field.kind, first), _word(field.kind, last)
+    return "-".join(ends) if field.kind == "inet_service" else nft_interval(*ends)
 
 
 def _prefix(field: Field, value: bytes) -> str:
@@ -550,6 +567,13 @@ def _bits(field: Field, value: bytes, *, negated: bool) -> str:
     mask = int.from_bytes(field.mask, sys.byteorder)
     names = [name for bit, name in _BITS[field.words] if mask & bit]
     return ",".join(names)
+
+
+_TCP_FLAGS = ("fin", "syn", "rst", "psh", "ack", "urg", "ecn", "cwr")
+
+
+def _flags(value: bytes) -> Iterator[str]:
+    return (name for bit, name in enumerate(_TCP_FLAGS) if value[0] >> bit & 1)
 
 
 def _spelled(owner: Set, items: list[Element], kinds: tuple[str, ...]) -> Iterator[str]:

@@ -9,6 +9,7 @@ something:
   table, which `iptables-save` itself would never do either but `iptables -L` does. Pods have no rules of ours, so there
   nobody looks. The processes of several nodes run side by side.
 - nftables: other tables than iptables' are read by netlink, which costs a millisecond where there is none.
+- ipsets: of nodes, by one netlink dump; a set that is there without a rule that names it is found, too.
 - sysctls: where `state.SYSCTLS` names some.
 - conntrack entries: only where they are asked for by name; they are many, and no whole look needs them.
 - processes and files: one walk for the whole cluster.
@@ -28,9 +29,9 @@ from typing import NamedTuple
 
 from nsnet import names
 from nsnet.errors import MachineError
-from nsnet.kernel import conntrack, files, health, netns, process, rtnl, sockdiag, sysctl
+from nsnet.kernel import conntrack, files, health, ipset, netns, process, rtnl, sockdiag, sysctl
 from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request
-from nsnet.state import SYSCTLS, Key, Listener, Netns, Scope, Sysctl, Value
+from nsnet.state import SYSCTLS, Family, IpSet, Key, Listener, Netns, Scope, Sysctl, Value
 
 _LINKS = {"netns", "link", "port"}
 _DUMPS: Mapping[str, Request] = {
@@ -39,12 +40,14 @@ _DUMPS: Mapping[str, Request] = {
     "route": rtnl.GET_ROUTES,
 }
 _ROUTE_KINDS = {*_LINKS, *_DUMPS, "fdb"}
-_ALL = frozenset({*_ROUTE_KINDS, "sysctl", "chain", "nft", "process", "file", "listener"})
+_ALL = frozenset({*_ROUTE_KINDS, "sysctl", "chain", "ipset", "nft", "process", "file", "listener"})
 
 _NFT_GETTABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
 _NFGENMSG = Struct("=BBH")
-_NF_FAMILIES = {2, 10}  # iptables' and ip6tables' tables
-_LEGACY = "/proc/thread-self/net/ip_tables_names"
+_NF_FAMILIES: Mapping[int, Family] = {2: "ip", 10: "ip6"}  # iptables' and ip6tables' tables
+_LEGACY: Mapping[Family, str] = {
+    "ip": "/proc/thread-self/net/ip_tables_names", "ip6": "/proc/thread-self/net/ip6_tables_names",
+}  # fmt: skip
 
 _FEW = 100  # namespaces, up to which their files are looked for one by one
 _WORKERS = max(2, os.cpu_count() or 1)
@@ -85,12 +88,14 @@ def _observe(cluster: str, only: Scope | None) -> dict[str, frozenset[Value]]:
                 continue
             looks[name], more[name] = look, list(further)
             keys = frozenset() if only is None else only[name]
-            if "chain" in wanted[name] and _has_chains(name, keys):
-                filters.append((name, pool.submit(_read_chains, name, keys)))
+            if "chain" in wanted[name] and (families := _families(name, keys)):
+                filters.append((name, pool.submit(_read_chains, name, keys, families)))
             if "nft" in wanted[name] and (keys or names.kind_of(name) != "pod"):
                 filters.append((name, pool.submit(_read_nft, name, keys)))
             more[name] += _sysctls(name, keys) if "sysctl" in wanted[name] else ()
-            more[name] += conntrack.read(name) if "conntrack" in wanted[name] else ()
+            if "ipset" in wanted[name] and (keys or names.kind_of(name) == "node"):
+                more[name] += _read_sets(name, keys)
+            more[name] += conntrack.read(name, _protocols(keys)) if "conntrack" in wanted[name] else ()
         _add_files_and_processes(cluster, wanted, more)
         _add_links(cluster, looks, there, wanted, more)
         for name, future in filters:
@@ -113,7 +118,7 @@ def _chosen(values: Iterable[Value], only: Scope | None, name: str) -> frozenset
     if only is None or not only[name]:
         return frozenset(values)
     keys = only[name]
-    return frozenset(value for value in values if value.key in keys or value.key[:1] in keys)
+    return frozenset(value for value in values if value.key in keys or value.key[:1] in keys or value.key[:2] in keys)
 
 
 # --- one namespace ----------------------------------------------------------------------------------------------------
@@ -181,37 +186,56 @@ def _count(keys: Iterable[Key], kind: str) -> int:
 # --- chains -----------------------------------------------------------------------------------------------------------
 
 
-def _has_chains(name: str, keys: frozenset[Key]) -> bool:
-    """Whether it is worth a process to read them."""
-    if _count(keys, "chain"):
-        return True
-    return names.kind_of(name) != "pod" and _has_tables(name)
+def _families(name: str, keys: frozenset[Key]) -> frozenset[Family]:
+    """Of which families it is worth a process to read them."""
+    asked = [key for key in keys if key[0] == "chain"]
+    if asked and all(len(key) > 1 for key in asked):
+        return frozenset(family for family in _LEGACY if any(key[1] == family for key in asked))
+    return _with_tables(name) if asked or names.kind_of(name) != "pod" else frozenset()
 
 
-def _has_tables(name: str) -> bool:
+def _with_tables(name: str) -> frozenset[Family]:
+    """The families that have any table."""
     request = Request(_NFT_GETTABLE, 0, _NFGENMSG.pack(0, 0, 0))
+    found: set[Family] = set()
     with netns.inside(name):
         with suppress(OSError):  # a kernel without nf_tables
             with Netlink(NETLINK_NETFILTER) as netfilter:
                 (tables,) = netfilter.dump([request])
-            if any(data[start] in _NF_FAMILIES for _, data, start, _ in tables):
-                return True
-        with suppress(OSError):  # a kernel without the legacy tables
-            return bool(Path(_LEGACY).read_bytes())
-    return False
+            found |= {_NF_FAMILIES[data[start]] for _, data, start, _ in tables if data[start] in _NF_FAMILIES}
+        for family, path in _LEGACY.items():
+            with suppress(OSError):  # a kernel without the legacy tables
+                if family not in found and Path(path).read_bytes():
+                    found.add(family)
+    return frozenset(found)
 
 
-def _read_chains(name: str, keys: frozenset[Key]) -> frozenset[Value]:
+def _read_chains(name: str, keys: frozenset[Key], families: frozenset[Family]) -> frozenset[Value]:
     from nsnet.kernel import iptables
 
-    some = frozenset((key[2], key[3]) for key in keys if key[0] == "chain" and len(key) > 1)
-    return iptables.read(name, some if keys and len(some) == _count(keys, "chain") else None)
+    asked = [key for key in keys if key[0] == "chain"]
+    if not asked or any(len(key) == 1 for key in asked):
+        return iptables.read(name, None, sorted(families))
+    return frozenset().union(*(
+        iptables.read(name, frozenset((key[2], key[3]) for key in asked if key[1] == family), (family,))
+        for family in families
+    ))  # fmt: skip
 
 
 def _read_nft(name: str, keys: frozenset[Key]) -> frozenset[Value]:
     from nsnet.kernel import nftables
 
     return nftables.read(name, frozenset(key for key in keys if key[0] == "nft") if keys else None)
+
+
+def _read_sets(name: str, keys: frozenset[Key]) -> frozenset[IpSet]:
+    some = frozenset(key[1] for key in keys if key[0] == "ipset" and len(key) > 1)
+    return ipset.read(name, some if keys and len(some) == _count(keys, "ipset") else None)
+
+
+def _protocols(keys: frozenset[Key]) -> frozenset[str]:
+    """Of conntrack entries: those that are named, else UDP, which is what kube-proxy looks after."""
+    return frozenset(key[1] for key in keys if key[0] == "conntrack" and len(key) > 1) or frozenset({"udp"})
 
 
 # --- the whole cluster ------------------------------------------------------------------------------------------------

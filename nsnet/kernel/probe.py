@@ -24,7 +24,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from itertools import count, groupby, islice
 from time import monotonic
 from typing import Literal, NamedTuple, Self
@@ -39,16 +39,20 @@ Protocol = Literal["TCP", "UDP", "ICMP"]
 Outcome = Literal["ok", "refused", "reset", "timeout", "unreachable", "error"]
 
 ENTRIES = 256  # neighbour entries outstanding: other clusters share the table
+OPENED_TOGETHER = 256  # calls
 RAW_SOCKETS = 2048  # open at once, of 20,000 descriptors
 WORTH_A_CHILD = 500  # pings, from which on a second process is sooner done
 MOST_BODY, CHUNK = 64 * 1024, 16 * 1024
 
 SO_RCVBUFFORCE = 33
-IP_RECVERR = 11
-SOL_RAW, ICMP_FILTER = 255, 1
+IP_RECVERR, IPV6_RECVERR = 11, 25
+SOL_RAW, ICMP_FILTER, ICMP6_FILTER = 255, 1, 1
 ECHO_REPLY, UNREACHABLE, ECHO, EXCEEDED = 0, 3, 8, 11
 ANSWERS = frozenset({ECHO_REPLY, UNREACHABLE, EXCEEDED})
 ALL_BUT_ANSWERS = 0xFFFFFFFF & ~sum(1 << kind for kind in ANSWERS)
+UNREACHABLE6, TOO_BIG6, EXCEEDED6, ECHO6, ECHO_REPLY6 = 1, 2, 3, 128, 129
+ERRORS6 = frozenset({UNREACHABLE6, TOO_BIG6, EXCEEDED6})
+IPV6_HEADER = 40
 LINGER_0 = struct.pack("ii", 1, 0)  # close() resets: no TIME_WAIT, and conntrack forgets the connection soon
 PADDING = b"nsnet verifies. "
 
@@ -128,13 +132,13 @@ def probe(
 
     An attempt without an answer within `timeout` seconds is repeated until there were `tries`. At most `concurrency`
     TCP and UDP sockets are open at once. `progress` gets (answered, all) now and then. Never raises for what the
-    network does; a namespace that is not there is outcome `error`. Raises ValueError for an address that is not IPv4
-    (a name would be asked of the machine's own resolver).
+    network does; a namespace that is not there is outcome `error`. Raises ValueError for what is no address (a name
+    would be asked of the machine's own resolver).
 
     The process may afterwards open as many files as its hard limit says.
     """
     for address in {item.address for item in probes} | {item.source for item in probes if item.source}:
-        IPv4Address(address)
+        ip_address(address)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     answers: list[Answer] = [SILENCE] * len(probes)
@@ -257,16 +261,24 @@ class _Calls:
             call.sock.close()
 
     def run(self, indexes: Iterable[int], concurrency: int) -> None:
+        """Opens calls until there are `concurrency`, and again when half of them have ended.
+
+        A few at a time, and between them all that has answered is read: on a busy machine thousands take longer to open
+        than a call has time, and an answer that lies there unread is no silence.
+        """
         queue = iter(indexes)
-        more = True
+        more = filling = True
         while more or self.calls:
-            if more and len(self.calls) <= concurrency // 2:
-                batch = list(islice(queue, concurrency - len(self.calls)))
+            if more and filling:
+                batch = list(islice(queue, min(OPENED_TOGETHER, concurrency - len(self.calls))))
                 more = bool(batch)
                 self.start(batch)
-            for fd, _ in self.epoll.poll(self.patience()):
+                filling = len(self.calls) < concurrency
+            patience = 0.0 if more and filling else self.patience()
+            for fd, _ in self.epoll.poll(patience, len(self.calls) or 1):
                 self.proceed(self.calls[fd])
             self.expire()
+            filling = filling or len(self.calls) <= concurrency // 2
 
     def start(self, indexes: list[int]) -> None:
         for netns, group in _same_place(self.probes, indexes):
@@ -282,8 +294,8 @@ class _Calls:
                 self.connect(_Call(index, sock))
 
     def socket(self, index: int) -> socket.socket:
-        tcp = self.probes[index].protocol == "TCP"
-        return socket.socket(socket.AF_INET, (socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) | socket.SOCK_NONBLOCK)
+        tcp, family = self.probes[index].protocol == "TCP", _family(self.probes[index].address)
+        return socket.socket(family, (socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) | socket.SOCK_NONBLOCK)
 
     def connect(self, call: _Call) -> None:
         item = self.probes[call.index]
@@ -291,8 +303,10 @@ class _Calls:
         try:
             if item.protocol == "TCP":
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_0)
-            else:
+            elif sock.family == socket.AF_INET:
                 sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
             if item.source:
                 sock.bind((item.source, 0))
             with suppress(BlockingIOError):  # EINPROGRESS
@@ -344,7 +358,7 @@ class _Calls:
                 return True
 
     def succeed(self, call: _Call) -> None:
-        local = call.sock.getsockname()
+        local = call.sock.getsockname()[:2]
         self.finish(call, Answer("ok", call.body, local, "", monotonic() - call.started))
 
     def fail(self, call: _Call, error: OSError) -> None:
@@ -382,10 +396,11 @@ class _Calls:
 class _Raw:
     """The raw socket of one source: `waiting` by sequence number."""
 
-    __slots__ = ("base", "ident", "sequence", "sock", "waiting")
+    __slots__ = ("base", "ident", "is_ipv6", "sequence", "sock", "waiting")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self.is_ipv6 = sock.family == socket.AF_INET6
         self.ident = int.from_bytes(os.urandom(2), "big")
         self.sequence = 0
         self.waiting: dict[int, tuple[int, bytes, float]] = {}  # → (index, address, when)
@@ -393,15 +408,57 @@ class _Raw:
         self.base = (ECHO << 8) + self.ident + sum(words)
 
     def packet(self, sequence: int) -> bytes:
+        if self.is_ipv6:  # the kernel reckons the checksum, which takes the addresses in
+            return struct.pack("!BBHHH", ECHO6, 0, 0, self.ident, sequence) + PADDING
         total = self.base + sequence
         total = (total & 0xFFFF) + (total >> 16)
         total = (total & 0xFFFF) + (total >> 16)
         return struct.pack("!BBHHH", ECHO, 0, ~total & 0xFFFF, self.ident, sequence) + PADDING
 
 
+class _Heard(NamedTuple):
+    """An ICMP message: what it says, of which echo, from whom and to which of our addresses."""
+
+    kind: int
+    replied: bool
+    about: int
+    sequence: int
+    source: bytes
+    local: str
+
+
+def _hear(raw: _Raw) -> _Heard:
+    """The next message of the socket. Raises OSError."""
+    if not raw.is_ipv6:
+        packet = raw.sock.recv(2048)
+        kind, about, sequence = echo_of(packet)
+        local = socket.inet_ntoa(packet[16:20]) if kind in ANSWERS else ""
+        return _Heard(kind, kind == ECHO_REPLY, about, sequence, packet[12:16], local)
+    packet, ancillary, _, (host, *_) = raw.sock.recvmsg(2048, 64)
+    kind, about, sequence = echo6_of(packet)
+    to = next((data[:16] for _, option, data in ancillary if option == socket.IPV6_PKTINFO), bytes(16))
+    source = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    return _Heard(kind, kind == ECHO_REPLY6, about, sequence, source, socket.inet_ntop(socket.AF_INET6, to))
+
+
+def _raw_socket(family: int) -> socket.socket:
+    """One that hears echo replies and errors, in the namespace the process is in."""
+    if family == socket.AF_INET:
+        sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP)
+        sock.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack("I", ALL_BUT_ANSWERS))
+        return sock
+    sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMPV6)
+    passing = sum(1 << kind for kind in (*ERRORS6, ECHO_REPLY6))
+    blocked = ~passing & ((1 << 256) - 1)  # 256 types, 32 to a word
+    words = [(blocked >> (32 * word)) & 0xFFFFFFFF for word in range(8)]
+    sock.setsockopt(socket.IPPROTO_ICMPV6, ICMP6_FILTER, struct.pack("=8I", *words))
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    return sock
+
+
 def _ping(probes: Sequence[Probe], indexes: list[int], report: Report, timeout: float, echo: "_Echo") -> None:
     """Asks them; a forked child takes half of many, because nearly all of a ping's time is the kernel's, in sendto."""
-    ordered = sorted(indexes, key=lambda index: (probes[index].netns, probes[index].source))
+    ordered = sorted(indexes, key=lambda index: _place(probes[index]))
     middle = _between_sources(probes, ordered) if len(ordered) >= WORTH_A_CHILD and (os.cpu_count() or 1) > 1 else 0
     if not middle:
         echo.run(probes, indexes, report, timeout)
@@ -455,7 +512,7 @@ class _Echo:
     AT_ONCE = 64
 
     def __init__(self) -> None:
-        self.raws: dict[tuple[str, str], _Raw] = {}
+        self.raws: dict[tuple[str, str, int], _Raw] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -473,11 +530,11 @@ class _Echo:
             if len(self.raws) > RAW_SOCKETS:
                 self.close()
             asked: set[_Raw] = set()
-            for (netns, source), group in groupby(part, key=lambda index: (probes[index].netns, probes[index].source)):
+            for place, group in groupby(part, key=lambda index: _place(probes[index])):
                 pings = list(group)
                 started = monotonic()
                 try:
-                    raw = self.open(netns, source)
+                    raw = self.open(*place)
                 except OSError as error:
                     for index in pings:
                         report(index, _failed(error, started))
@@ -488,16 +545,15 @@ class _Echo:
                     self.read(raw, report)
             self.wait({raw for raw in asked if raw.waiting}, report, timeout)
 
-    def open(self, netns: str, source: str) -> _Raw:
-        raw = self.raws.get((netns, source))
+    def open(self, netns: str, source: str, family: int) -> _Raw:
+        raw = self.raws.get((netns, source, family))
         if raw is None:
             with inside(netns):
-                sock = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP)
-            sock.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack("I", ALL_BUT_ANSWERS))
+                sock = _raw_socket(family)
             sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 20)
             if source:
                 sock.bind((source, 0))
-            raw = self.raws[netns, source] = _Raw(sock)
+            raw = self.raws[netns, source, family] = _Raw(sock)
         return raw
 
     def send(self, raw: _Raw, probes: Sequence[Probe], indexes: list[int], report: Report) -> None:
@@ -510,28 +566,26 @@ class _Echo:
             except OSError as error:
                 report(index, _failed(error, now))
             else:
-                raw.waiting[raw.sequence] = (index, socket.inet_aton(address), now)
+                raw.waiting[raw.sequence] = (index, socket.inet_pton(raw.sock.family, address), now)
 
     def read(self, raw: _Raw, report: Report) -> None:
-        waiting, recv, ident = raw.waiting, raw.sock.recv, raw.ident
+        waiting, ident = raw.waiting, raw.ident
         while waiting:
             try:
-                packet = recv(2048)
+                heard = _hear(raw)
             except BlockingIOError:
                 return
             except OSError:
                 continue
-            kind, about, sequence = echo_of(packet)
-            asked = waiting.get(sequence) if about == ident and kind in ANSWERS else None
-            if asked is None or (kind == ECHO_REPLY and asked[1] != packet[12:16]):
+            asked = waiting.get(heard.sequence) if heard.about == ident and heard.local else None
+            if asked is None or (heard.replied and asked[1] != heard.source):
                 continue
-            del waiting[sequence]
-            took = monotonic() - asked[2]
-            local = (socket.inet_ntoa(packet[16:20]), 0)
-            if kind == ECHO_REPLY:
+            del waiting[heard.sequence]
+            took, local = monotonic() - asked[2], (heard.local, 0)
+            if heard.replied:
                 report(asked[0], Answer("ok", b"", local, "", took))
             else:
-                said = f"ICMP type {kind} from {socket.inet_ntoa(packet[12:16])}"
+                said = f"ICMP type {heard.kind} from {socket.inet_ntop(raw.sock.family, heard.source)}"
                 report(asked[0], Answer("unreachable", b"", local, said, took))
 
     def wait(self, raws: set[_Raw], report: Report, timeout: float) -> None:
@@ -570,12 +624,32 @@ def echo_of(packet: bytes) -> tuple[int, int, int]:
     return kind, about, sequence
 
 
+def echo6_of(packet: bytes) -> tuple[int, int, int]:
+    """The same of an ICMPv6 message, which a raw socket gives without its own header; what it is about has one."""
+    try:
+        kind = packet[0]
+        start = 8 + IPV6_HEADER if kind in ERRORS6 else 0
+        about, sequence = struct.unpack_from("!HH", packet, start + 4)
+    except (IndexError, struct.error):
+        return -1, 0, 0
+    return kind, about, sequence
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _place(item: Probe) -> tuple[str, str, int]:
+    """Whose raw socket asks it."""
+    return item.netns, item.source, _family(item.address)
+
+
 def _few_sources(probes: Sequence[Probe], indexes: list[int]) -> Iterator[list[int]]:
     """Parts of `indexes` with at most RAW_SOCKETS sources each."""
     part: list[int] = []
-    sources: set[tuple[str, str]] = set()
+    sources: set[tuple[str, str, int]] = set()
     for index in indexes:
-        source = (probes[index].netns, probes[index].source)
+        source = _place(probes[index])
         if source not in sources and len(sources) == RAW_SOCKETS:
             yield part
             part, sources = [], set()
@@ -603,5 +677,6 @@ def forget(entries: Iterable[Learned]) -> None:
 
 
 def _deletion(address: str, ifindex: int) -> Request:
-    head = _NDMSG.pack(socket.AF_INET, ifindex, 0, 0, 0)
-    return Request(RTM_DELNEIGH, 0, head + attribute(NDA_DST, socket.inet_aton(address)))
+    family = _family(address)
+    head = _NDMSG.pack(family, ifindex, 0, 0, 0)
+    return Request(RTM_DELNEIGH, 0, head + attribute(NDA_DST, socket.inet_pton(family, address)))

@@ -66,6 +66,7 @@ VETH_INFO_PEER = 1
 RTEXT_FILTER_SKIP_STATS = 8
 
 IFA_ADDRESS, IFA_LOCAL = 1, 2
+IFA_F_NODAD = 0x02
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_MULTIPATH, RTA_VIA = 1, 4, 5, 6, 7, 8, 9, 18
 RTAX_MTU = 2
 RTNH_F_ONLINK = 4
@@ -264,8 +265,10 @@ def _port(value: BridgePort, index: Index) -> list[Request]:
 
 def _address(kind: int, flags: int, value: Address, index: Index) -> Request:
     ip, _, length = value.cidr.partition("/")
-    packed = _ip(ip)
-    head = _ADDR.pack(_family(ip), int(length), 0, RT_SCOPE_UNIVERSE, index[value.dev])
+    packed, family = _ip(ip), _family(ip)
+    # Nobody else has an address that is given out here; duplicate detection would hold it back for a second.
+    nodad = IFA_F_NODAD if family == AF_INET6 and kind == RTM_NEWADDR else 0
+    head = _ADDR.pack(family, int(length), nodad, RT_SCOPE_UNIVERSE, index[value.dev])
     return Request(kind, flags, head + attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed))
 
 

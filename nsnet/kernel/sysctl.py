@@ -15,6 +15,9 @@ from nsnet.state import Change, Refusal, Sysctl
 
 _ROOT = Path("/proc/sys")
 
+# Devices that are there keep what `default` was when they came; what is written to `all`, default and they get.
+_OF_LATER, _OF_ALL = (f"net.ipv6.conf.{name}.disable_ipv6" for name in ("default", "all"))
+
 
 def _path(name: str) -> Path:
     return _ROOT.joinpath(*(part.replace("/", ".") for part in name.split(".")))
@@ -60,7 +63,7 @@ def _write(value: object) -> str:
     assert isinstance(value, Sysctl)
     path = _path(value.name)
     try:
-        with path.open("w", encoding="ascii") as knob:
+        with (_path(_OF_ALL) if value.name == _OF_LATER else path).open("w", encoding="ascii") as knob:
             knob.write(value.value)
         now = path.read_text(encoding="ascii").rstrip("\n")
     except OSError as error:

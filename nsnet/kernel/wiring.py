@@ -18,6 +18,7 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
+from nsnet import names
 from nsnet.kernel import netns, rtnl
 from nsnet.kernel.netlink import Netlink, Request
 from nsnet.kernel.observing import observe
@@ -75,6 +76,10 @@ class _Message(NamedTuple):
     optional: bool = False
 
 
+def _is_fabric(name: str) -> bool:
+    return names.kind_of(name) == "fabric"
+
+
 class Wiring:
     """The rtnetlink part of one apply."""
 
@@ -118,20 +123,32 @@ class Wiring:
         return last is None or last.code == errno.ENODEV
 
     def make_links(self) -> None:
-        adds = [change for change in self._adds(Bridge) if not _is_in_place(change)]
+        """The fabric's first, so that a node has eth0 before it has cni0, as everywhere.
+
+        Where it must choose a source itself (masquerading what goes out by `lo`) the kernel takes the first device.
+        """
+        bridges = [change for change in self._adds(Bridge) if not _is_in_place(change)]
+        by_near: defaultdict[str, list[_Pair]] = defaultdict(list)
+        for pair in self._pairs():
+            by_near[pair.near_netns].append(pair)
+        for fabric in (True, False):
+            self._make_bridges([change for change in bridges if _is_fabric(change.netns) == fabric])
+            for name, some in by_near.items():
+                if _is_fabric(name) == fabric:
+                    self._make_both_ends(name, some)
+
+    def _make_bridges(self, adds: list[Change]) -> None:
         for name, place, changes in self.places.each(adds):
             missing = [change for change in changes if not self._is_there(change, place)]
             messages = (self._packed(change, partial(_bridge, change, place)) for change in missing)
             self._send(name, list(chain.from_iterable(messages)))
-        by_near: defaultdict[str, list[_Pair]] = defaultdict(list)
-        for pair in self._pairs():
-            by_near[pair.near_netns].append(pair)
-        for name, some in by_near.items():
-            self._make_pairs(name, some)
-            for pair in some:
-                if pair.far_change is None and (pair.far_netns, pair.far.name) in self.ends:
-                    number = self.places.at(pair.far_netns).index[pair.far.name]
-                    self._send(pair.far_netns, list(_far_end(pair.change, pair.far, number)))
+
+    def _make_both_ends(self, name: str, pairs: list[_Pair]) -> None:
+        self._make_pairs(name, pairs)
+        for pair in pairs:
+            if pair.far_change is None and (pair.far_netns, pair.far.name) in self.ends:
+                number = self.places.at(pair.far_netns).index[pair.far.name]
+                self._send(pair.far_netns, list(_far_end(pair.change, pair.far, number)))
 
     def _is_there(self, change: Change, place: Place) -> bool:
         """Whether a link of that name exists already: success if it is what is wanted, else a refusal."""

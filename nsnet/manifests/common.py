@@ -1,6 +1,6 @@
 """What objects of several kinds have: annotations, label selectors, lists whose items have names."""
 
-from nsnet.manifests.forms import address, annotation_keys, label_key, label_value, labels, one_of
+from nsnet.manifests.forms import address, address_of, annotation_keys, label_key, label_value, labels, one_of
 from nsnet.manifests.problems import At
 from nsnet.manifests.reading import shown
 
@@ -9,7 +9,7 @@ EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")  # of taints, and of t
 
 def annotations(at: At) -> None:
     annotation_keys(at)
-    address(at["nsnet/ip"])
+    _pod_addresses(at["nsnet/ip"])
     for name in ("nsnet/ready", "nsnet/run"):
         one_of(at[name], ("true", "false"))
 
@@ -43,3 +43,13 @@ def unique(at: At, name: str) -> None:
         text = item[name].value
         if text and first.setdefault(text, index) != index:
             item[name].wrong(f'"{shown(str(text))}" is given twice', f"{name}s differ within a list")
+
+
+def _pod_addresses(at: At) -> None:
+    """One address, or one of each family with a comma between."""
+    parts = [part.strip() for part in (at.value or "").split(",")]
+    for part in parts:
+        address(At(part, at.path, at.found))
+    versions = [found.version for part in parts if (found := address_of(part))]
+    if len(set(versions)) < len(versions):
+        at.wrong(f"{at.value} has two addresses of one family", "one, or one of each: 10.244.1.9, fd00:10:244:1::9")

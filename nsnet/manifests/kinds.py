@@ -27,6 +27,7 @@ from nsnet.manifests.reading import shown
 
 ANNOTATIONS = (
     "nsnet/ip", "nsnet/ready", "nsnet/run", "nsnet/bind", "nsnet/network", "nsnet/last-reserved-ip",
+    "nsnet/last-reserved-ip.1",
     "nsnet/started-with", "nsnet/kube-proxy-mode",
 )  # fmt: skip
 

@@ -254,6 +254,7 @@ def _missing_hint(doc: dict[str, Any], name: str) -> str:
 def _checked(doc: dict[str, Any], kind: str, scoped: frozenset[str], said: list[Problem]) -> dict[str, Any]:
     """The document without nulls, its names filled in, all fields and values checked."""
     known = "" if doc["apiVersion"] == "events.k8s.io/v1" else schema.type_of_kind(kind)
+    doc = topology.with_pairs(doc) if kind == "Cluster" else doc
     clean = schema.check(doc, known, (), said) if known else doc
     if not said:
         clean = {**clean, "kind": kind, "metadata": _metadata(clean.get("metadata"), kind, scoped, said)}

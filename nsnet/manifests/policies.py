@@ -37,23 +37,27 @@ def backend(at: At) -> None:
 
 
 def network_policy(doc: At) -> None:
+    """The API's own messages: people look for them in its documentation and in other tools."""
     spec = doc["spec"]
     selector(spec["podSelector"])
     for item in spec["policyTypes"].each():
         one_of(item, ("Ingress", "Egress"))
-    for rule in (*spec["ingress"].each(), *spec["egress"].each()):
-        for peer in (*rule["from"].each(), *rule["to"].each()):
-            policy_peer(peer)
-        for item in rule["ports"].each():
-            policy_port(item)
+    if len(spec["policyTypes"].value or ()) > 2:
+        spec["policyTypes"].wrong("may not specify more than two policyTypes", "Ingress and Egress, each once")
+    for direction, ends in (("ingress", "from"), ("egress", "to")):
+        for rule in spec[direction].each():
+            for peer in rule[ends].each():
+                policy_peer(peer)
+            for item in rule["ports"].each():
+                policy_port(item)
 
 
 def policy_peer(at: At) -> None:
     block, chosen = at["ipBlock"], [name for name in ("podSelector", "namespaceSelector") if at[name].value is not None]
     if block.value is None and not chosen:
-        at.wrong("is empty; a peer is pods, namespaces or an ipBlock", "write podSelector: {} for every pod")
+        at.wrong("must specify a peer", "write podSelector: {} for every pod of this namespace")
     if block.value is not None and chosen:
-        block.wrong(f"does not go with {chosen[0]} in one peer", "put a dash before it: a peer of its own")
+        at.wrong("may not specify both ipBlock and another peer", f"put a dash before {chosen[0]}: a peer of its own")
     selector(at["podSelector"])
     selector(at["namespaceSelector"])
     subnet(block["cidr"])
@@ -62,7 +66,7 @@ def policy_peer(at: At) -> None:
         subnet(item)
         part = subnet_of(item.value)
         if whole and part and not (part.version == whole.version and part.subnet_of(whole) and part != whole):  # type: ignore[arg-type]
-            item.wrong(f"{item.value} is not inside {block['cidr'].value}", "an exception is a part of the block")
+            item.wrong("must be a strict subset of `cidr`", f"a part of {block['cidr'].value}, not all of it")
 
 
 def policy_port(at: At) -> None:
@@ -70,7 +74,9 @@ def policy_port(at: At) -> None:
     port_or_name(at["port"])
     port(at["endPort"])
     last, first = at["endPort"].value, at["port"].value
-    if last is not None and not isinstance(first, int):
-        at["endPort"].wrong("needs a port that is a number", "add `port:` with the first of the range")
+    if last is not None and first is None:
+        at["endPort"].wrong("may not be specified when `port` is not specified", "add `port:` with the first one")
+    elif last is not None and not isinstance(first, int):
+        at["endPort"].wrong("may not be specified when `port` is non-numeric", "a range is from one number to another")
     elif last is not None and last < first:
-        at["endPort"].wrong(f"{last} is less than port {first}", "the range goes from port to endPort")
+        at["endPort"].wrong("must be greater than or equal to `port`", f"{first} or more")

@@ -93,6 +93,7 @@ def _one_port_once(item: At, field: str, seen: set[tuple[str, str, int]]) -> Non
 def service_type(spec: At) -> None:
     """What goes with which type."""
     kind, cluster_ip = spec["type"].value or "ClusterIP", spec["clusterIP"].value
+    _only_of_a_balancer(spec, kind)
     if kind == "ExternalName":
         _external_name(spec)
         return
@@ -106,6 +107,17 @@ def service_type(spec: At) -> None:
                 item["nodePort"].wrong("does not go with type ClusterIP", "write type: NodePort, or leave nodePort out")
     if spec["externalTrafficPolicy"].value and kind == "ClusterIP" and not spec["externalIPs"].value:
         spec["externalTrafficPolicy"].wrong("does not go with type ClusterIP", "leave it out, or write type: NodePort")
+
+
+def _only_of_a_balancer(spec: At, kind: str) -> None:
+    if kind != "LoadBalancer":
+        for field in ("loadBalancerSourceRanges", "allocateLoadBalancerNodePorts", "loadBalancerClass"):
+            if spec[field].value not in (None, (), []):
+                spec[field].wrong(f"does not go with type {kind}", "write type: LoadBalancer, or leave it out")
+    local = kind == "LoadBalancer" and spec["externalTrafficPolicy"].value == "Local"
+    if spec["healthCheckNodePort"].value and not local:
+        hint = "write type: LoadBalancer and externalTrafficPolicy: Local, or leave it out"
+        spec["healthCheckNodePort"].wrong("goes with type LoadBalancer and externalTrafficPolicy Local alone", hint)
 
 
 def _external_name(spec: At) -> None:

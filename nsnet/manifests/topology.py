@@ -5,6 +5,7 @@ fits is for `control` to say, which knows all defaults. Impairments are written 
 """
 
 import re
+from typing import Any
 
 from nsnet.manifests.common import EFFECTS, annotations, unique
 from nsnet.manifests.forms import (
@@ -57,10 +58,28 @@ def check(doc: At) -> None:
     nodes(doc["nodes"])
     for host in doc["hosts"].each():
         dns_label(host["name"])
-        address_v4(host["address"])
+        address(host["address"])
+        for further in host["addresses"].each():
+            address(further)
     unique(doc["hosts"], "name")
     for item in doc["checks"].each():
         expectation(item)
+
+
+def with_pairs(doc: dict[str, Any]) -> dict[str, Any]:
+    """Subnets that stand as a list (`[10.244.0.0/16, fd00:10:244::/56]`) as kubeadm's one text with a comma."""
+    networking, underlay = doc.get("networking"), doc.get("underlay")
+    if isinstance(networking, dict):
+        doc = {**doc, "networking": _joined(networking, "podSubnet", "serviceSubnet")}
+    if isinstance(underlay, dict) and isinstance(underlay.get("networks"), list):
+        networks = [_joined(item, "subnet") if isinstance(item, dict) else item for item in underlay["networks"]]
+        doc = {**doc, "underlay": {**underlay, "networks": networks}}
+    return doc
+
+
+def _joined(doc: dict[str, Any], *names: str) -> dict[str, Any]:
+    pairs = {name: doc[name] for name in names if isinstance(doc.get(name), list)}
+    return {**doc, **{name: ",".join(pair) for name, pair in pairs.items() if all(isinstance(x, str) for x in pair)}}
 
 
 def cluster_name(at: At) -> None:
@@ -117,8 +136,11 @@ def _port_range(at: At) -> None:
 def flannel(at: At) -> None:
     address_v4(at["SubnetMin"])
     address_v4(at["SubnetMax"])
-    if at["SubnetLen"].value:
-        within(at["SubnetLen"], 1, 30)
+    address(at["IPv6SubnetMin"])
+    address(at["IPv6SubnetMax"])
+    for name, longest in (("SubnetLen", 30), ("IPv6SubnetLen", 126)):
+        if at[name].value:
+            within(at[name], 1, longest)
     one_of(at["allocation"], ("first", "random"))
     backend = at["Backend"]
     one_of(backend["Type"], BACKENDS)
@@ -158,7 +180,7 @@ def dns(at: At) -> None:
             name_server(item)
     for record in at["records"].each():
         _domain(record)
-        address_v4(record)
+        address(record)
     for name in ("upstreams", "records"):
         for item in at[name].each():
             if item.value == "":
@@ -185,7 +207,7 @@ def underlay(at: At) -> None:
     unique(at["networks"], "name")
     for item in at["networks"].each():
         dns_label(item["name"])
-        exact_subnet(item["subnet"])
+        subnets(item["subnet"])
         mtu(item["mtu"])
     for item in at["links"].each():
         if len(item["between"].value) != 2:
@@ -203,8 +225,8 @@ def nodes(at: At) -> None:
     unique(at, "name")
     for item in at.each():
         dns_subdomain(item["name"])
-        address_v4(item["address"])
-        exact_subnet(item["podCIDR"])
+        address(item["address"])
+        subnets(item["podCIDR"])
         labels(item["labels"])
         for further in item["addresses"].each():
             address(further)

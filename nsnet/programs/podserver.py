@@ -25,11 +25,11 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -44,6 +44,7 @@ BACKLOG = 1024
 AT_ONCE = 64  # connections or datagrams taken from one socket before the others get their turn
 NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 IP_PKTINFO = 8  # not in Python's socket module before 3.14
+ANY, ANY6 = "0.0.0.0", "::"  # noqa: S104 - all addresses of the pod's own namespace
 
 
 class Pod(msgspec.Struct, frozen=True):
@@ -55,6 +56,12 @@ class Pod(msgspec.Struct, frozen=True):
     hostname: str
     tcp: tuple[int, ...] = ()
     udp: tuple[int, ...] = ()
+    ips: tuple[str, ...] = ()  # every address, where one is IPv6; else `ip` is the only one
+
+    @property
+    def everywhere(self) -> tuple[str, ...]:
+        """The address that stands for all, per family it has."""
+        return tuple(dict.fromkeys(ANY6 if ":" in ip else ANY for ip in self.ips or (self.ip,)))
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -68,6 +75,7 @@ class Place(NamedTuple):
     inode: int
     protocol: str
     port: int
+    address: str = ANY
 
 
 def wanted(config: Config, inode: Callable[[str], int]) -> dict[Place, Served]:
@@ -75,10 +83,10 @@ def wanted(config: Config, inode: Callable[[str], int]) -> dict[Place, Served]:
     places: dict[Place, Served] = {}
     for pod in config.pods:
         number = inode(pod.netns)
-        for protocol, ports in (("TCP", pod.tcp), ("UDP", pod.udp)):
-            for port in ports:
+        for protocol, port in (*(("TCP", port) for port in pod.tcp), *(("UDP", port) for port in pod.udp)):
+            for address in pod.everywhere:
                 served = Served(pod.namespace, pod.pod, pod.node, pod.ip, pod.hostname, port)
-                if places.setdefault(Place(pod.netns, number, protocol, port), served) is not served:
+                if places.setdefault(Place(pod.netns, number, protocol, port, address), served) is not served:
                     log(f"{pod.namespace}/{pod.pod}: {protocol} {port} is taken by another pod of {pod.netns}")
     return places
 
@@ -96,16 +104,21 @@ def log(text: str) -> None:
         os.write(2, f"podserver: {text}\n".encode(errors="replace"))
 
 
-def open_socket(protocol: str, port: int) -> socket.socket:
-    """A socket that serves `port` on every IPv4 address of the namespace the process is in. Raises OSError."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM)
+def open_socket(protocol: str, port: int, address: str = ANY) -> socket.socket:
+    """A socket that serves `port` on every address of a family, in the namespace the process is in. Raises OSError."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM if protocol == "TCP" else socket.SOCK_DGRAM)
     try:
         sock.setblocking(False)
         if protocol == "TCP":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        else:
+        elif family == socket.AF_INET:
             sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
-        sock.bind(("0.0.0.0", port))  # noqa: S104 - all addresses of the pod's own namespace
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a socket of its own
+        sock.bind((address, port))
         if protocol == "TCP":
             sock.listen(BACKLOG)
     except OSError:
@@ -193,7 +206,7 @@ class Server:
     def accept(self, listener: Listener) -> None:
         for _ in range(AT_ONCE):
             try:
-                sock, (host, port) = listener.sock.accept()
+                sock, client = listener.sock.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -201,7 +214,7 @@ class Server:
                     self.evict(1)
                 return
             sock.setblocking(False)
-            self.converse(Connection(sock, Conversation(listener.served, f"{host}:{port}")))
+            self.converse(Connection(sock, Conversation(listener.served, _text(client))))
 
     def converse(self, connection: Connection) -> None:
         """Reads what is there, answers it, and waits for more if the conversation goes on."""
@@ -291,15 +304,15 @@ class Server:
     def answer_datagrams(self, listener: Listener) -> None:
         for _ in range(AT_ONCE):
             try:
-                data, ancillary, _, (host, port) = listener.sock.recvmsg(65535, 64)
+                data, ancillary, _, client = listener.sock.recvmsg(65535, 64)
             except BlockingIOError:
                 return
             except OSError:
                 continue  # what an earlier answer met; it has been taken from the queue
-            answer = datagram(listener.served, f"{host}:{port}", data)
+            answer = datagram(listener.served, _text(client), data)
             if answer:
                 with contextlib.suppress(OSError):
-                    listener.sock.sendmsg([answer], _from_where_it_came(ancillary), 0, (host, port))
+                    listener.sock.sendmsg([answer], _from_where_it_came(ancillary), 0, client)
 
     # --- the loop ---
 
@@ -318,7 +331,7 @@ class Server:
 def _open_all(places: dict[Place, Served]) -> Iterator[tuple[Place, socket.socket]]:
     for place in places:
         try:
-            yield place, open_socket(place.protocol, place.port)
+            yield place, open_socket(place.protocol, place.port, place.address)
         except OSError as error:
             log(f"{place.netns}: {place.protocol} {place.port}: {error}; tried again at the next reload")
 
@@ -329,7 +342,15 @@ def _from_where_it_came(ancillary: list[tuple[int, int, bytes]]) -> list[tuple[i
         if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO):
             _, local, _ = struct.unpack("I4s4s", data)
             return [(level, kind, struct.pack("I4s4s", 0, local, b"\0\0\0\0"))]
+        if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
+            return [(level, kind, data[:16] + b"\0\0\0\0")]
     return []
+
+
+def _text(client: Sequence[Any]) -> str:
+    """A socket address as `ip:port`, or `[ip]:port`; an IPv6 one has two further fields."""
+    host, port, *_ = client
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class Control:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import httptools
 
+from nsnet.programs.start import everywhere
+
 CONNECTIONS = 128
 MAX_HEAD = 16 * 1024
 DEADLINE = 10.0
@@ -65,8 +67,8 @@ def response(page: Page, *, head: bool = False) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + (b"" if head else page.body)
 
 
-async def serve(pages: Pages, port: int, host: str = "0.0.0.0") -> asyncio.Server:  # noqa: S104 - the pod's own
-    """Listens at once. Raises OSError."""
+async def serve(pages: Pages, port: int, *hosts: str) -> asyncio.Server:
+    """Listens at once on these addresses, by default on all of the namespace. Raises OSError."""
     open_now: set[asyncio.StreamWriter] = set()
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -83,7 +85,7 @@ async def serve(pages: Pages, port: int, host: str = "0.0.0.0") -> asyncio.Serve
             open_now.discard(writer)
             writer.close()
 
-    return await asyncio.start_server(converse, host, port)
+    return await asyncio.start_server(converse, hosts or everywhere(), port)
 
 
 async def _answer(pages: Pages, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -113,4 +115,4 @@ def _page(request: _Request, pages: Pages, writer: asyncio.StreamWriter) -> Page
     if request.method not in {"GET", "HEAD"}:
         return Page(405, b"Method Not Allowed\n")
     host, port = writer.get_extra_info("peername")[:2]
-    return pages(request.path, f"{host}:{port}")
+    return pages(request.path, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from nsnet import model
-from nsnet.render import chains, cni, dns, etc, flannel, programs, underlay
+from nsnet.render import chains, cni, dns, etc, flannel, portmap, programs, underlay
 from nsnet.render.view import MEMO, View, view_of
 from nsnet.state import State, Value
 
@@ -21,6 +21,7 @@ COMPONENTS: tuple[Component, ...] = (
     cni.render,
     flannel.render,
     chains.render,
+    portmap.render,
     programs.render,
     dns.render,
     etc.render,

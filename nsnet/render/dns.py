@@ -27,7 +27,7 @@ import msgspec
 from nsnet import model, names
 from nsnet.model import EndpointSlice, Key, Objects, Service
 from nsnet.render.etc import has_authority
-from nsnet.render.view import View
+from nsnet.render.view import Machine, View
 from nsnet.state import File, Process, Value
 
 DNSMASQ = ("dnsmasq", "-k", "--conf-file=/dev/null", "--no-hosts", "--no-resolv", "--pid-file=", "--user=root")
@@ -79,11 +79,17 @@ def _health(domain: str) -> tuple[str, ...]:
 def _authority(view: View) -> tuple[Value, ...]:
     path = str(names.run_dir(view.name) / "hosts.conf")
     said = view.cluster.dns
-    known = {machine.name: machine.ip for machine in view.machines}
-    known |= {name.rstrip(".").lower(): address for name, address in said.records.items()}
-    content = "".join(f"{address} {name}\n" for name, address in sorted(known.items()))
+    known = {machine.name: _in_network(machine) for machine in view.machines}
+    known |= {name.rstrip(".").lower(): (address,) for name, address in said.records.items()}
+    content = "".join(f"{address} {name}\n" for name, found in sorted(known.items()) for address in found)
     others = tuple(f"--server={_for_dnsmasq(server)}" for server in said.upstreams) or ("--local=/#/",)
     return File(path, content), Process((*DNSMASQ, "--cache-size=0", "--log-facility=-", *others, "-H", path))
+
+
+def _in_network(machine: Machine) -> tuple[str, ...]:
+    """The machine's own address, and that of the other family."""
+    other = machine.of("ip" if ":" in machine.ip else "ip6")
+    return (machine.ip, other) if other else (machine.ip,)
 
 
 def _for_dnsmasq(server: str) -> str:
@@ -208,7 +214,7 @@ def _serial(services: Iterable[Service]) -> int:
 
 
 def _pod_addresses(view: View) -> list[tuple[str, str]]:
-    return sorted((pod.namespace, pod.ip) for pods in view.pods.values() for pod in pods)
+    return sorted((pod.namespace, ip) for pods in view.pods.values() for pod in pods for ip in pod.ips)
 
 
 _Kept = tuple[Service, tuple[EndpointSlice, ...], bytes]

@@ -30,7 +30,6 @@ from nsnet.state import File, Value
 
 NSSWITCH = "hosts: files dns\n"
 NOBODY = "# there is no DNS\n"
-NAMESERVERS, SEARCHES, SEARCH_LETTERS = 3, 32, 2048  # what kubelet lets through
 IPV6 = """\
 ::1\tlocalhost ip6-localhost ip6-loopback
 fe00::0\tip6-localnet
@@ -50,13 +49,13 @@ class Zone(msgspec.Struct, frozen=True):
 def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
     zone, authority = zone_of(view), has_authority(view.cluster)
     for machine in view.machines:
-        site = (machine.network.gateway,) if authority else ()
+        site = machine.network.gateways if authority else ()
         yield (
             machine.netns,
-            _files(names.etc_dir(machine.netns), resolv_conf(site), machine_hosts(machine.ip, machine.name)),
+            _files(names.etc_dir(machine.netns), resolv_conf(site), machine_hosts(machine.ips, machine.name)),
         )
     for node in view.nodes:
-        site = (node.machine.network.gateway,) if authority else ()
+        site = node.machine.network.gateways if authority else ()
         for pod in view.pods.get(node.name, ()):
             yield pod.netns, _of_pod(view, node, pod, zone, site)
 
@@ -86,8 +85,8 @@ def _of_pod(view: View, node: Node, pod: Pod, zone: Zone, site: tuple[str, ...])
     aliases = spec.hostAliases or ()
     if pod.device:
         domain = f"{spec.subdomain}.{pod.namespace}.svc.{zone.domain}" if spec.subdomain else ""
-        return _files(names.etc_dir(pod.netns), text, pod_hosts(pod.ip, pod.hostname, domain, aliases))
-    hosts = machine_hosts(node.machine.ip, node.name)
+        return _files(names.etc_dir(pod.netns), text, pod_hosts(pod.ips, pod.hostname, domain, aliases))
+    hosts = machine_hosts(node.machine.ips, node.name)
     if text == resolv_conf(site) and not aliases:
         return frozenset()
     return _files(names.guest_etc_dir(pod.netns, pod.namespace, pod.name), text, hosts + _aliases(aliases))
@@ -133,7 +132,7 @@ def resolv_conf(servers: Iterable[str], searches: Iterable[str] = (), options: I
     listed = _searches(dict.fromkeys(searches))
     if listed:
         lines.append(f"search {' '.join(listed)}")
-    lines += [f"nameserver {server}" for server in list(dict.fromkeys(servers))[:NAMESERVERS]]
+    lines += [f"nameserver {server}" for server in list(dict.fromkeys(servers))[: model.MOST_NAMESERVERS]]
     if words := " ".join(options):
         lines.append(f"options {words}")
     return "".join(f"{line}\n" for line in lines) or NOBODY
@@ -142,7 +141,7 @@ def resolv_conf(servers: Iterable[str], searches: Iterable[str] = (), options: I
 def _searches(domains: Iterable[str]) -> list[str]:
     kept: list[str] = []
     for domain in domains:
-        if len(kept) == SEARCHES or len(" ".join((*kept, domain))) > SEARCH_LETTERS:
+        if len(kept) == model.MOST_SEARCHES or len(" ".join((*kept, domain))) > model.MOST_SEARCH_LETTERS:
             break
         kept.append(domain)
     return kept
@@ -151,13 +150,17 @@ def _searches(domains: Iterable[str]) -> list[str]:
 # --- hosts ------------------------------------------------------------------------------------------------------------
 
 
-def pod_hosts(ip: str, hostname: str, domain: str, aliases: tuple[HostAlias, ...]) -> str:
+def pod_hosts(ips: tuple[str, ...], hostname: str, domain: str, aliases: tuple[HostAlias, ...]) -> str:
     own = f"{hostname}.{domain}\t{hostname}" if domain else hostname
-    return f"# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n{IPV6}{ip}\t{own}\n{_aliases(aliases)}"
+    return f"# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n{IPV6}{_own(ips, own)}{_aliases(aliases)}"
 
 
-def machine_hosts(ip: str, name: str) -> str:
-    return f"127.0.0.1\tlocalhost\n{IPV6}{ip}\t{name}\n"
+def machine_hosts(ips: tuple[str, ...], name: str) -> str:
+    return f"127.0.0.1\tlocalhost\n{IPV6}{_own(ips, name)}"
+
+
+def _own(ips: tuple[str, ...], words: str) -> str:
+    return "".join(f"{ip}\t{words}\n" for ip in ips)
 
 
 def _aliases(aliases: tuple[HostAlias, ...]) -> str:

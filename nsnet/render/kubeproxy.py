@@ -14,8 +14,21 @@ from typing import NamedTuple
 
 import msgspec
 
-from nsnet.model import Cluster, KubeProxyConfiguration, Node, ObjectMeta, Objects, cluster_of, kube_proxy_of, seconds
-from nsnet.render.services import Family
+from nsnet.model import (
+    Cluster,
+    Family,
+    KubeProxyConfiguration,
+    Node,
+    ObjectMeta,
+    Objects,
+    cluster_of,
+    families_of,
+    family_of,
+    kube_proxy_of,
+    pod_cidrs,
+    seconds,
+    subnets,
+)
 from nsnet.state import Sysctl
 
 PRIMARY = ("primary",)  # nodePortAddresses: this node's own address alone
@@ -62,9 +75,9 @@ def detector(said: Told, node: Node | None, family: Family) -> LocalDetector:
         case "InterfaceNamePrefix":
             return LocalDetector(interface=f"{said.config.detectLocal.interfaceNamePrefix}+")
         case "NodeCIDR":
-            cidrs: Sequence[str] = _pod_cidrs(node) if node else ()
+            cidrs: Sequence[str] = pod_cidrs(node) if node else ()
         case _:
-            cidrs = said.cluster.networking.podSubnet.split(",")
+            cidrs = subnets(said.cluster.networking.podSubnet)
     return LocalDetector(next(_of_family(cidrs, family), ""))
 
 
@@ -97,7 +110,7 @@ def node_port_addresses(said: Told, node: Node | None, family: Family) -> tuple[
 
 def sysctls(said: Told, mode: str) -> Iterator[Sysctl]:
     """What kube-proxy sets when it starts. A time of 0 leaves the node's own alone, which is Linux's default."""
-    local = mode == "iptables" and localhost_node_ports(said, "ip")
+    local = mode == "iptables" and "ip" in families_of(said.cluster) and localhost_node_ports(said, "ip")
     # Node ports on loopback need it, which only iptables mode has (CVE-2020-8558 says why).
     yield Sysctl("net.ipv4.conf.all.route_localnet", "1" if local else "0")
     conntrack = said.config.conntrack
@@ -118,11 +131,7 @@ def _asked(said: Told, family: Family) -> list[str] | None:
 
 
 def _of_family(texts: Sequence[str], family: Family) -> Iterator[str]:
-    return (text for text in texts if text and (":" in text) == (family == "ip6"))
-
-
-def _pod_cidrs(node: Node) -> tuple[str, ...]:
-    return node.spec.podCIDRs or (node.spec.podCIDR,)
+    return (text for text in texts if text and family_of(text) == family)
 
 
 def _internal(node: Node | None) -> list[str]:
@@ -132,7 +141,7 @@ def _internal(node: Node | None) -> list[str]:
 def local_addresses(cluster: Cluster, node: Node) -> list[str]:
     """Every address the node has: its own, the bridge's, flannel's device's and loopback's."""
     found = [item.address for item in node.status.addresses if item.type != "Hostname"]
-    for cidr in filter(None, _pod_cidrs(node)):
+    for cidr in pod_cidrs(node):
         subnet = ip_interface(cidr).network
         found.append(str(subnet[1]))
         if cluster.flannel.Backend.Type.lower() == "vxlan":

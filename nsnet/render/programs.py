@@ -34,4 +34,5 @@ def _entry(pod: Pod) -> dict[str, object]:
         "hostname": pod.hostname,
         "tcp": pod.tcp,
         "udp": pod.udp,
+        **({"ips": pod.ips} if any(":" in ip for ip in pod.ips) else {}),
     }

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import msgspec
 
 from nsnet import names
-from nsnet.model import Node, Objects
+from nsnet.model import Family, Node, Objects
 from nsnet.render import kubeproxy, services
 from nsnet.render.kubeproxy import LocalDetector, Told
-from nsnet.render.services import Family, Joined, Place, ServicePortInfo, Target
+from nsnet.render.services import Joined, Place, ServicePortInfo, Target
 from nsnet.state import Chain
 
 LARGE = 1000  # more endpoints than that, counted per Service port: no comments on endpoint rules (upstream's threshold)
@@ -123,13 +123,30 @@ def chains(objects: Objects, node: Node, said: Settings | None = None) -> frozen
 def node_chains(every: Iterable[Joined], where: Place, told: Settings) -> frozenset[Chain]:
     """The same, where many nodes share one `services.join`."""
     joined = tuple(every)
-    ports = [(item, port) for item in joined for port in services.ports(item, told.family)]
-    large = sum(len(port.candidates) for _, port in ports) > LARGE
-    spelled = [_kept(item, services.on_node(port, where), told, large) for item, port in ports]
+    large = sum(services.candidates(item, told.family) for item in joined) > LARGE
+    spelled = [_kept(item, where, told, large) for item in joined]
     return frozenset().union(_shared(spelled, told), *(item.chains for item in spelled))
 
 
-def _kept(joined: Joined, info: ServicePortInfo, told: Settings, large: bool) -> Spelled:
+def _kept(joined: Joined, where: Place, told: Settings, large: bool) -> Spelled:
+    """All ports of a Service together: looked up once, for most Services need nothing new."""
+    key = (where, told, large)
+    kept = joined.kept.get(key)
+    if kept is None:
+        ports = services.ports(joined, told.family)
+        parts = [_kept_port(joined, services.on_node(port, where), told, large) for port in ports]
+        kept = joined.kept[key] = parts[0] if len(parts) == 1 else _together(parts)
+    assert isinstance(kept, Spelled)
+    return kept
+
+
+def _together(parts: list[Spelled]) -> Spelled:
+    every = frozenset[Chain]().union(*(part.chains for part in parts))
+    return Spelled(every, tuple(line for part in parts for line in part.lines))
+
+
+def _kept_port(joined: Joined, info: ServicePortInfo, told: Settings, large: bool) -> Spelled:
+    """The same for all nodes that see the port alike."""
     key = (info, told, large)
     kept = joined.kept.get(key)
     if kept is None:

@@ -28,10 +28,10 @@ from typing import NamedTuple
 import msgspec
 
 from nsnet import names
-from nsnet.model import Node, Objects
+from nsnet.model import Family, Node, Objects, family_of, subnets
 from nsnet.render import kubeproxy, services
 from nsnet.render.kubeproxy import PRIMARY, LocalDetector, Told
-from nsnet.render.services import Family, Joined, Place, Port, ServicePortInfo, Target
+from nsnet.render.services import Joined, Place, Port, ServicePortInfo, Target
 from nsnet.state import Key, Nft, NftChain, NftElement, NftSet, NftTable, nft_interval
 
 TABLE = "kube-proxy"
@@ -77,14 +77,14 @@ def settings(objects: Objects, family: Family = "ip") -> Settings:
 
 def settings_on(node: Node | None, said: Told, family: Family = "ip") -> Settings:
     """What the kube-proxy of a node makes of it. Unlike in iptables mode, nothing said means the primary address."""
-    subnets = said.cluster.networking.serviceSubnet.split(",")
+    every = subnets(said.cluster.networking.serviceSubnet)
     primary = said.config.nodePortAddresses in ((), PRIMARY)
     return Settings(
         kubeproxy.detector(said, node, family),
         kubeproxy.masquerade_bit(said.config.nftables.masqueradeBit),
         said.config.nftables.masqueradeAll,
         PRIMARY if primary else kubeproxy.node_port_addresses(said, node, family),
-        service_cidrs=tuple(part.strip() for part in subnets if part and (":" in part) == (family == "ip6")),
+        service_cidrs=tuple(part for part in every if family_of(part) == family),
         family=family,
     )
 
@@ -97,25 +97,38 @@ def values(objects: Objects, node: Node, said: Settings | None = None) -> frozen
 
 def node_values(every: Iterable[Joined], where: Place, told: Settings) -> frozenset[Nft]:
     """The same, where many nodes share one `services.join`."""
-    found: list[frozenset[Nft]] = [shared(told, where.ip)]
+    spelled = [_kept(joined, where, told) for joined in every]
     dispatched: dict[Key, NftElement] = {}
-    for joined in every:
-        for port in services.ports(joined, told.family):
-            spelled = _kept(joined, port, where, told)
-            found.append(spelled.own)
-            for element in spelled.elements:
-                dispatched.setdefault(element.key, element)
-    return frozenset().union(*found, dispatched.values())
+    for item in reversed(spelled):
+        dispatched.update(item.elements)  # so that the first by name has what two claim
+    return shared(told, where.ip).union(*(item.own for item in spelled), dispatched.values())
 
 
 class Spelled(msgspec.Struct, frozen=True):
-    """A Service port: what is its own, and its elements in the maps and sets that all Services share."""
+    """A Service, or a port of one: what is its own, and its elements in the maps and sets that all Services share."""
 
     own: frozenset[Nft]
-    elements: tuple[NftElement, ...]
+    elements: dict[Key, NftElement]
 
 
-def _kept(joined: Joined, port: Port, where: Place, told: Settings) -> Spelled:
+def _kept(joined: Joined, where: Place, told: Settings) -> Spelled:
+    """All ports of a Service together: looked up once, for most Services need nothing new."""
+    key = (where, told)
+    kept = joined.kept.get(key)
+    if kept is None:
+        parts = [_kept_port(joined, port, where, told) for port in services.ports(joined, told.family)]
+        kept = joined.kept[key] = parts[0] if len(parts) == 1 else _together(parts)
+    assert isinstance(kept, Spelled)
+    return kept
+
+
+def _together(parts: list[Spelled]) -> Spelled:
+    elements = {key: element for part in reversed(parts) for key, element in part.elements.items()}
+    return Spelled(frozenset[Nft]().union(*(part.own for part in parts)), elements)
+
+
+def _kept_port(joined: Joined, port: Port, where: Place, told: Settings) -> Spelled:
+    """The same for all nodes that see the port alike."""
     info = services.on_node(port, where)
     loops = _local(port, info, where)
     key = (info, told, loops)
@@ -313,7 +326,8 @@ def spell(info: ServicePortInfo, told: Settings, loops: tuple[Target, ...] = ())
         found.append(_chain(told, own.firewall, _firewall(info, told)))
     for target, base in endpoints.items():
         found += _sticky(info, target, base, told)
-    return Spelled(frozenset(found), (*_dispatch(info, own, told), *_hairpins(info, loops, told)))
+    shared_with_all = (*_dispatch(info, own, told), *_hairpins(info, loops, told))
+    return Spelled(frozenset(found), {element.key: element for element in shared_with_all})
 
 
 def _is_firewalled(info: ServicePortInfo) -> bool:

@@ -14,17 +14,15 @@ What depends on the Service and its slices alone is computed once and kept in it
 The table of those may be dropped at any time without any effect but speed.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from nsnet import model, names
-from nsnet.model import Endpoint, EndpointSlice, Node, Objects, Service
+from nsnet.model import API_FAMILIES, Endpoint, EndpointSlice, Family, Node, Objects, Service
 
-Family = Literal["ip", "ip6"]
-ADDRESS_TYPE: Mapping[str, str] = {"ip": "IPv4", "ip6": "IPv6"}
 AFFINITY_SECONDS = 10800  # the API's default for ClientIP
 
 SERVICE_NAME = "kubernetes.io/service-name"
@@ -33,7 +31,7 @@ HEADLESS = "service.kubernetes.io/headless"
 ZONE = "topology.kubernetes.io/zone"
 
 
-class Target(msgspec.Struct, frozen=True):
+class Target(msgspec.Struct, frozen=True, gc=False):
     """One endpoint's address; prints as `ip:port` (IPv6 `[ip]:port`)."""
 
     ip: str
@@ -43,7 +41,7 @@ class Target(msgspec.Struct, frozen=True):
         return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An endpoint of a port before any node has chosen; `zones` and `nodes` are its hints."""
 
     target: Target
@@ -133,7 +131,7 @@ class Joined(msgspec.Struct, frozen=True, eq=False):
     kept: dict[Any, Any] = {}
 
 
-class Place(msgspec.Struct, frozen=True):
+class Place(msgspec.Struct, frozen=True, cache_hash=True):
     """What the rules depend on in a node: its name, zone and primary address of a family."""
 
     node: str
@@ -161,8 +159,10 @@ def join(objects: Objects) -> tuple[Joined, ...]:
     slices: dict[tuple[str, str], list[EndpointSlice]] = {}
     services: list[model.Key] = []
     for key, obj in objects.items():
-        if isinstance(obj, EndpointSlice) and not {PROXY_NAME, HEADLESS} & obj.metadata.labels.keys():
-            slices.setdefault((key.namespace, obj.metadata.labels.get(SERVICE_NAME, "")), []).append(obj)
+        if isinstance(obj, EndpointSlice):
+            labels = obj.metadata.labels
+            if PROXY_NAME not in labels and HEADLESS not in labels:
+                slices.setdefault((key[1], labels.get(SERVICE_NAME, "")), []).append(obj)
         elif isinstance(obj, Service) and _served(obj):
             services.append(key)
     if len(_KEPT) > _KEPT_MOST:
@@ -180,9 +180,9 @@ def _served(service: Service) -> bool:
 
 def _joined(key: model.Key, service: model.Object, slices: list[EndpointSlice]) -> Joined:
     assert isinstance(service, Service)
-    ordered = tuple(sorted(slices, key=lambda item: item.metadata.name))
+    ordered = tuple(slices if len(slices) < 2 else sorted(slices, key=lambda item: item.metadata.name))
     last = _KEPT.get(key)
-    if last is None or last.service != service or last.slices != ordered:
+    if last is None or (last.service is not service and last.service != service) or last.slices != ordered:
         last = _KEPT[key] = Joined(service, ordered, {})
     return last
 
@@ -193,6 +193,16 @@ def ports(joined: Joined, family: Family = "ip") -> tuple[Port, ...]:
     if kept is None:
         kept = joined.kept[family] = tuple(_ports(joined, family))
     assert isinstance(kept, tuple)
+    return kept
+
+
+def candidates(joined: Joined, family: Family = "ip") -> int:
+    """How many endpoints its ports have together, usable or not."""
+    key = (family, "candidates")
+    kept = joined.kept.get(key)
+    if kept is None:
+        kept = joined.kept[key] = sum(len(port.candidates) for port in ports(joined, family))
+    assert isinstance(kept, int)
     return kept
 
 
@@ -217,7 +227,7 @@ def _ports(joined: Joined, family: Family) -> Iterator[Port]:
     address = _cluster_ip(service, family)
     if not address:
         return
-    slices = [item for item in joined.slices if item.addressType == ADDRESS_TYPE[family]]
+    slices = [item for item in joined.slices if item.addressType == API_FAMILIES[family]]
     spec_ports = service.spec.ports or ()
     for port in sorted(spec_ports, key=lambda item: (item.name, item.protocol)):
         info = _info(service, port, address, family)

@@ -14,7 +14,8 @@ whole machine (1,024 entries) and permanent ones do not count.
 Every sysctl is set, also where the kernel's default is the same: what a new namespace starts with differs between
 machines (facts/FAILURES.md). A node gets what CNI sets (ip_forward) and what kubeadm asks for (bridge-nf-call-iptables:
 without it replies between pods of one node bypass the reverse NAT); what kube-proxy sets stands in kubeproxy.py. A
-switch must not do that: its frames are not for iptables.
+switch must not do that: its frames are not for iptables. The same of IPv6 where the network has it. A node takes no
+router's word for its routes (accept_ra).
 """
 
 from collections import defaultdict
@@ -23,7 +24,8 @@ from functools import lru_cache
 from ipaddress import ip_network
 
 from nsnet import names
-from nsnet.render.view import MEMO, Machine, Network, View, within
+from nsnet.model import family_of
+from nsnet.render.view import MEMO, Machine, Network, View, default_route
 from nsnet.state import (
     Address,
     Bridge,
@@ -56,6 +58,23 @@ ROUTER_SYSCTLS = (
     Sysctl("net.bridge.bridge-nf-call-iptables", "0"),
     Sysctl("net.ipv4.fib_multipath_hash_policy", "1"),  # by ports too, as fabrics do: one connection keeps its way
 )
+HAS_IPV6 = (
+    Sysctl("net.ipv6.conf.default.disable_ipv6", "0"),
+    Sysctl("net.ipv6.conf.default.addr_gen_mode", "1"),  # no link-local addresses: neighbours are known, and DAD costs
+)
+NODE_SYSCTLS_IPV6 = (
+    *HAS_IPV6,
+    Sysctl("net.ipv6.conf.all.forwarding", "1"),
+    Sysctl("net.ipv6.conf.default.accept_ra", "0"),
+    Sysctl("net.bridge.bridge-nf-call-ip6tables", "1"),
+)
+SWITCH_SYSCTLS_IPV6 = (Sysctl("net.bridge.bridge-nf-call-ip6tables", "0"),)  # it has no address of its own
+ROUTER_SYSCTLS_IPV6 = (
+    *HAS_IPV6,
+    Sysctl("net.ipv6.conf.all.forwarding", "1"),
+    Sysctl("net.bridge.bridge-nf-call-ip6tables", "0"),
+    Sysctl("net.ipv6.fib_multipath_hash_policy", "1"),
+)
 
 
 def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
@@ -64,9 +83,13 @@ def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
     for machine in view.machines:
         by_network[machine.network.name].append(machine)
     yield view.router, (*ground, *ROUTER_SYSCTLS)
+    if any(network.has_ipv6 for network in view.networks.values()):
+        yield view.router, ROUTER_SYSCTLS_IPV6
     for network in view.networks.values():
         machines = tuple(by_network[network.name])
         yield network.netns, (*ground, *SWITCH_SYSCTLS, *_switch(network, machines, view.router))
+        if network.has_ipv6:
+            yield network.netns, SWITCH_SYSCTLS_IPV6
         yield view.router, _routed(network, machines)
         for machine in machines:
             yield machine.netns, (*ground, *_machine(machine, machines))
@@ -96,13 +119,13 @@ def _routed(network: Network, machines: tuple[Machine, ...]) -> tuple[Value, ...
     dev = names.device(network.name)
     return (
         Veth(dev, f"{network.netns}/{ROUTER}", gateway_mac(network), network.mtu),
-        Address(dev, network.cidr(network.gateway)),
+        *(Address(dev, network.cidr(gateway)) for gateway in network.gateways),
         *(Neighbour(dev, ip, machine.mac) for machine in machines for ip in _local(machine)),
         *(
-            Route(str(ip_network(ip)), dev, via=machine.ip)
+            Route(str(ip_network(ip)), dev, via=machine.of(family_of(ip)))
             for machine in machines
             for ip in machine.more
-            if not within(network.subnet, ip)
+            if not network.has(ip)
         ),
     )
 
@@ -114,7 +137,7 @@ def gateway_mac(network: Network) -> str:
 def _local(machine: Machine) -> Iterator[str]:
     """The addresses of a machine that lie in its network; the router has a route to any other."""
     yield machine.ip
-    yield from (ip for ip in machine.more if within(machine.network.subnet, ip))
+    yield from (ip for ip in machine.more if machine.network.has(ip))
 
 
 @lru_cache(maxsize=MEMO)
@@ -124,9 +147,10 @@ def _machine(machine: Machine, machines: tuple[Machine, ...]) -> tuple[Value, ..
     port = f"{network.netns}/{_port_name(machine)}"
     return (
         Veth("eth0", port, machine.mac, machine.mtu),
-        *(Address("eth0", network.cidr(ip)) for ip in (machine.ip, *machine.more)),
-        Route("default", "eth0", via=network.gateway),
-        Neighbour("eth0", network.gateway, gateway_mac(network)),
+        *(Address("eth0", network.cidr(ip)) for ip in machine.ips),
+        *(Route(default_route(leg.family), "eth0", via=leg.gateway) for leg in network.legs),
+        *(Neighbour("eth0", gateway, gateway_mac(network)) for gateway in network.gateways),
         *(Neighbour("eth0", ip, other.mac) for other in machines if other != machine for ip in _local(other)),
         *(NODE_SYSCTLS if machine.kind == "node" else ()),
+        *((NODE_SYSCTLS_IPV6 if machine.kind == "node" else HAS_IPV6) if network.has_ipv6 else ()),
     )

@@ -8,30 +8,58 @@ dropped at any time without any effect but speed.
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_network
 
 import msgspec
 
 from nsnet import model, names
 from nsnet.errors import ObjectError
+from nsnet.model import Family, family_of
 
 MEMO = 1 << 15  # entries a component's memo holds: more than the pods one machine takes
 NONE: frozenset[tuple[str, int]] = frozenset()
-OVERHEAD = {"vxlan": 50, "host-gw": 0}  # what each flannel backend that is built takes of the outer MTU
+OVERHEAD = {"vxlan": 50, "host-gw": 0}  # what each flannel backend that is built takes of the outer MTU (IPv4)
+
+
+class Leg(msgspec.Struct, frozen=True):
+    """One family's part of a network or a node: its subnet, and who leads out of it."""
+
+    subnet: str
+    gateway: str
+
+    @property
+    def family(self) -> Family:
+        return family_of(self.subnet)
 
 
 class Network(msgspec.Struct, frozen=True):
-    """A segment of the underlay. `netns` is its switch, `gateway` the router's address in it, without length."""
+    """A segment of the underlay. `netns` is its switch; each leg's gateway is the router's address, without length."""
 
     name: str
     netns: str
-    subnet: str
-    gateway: str
+    legs: tuple[Leg, ...]
     mtu: int
 
+    @property
+    def gateway(self) -> str:
+        return self.legs[0].gateway
+
+    @property
+    def gateways(self) -> tuple[str, ...]:
+        return tuple(leg.gateway for leg in self.legs)
+
+    @property
+    def has_ipv6(self) -> bool:
+        return any(leg.family == "ip6" for leg in self.legs)
+
+    def has(self, ip: str) -> bool:
+        return any(within(leg.subnet, ip) for leg in self.legs)
+
     def cidr(self, ip: str) -> str:
-        """An address of this network with its prefix length; one from elsewhere stands alone, /32."""
-        return f"{ip}/{self.subnet.partition('/')[2] if within(self.subnet, ip) else 32}"
+        """An address of this network with its prefix length; one from elsewhere stands alone, /32 or /128."""
+        alone = "128" if ":" in ip else "32"
+        lengths = (leg.subnet.partition("/")[2] for leg in self.legs if within(leg.subnet, ip))
+        return f"{ip}/{next(lengths, alone)}"
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -49,14 +77,21 @@ class Machine(msgspec.Struct, frozen=True):
     def mac(self) -> str:
         return names.mac(self.ip, "02:42")
 
+    @property
+    def ips(self) -> tuple[str, ...]:
+        return (self.ip, *self.more)
+
+    def of(self, family: Family) -> str:
+        """Its first address of a family; empty where it has none."""
+        return next((ip for ip in self.ips if family_of(ip) == family), "")
+
 
 class Node(msgspec.Struct, frozen=True):
-    """A node as CNI and flannel see it. `gateway` is the bridge's address with its length; empty without a subnet."""
+    """A node as CNI and flannel see it: each leg's gateway is the bridge's address with its length."""
 
     name: str
     machine: Machine
-    subnet: str
-    gateway: str
+    legs: tuple[Leg, ...]
     mtu: int  # of the bridge and the pods
 
     @property
@@ -65,7 +100,7 @@ class Node(msgspec.Struct, frozen=True):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """A flannel lease; `mac` is the VtepMAC of its BackendData, empty where that says none."""
+    """One family's part of a flannel lease; `mac` is the VtepMAC of its BackendData, empty where that says none."""
 
     subnet: str
     public_ip: str
@@ -76,7 +111,8 @@ class Lease(msgspec.Struct, frozen=True):
 class Pod(msgspec.Struct, frozen=True):
     """A pod that has an address. `device` is the node's end of its veth pair, empty for a hostNetwork pod.
 
-    `tcp` and `udp` are what the pod server listens on; `dns`: the cluster's DNS runs in it, on ports of its own.
+    `more`: its address of the other family. `tcp` and `udp` are what the pod server listens on; `dns`: the cluster's
+    DNS runs in it, on ports of its own.
     """
 
     namespace: str
@@ -89,6 +125,11 @@ class Pod(msgspec.Struct, frozen=True):
     tcp: tuple[int, ...]
     udp: tuple[int, ...]
     dns: bool = False
+    more: tuple[str, ...] = ()
+
+    @property
+    def ips(self) -> tuple[str, ...]:
+        return (self.ip, *self.more)
 
 
 class View(msgspec.Struct, frozen=True):
@@ -113,9 +154,13 @@ class View(msgspec.Struct, frozen=True):
         return names.fabric_netns(self.name, "router")
 
     @property
-    def pod_cidr(self) -> str:
-        """What flannel calls Network: the IPv4 part of podSubnet, host bits masked."""
-        return ipv4(self.cluster.networking.podSubnet)
+    def families(self) -> tuple[Family, ...]:
+        return model.families_of(self.cluster)
+
+    @property
+    def pod_cidrs(self) -> tuple[str, ...]:
+        """What flannel calls Network and IPv6Network, in podSubnet's order, host bits masked."""
+        return masked(self.cluster.networking.podSubnet)
 
 
 @lru_cache(maxsize=MEMO)
@@ -123,10 +168,15 @@ def within(subnet: str, ip: str) -> bool:
     return ip_address(ip) in ip_network(subnet, strict=False)
 
 
-def ipv4(subnets: str) -> str:
-    """The IPv4 range of `10.244.0.0/16` or of the dual-stack pair `10.244.0.0/16,fd00:10:244::/56`, masked."""
-    ranges = (ip_network(part.strip(), strict=False) for part in subnets.split(",") if part)
-    return next((str(item) for item in ranges if item.version == 4), "")
+@lru_cache(maxsize=1024)
+def masked(said: str) -> tuple[str, ...]:
+    """The ranges of `10.244.0.0/16`, or of the dual-stack pair `10.244.0.0/16,fd00:10:244::/56`, masked."""
+    return tuple(str(ip_network(part, strict=False)) for part in model.subnets(said))
+
+
+def default_route(family: Family) -> str:
+    """As the kernel's values spell it."""
+    return "::/0" if family == "ip6" else "default"
 
 
 def view_of(objects: model.Objects) -> View:
@@ -145,7 +195,7 @@ def view_of(objects: model.Objects) -> View:
         machines=(*(node.machine for node in nodes), *hosts),
         nodes=nodes,
         pods=_pods_by_node(objects, cluster.metadata.name, dns),
-        leases=tuple(_lease(item) for item in model.of(objects, model.SubnetLease)),
+        leases=tuple(lease for item in model.of(objects, model.SubnetLease) for lease in _leases(item)),
         services=services,
         dns=dns,
     )
@@ -164,9 +214,14 @@ def _refuse_what_is_not_built(cluster: model.Cluster) -> None:
 
 
 def _network(cluster: model.Cluster, item: model.Network) -> Network:
-    subnet = ip_network(item.subnet, strict=False)
     netns = names.fabric_netns(cluster.metadata.name, item.name)
-    return Network(item.name, netns, str(subnet), str(subnet[1]), item.mtu)
+    return Network(item.name, netns, tuple(_leg(cidr) for cidr in masked(item.subnet)), item.mtu)
+
+
+def _leg(cidr: str, *, with_length: bool = False) -> Leg:
+    """A masked subnet with the first address in it, `10.244.1.1` or (the bridge's) `10.244.1.1/24`."""
+    subnet = ip_network(cidr)
+    return Leg(cidr, f"{subnet[1]}/{subnet.prefixlen}" if with_length else str(subnet[1]))
 
 
 def _on(cluster: model.Cluster, networks: Mapping[str, Network], key: model.Key, name: str) -> Network:
@@ -190,29 +245,33 @@ def _node(cluster: model.Cluster, networks: Mapping[str, Network], node: model.N
     more = {item.address: None for item in node.status.addresses if item.type != "Hostname" and item.address != ip}
     mtu = _link_mtu(cluster, name, network)
     machine = Machine("node", name, names.node_netns(cluster.metadata.name, name), ip, network, mtu, tuple(more))
-    subnet = ipv4(",".join(node.spec.podCIDRs) or node.spec.podCIDR)
-    backend = cluster.flannel.Backend
-    inner = (backend.MTU or mtu) - OVERHEAD[backend.Type.lower()]
-    return Node(name, machine, subnet, _gateway(subnet), inner)
+    legs = tuple(_leg(cidr, with_length=True) for cidr in masked(",".join(model.pod_cidrs(node))))
+    return Node(name, machine, legs, (cluster.flannel.Backend.MTU or mtu) - _overhead(cluster))
 
 
-def _gateway(subnet: str) -> str:
-    """`10.244.1.1/24` of `10.244.1.0/24`: the address of the bridge."""
-    if not subnet:
-        return ""
-    first = ip_interface(subnet)
-    return f"{first.network[1]}/{first.network.prefixlen}"
+def _overhead(cluster: model.Cluster) -> int:
+    """What the tunnels take of the outer MTU. An outer IPv6 header is 20 bytes longer.
+
+    flannel takes 50 off for both families, the kernel makes a flannel-v6 device smaller all the same, and every large
+    packet comes back once as too big. Here pods have the MTU that fits.
+    """
+    found = OVERHEAD[cluster.flannel.Backend.Type.lower()]
+    return found + 20 if found and "ip6" in model.families_of(cluster) else found
 
 
 def _host(cluster: model.Cluster, networks: Mapping[str, Network], host: model.HostEntry) -> Machine:
     network = _on(cluster, networks, model.key_of(cluster), host.network)
     netns = names.host_netns(cluster.metadata.name, host.name)
-    return Machine("host", host.name, netns, host.address, network, _link_mtu(cluster, host.name, network))
+    mtu = _link_mtu(cluster, host.name, network)
+    return Machine("host", host.name, netns, host.address, network, mtu, host.addresses)
 
 
-def _lease(lease: model.SubnetLease) -> Lease:
-    data = lease.BackendData or {}
-    return Lease(lease.subnet, lease.PublicIP, lease.BackendType, str(data.get("VtepMAC", "")))
+def _leases(lease: model.SubnetLease) -> Iterator[Lease]:
+    for subnet in lease.subnets:
+        six = family_of(subnet) == "ip6"
+        data = (lease.BackendV6Data if six else lease.BackendData) or {}
+        public = (lease.PublicIPv6 or "") if six else lease.PublicIP
+        yield Lease(subnet, public, lease.BackendType, str(data.get("VtepMAC", "")))
 
 
 # --- pods -------------------------------------------------------------------------------------------------------------
@@ -223,12 +282,12 @@ def _pods_by_node(objects: model.Objects, cluster: str, dns: model.Service | Non
     found: defaultdict[str, list[Pod]] = defaultdict(list)
     taken: defaultdict[str, set[str]] = defaultdict(set)
     for pod in model.of(objects, model.Pod):
-        if _has_network(pod):
+        if has_network(pod):
             found[pod.spec.nodeName].append(_pod(cluster, pod, services, dns, taken[pod.spec.nodeName]))
     return {node: tuple(pods) for node, pods in found.items()}
 
 
-def _has_network(pod: model.Pod) -> bool:
+def has_network(pod: model.Pod) -> bool:
     """A pod that is placed, has its address and has not ended."""
     return bool(pod.spec.nodeName and pod.status.podIP) and pod.status.phase not in {"Succeeded", "Failed"}
 
@@ -250,6 +309,7 @@ def _pod(cluster: str, pod: model.Pod, services: "_ByPair", dns: model.Service |
         tcp=tuple(sorted(port for protocol, port in ports if protocol == "TCP")),
         udp=tuple(sorted(port for protocol, port in ports if protocol == "UDP")),
         dns=serves_dns,
+        more=model.pod_ips(pod)[1:],
     )
 
 

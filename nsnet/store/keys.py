@@ -214,15 +214,14 @@ _LEASE = ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data
 
 def _encode_lease(lease: SubnetLease) -> bytes:
     """As Go writes LeaseAttrs: this order, PublicIPv6 null where there is none, empty backend fields left out."""
-    doc = {**lease.raw, "PublicIP": lease.PublicIP, "BackendType": lease.BackendType, "BackendData": lease.BackendData}
-    body = {name: doc.get(name) for name in _LEASE if doc.get(name) or name == "PublicIPv6"}
+    said = {name: getattr(lease, name) for name in _LEASE}
+    body = {name: value for name, value in said.items() if value or name == "PublicIPv6"}
     return msgspec.json.encode(body)
 
 
 def _decode_lease(name: str, doc: dict[str, Any]) -> SubnetLease:
-    extra = {key: value for key, value in doc.items() if key in ("PublicIPv6", "BackendV6Data") and value}
-    said = {key: value for key, value in doc.items() if key in ("PublicIP", "BackendType", "BackendData")}
-    return msgspec.convert({**said, "metadata": {"name": name}, "raw": extra}, SubnetLease)
+    said = {key: value for key, value in doc.items() if key in _LEASE and value}
+    return msgspec.convert({**said, "metadata": {"name": name}}, SubnetLease)
 
 
 def _encode_lease_meta(lease: SubnetLease) -> bytes:

@@ -2,18 +2,20 @@
 
 `walk(state, netns, packet)` follows one packet of a new connection through the values of a State (rendered or observed)
 and says every way it can go: the choice of an endpoint is random, so there may be several. `answer` follows the reply
-back. A way names each device and each rule that mattered; `service_of` finds the Service port a rule belongs to.
+back. A way names each device and each rule that mattered; `service_of` finds the Service port a rule belongs to,
+`policy_of` the network policy.
 
     values.py     Packet, Hop, Trip (a packet under way), Way (where it ended, and why)
     rules.py      one iptables rule: parsed, and does it match this packet?
     nft.py        nftables chains, sets and maps
     netfilter.py  chains: a hook of a namespace, NAT and conntrack included
     view.py       one namespace, indexed: links, addresses, routes, neighbours
+    process.py    kube-proxy's userspace process: what it would do with a connection
     walk.py       routing, bridges, veth pairs, VXLAN: from namespace to namespace
 """
 
-from nsnet.trace.rules import service_of
+from nsnet.trace.rules import policy_of, service_of
 from nsnet.trace.values import Hop, Packet, Way
 from nsnet.trace.walk import answer, walk
 
-__all__ = ["Hop", "Packet", "Way", "answer", "service_of", "walk"]
+__all__ = ["Hop", "Packet", "Way", "answer", "policy_of", "service_of", "walk"]

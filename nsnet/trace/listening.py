@@ -12,5 +12,5 @@ def is_open(state: State, way: Way) -> bool:
         return True
     here = (value for value in state[way.netns] if isinstance(value, Listener))
     wanted = (way.packet.protocol, way.packet.dport)
-    mine = {"0.0.0.0", "::", way.packet.dst}  # noqa: S104 - compared, not bound
+    mine = {"::", way.packet.dst} | ({"0.0.0.0"} if ":" not in way.packet.dst else set())  # noqa: S104 - compared
     return any((item.protocol.lower(), item.port) == wanted and item.address in mine for item in here)

@@ -16,7 +16,7 @@ from nsnet.state import Chain
 from nsnet.trace import nft
 from nsnet.trace.rules import UNKNOWN, Facts, Rule, likelihood, number, pair, parse
 from nsnet.trace.values import Hop, Packet, Trip
-from nsnet.trace.view import View, lookup, source
+from nsnet.trace.view import LOOPBACK, View, lookup, source
 
 Outcome = Literal["accept", "drop", "reject"]
 Step = tuple[Outcome, Trip]
@@ -75,7 +75,7 @@ def _place(
         for ended, after in nft.through(chain.chain, trip, told):
             yield _POLICIES[chain.policy] if ended in {"on", "return"} else ended, after  # type: ignore[misc]
     else:
-        for end, after in _chain(chain, trip, here, Facts(here.is_local, recent), 0):
+        for end, after in _chain(chain, trip, here, Facts(here.is_local, recent, here.sets), 0):
             yield end or ("drop" if chain.policy == "DROP" else "accept"), after
 
 
@@ -168,7 +168,7 @@ def _to_destination(rule: Rule, trip: Trip, _: View) -> Trip:
 
 def _redirected(rule: Rule, trip: Trip, here: View) -> Trip:
     """To this namespace itself: to the address of the device the packet came in by, or to loopback."""
-    own = here.addresses.get(trip.dev_in, ["127.0.0.1/8"])[0].partition("/")[0]
+    own = here.addresses.get(trip.dev_in, [LOOPBACK[here.family]])[0].partition("/")[0]
     port = rule.argument("--to-ports").partition("-")[0]
     packet = replace(trip.packet, dst=own, dport=int(port) if port else trip.packet.dport)
     return replace(trip, packet=packet, translated=True)

@@ -34,22 +34,24 @@ class Base(msgspec.Struct, frozen=True):
 
 
 class Tables(msgspec.Struct, frozen=True, eq=False):
-    """The nftables values of a namespace, of family ip, indexed."""
+    """The nftables values of a namespace, of one family, indexed."""
 
     bases: Mapping[str, tuple[Base, ...]]  # by hook, in the order of their priorities
     chains: Mapping[Place, NftChain]
     elements: Mapping[Place, Mapping[str, str]]  # of a set or map: key → data
+    intervals: Collection[Place] = ()  # sets whose elements are ranges
 
 
 def tables(values: Collection[Value]) -> Tables:
-    chains = {(one.table, one.name): one for one in values if isinstance(one, NftChain) and one.family == "ip"}
-    elements: dict[Place, dict[str, str]] = {
-        (one.table, one.name): {} for one in values if isinstance(one, NftSet) and one.family == "ip"
-    }
+    """`values` are of one family."""
+    chains = {(one.table, one.name): one for one in values if isinstance(one, NftChain)}
+    sets = [one for one in values if isinstance(one, NftSet)]
+    elements: dict[Place, dict[str, str]] = {(one.table, one.name): {} for one in sets}
     for value in values:
-        if isinstance(value, NftElement) and value.family == "ip":
+        if isinstance(value, NftElement):
             elements.setdefault((value.table, value.set), {})[value.element] = value.data
-    return Tables(_bases(chains), chains, elements)
+    intervals = frozenset((one.table, one.name) for one in sets if "interval" in one.flags)
+    return Tables(_bases(chains), chains, elements, intervals)
 
 
 def _bases(chains: Mapping[Place, NftChain]) -> dict[str, tuple[Base, ...]]:
@@ -66,8 +68,8 @@ def _bases(chains: Mapping[Place, NftChain]) -> dict[str, tuple[Base, ...]]:
 
 _WORD = re.compile(r'"[^"]*"|[{},]|[^\s{},]+')
 _FIELDS = {
-    "ip saddr", "ip daddr", "meta l4proto", "th sport", "th dport", "iifname", "oifname", "meta mark", "ct state",
-    "ct status", "fib saddr", "fib daddr",
+    "ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr", "meta l4proto", "th sport", "th dport", "iifname", "oifname",
+    "meta mark", "ct state", "ct status", "fib saddr", "fib daddr",
 }  # fmt: skip
 _VERDICTS = {"accept", "drop", "reject", "return", "jump", "goto", "continue"}
 
@@ -160,7 +162,7 @@ def _statements(words: _Words) -> Iterator[Statement]:
 
 
 def _dnat(words: _Words) -> Statement:
-    """`dnat to ip:port`, or `dnat ip addr . port to numgen random mod n map { … }`."""
+    """`dnat to ip:port` (`[ip]:port`), or `dnat ip addr . port to numgen random mod n map { … }`."""
     while words.peek() and not words.skip("to"):
         words.take()
     if not words.skip("numgen", "random", "mod"):
@@ -292,7 +294,7 @@ def _vmap(chain: NftChain, statement: Statement, trip: Trip, hop: Hop, facts: Fa
 def _translated(statement: Statement, trip: Trip) -> Iterator[Step]:
     for _, target in statement.pairs:
         address, _, port = target.rpartition(":")
-        packet = replace(trip.packet, dst=address, dport=int(port))
+        packet = replace(trip.packet, dst=address.strip("[]"), dport=int(port))
         yield "accept", replace(trip, packet=packet, translated=True, chance=trip.chance / len(statement.pairs))
 
 
@@ -318,7 +320,10 @@ def _is_among(table: str, statement: Statement, trip: Trip, facts: Facts) -> boo
     key = " . ".join(_field(field, trip, facts) for field in statement.fields)
     if statement.values[0].startswith("@"):
         name = statement.values[0][1:]
-        return key in facts.here.elements.get((table, name), {}) or (name, trip.packet.src) in facts.recent
+        elements = facts.here.elements.get((table, name), {})
+        if (table, name) in facts.here.intervals:
+            return any(_equals(key, element) for element in elements)
+        return key in elements or (name, trip.packet.src) in facts.recent
     return any(_equals(key, value) for value in statement.values)
 
 
@@ -331,9 +336,9 @@ def _conntrack(field: str, trip: Trip) -> set[str]:
 def _field(field: str, trip: Trip, facts: Facts) -> str:
     packet: Packet = trip.packet
     match field:
-        case "ip saddr":
+        case "ip saddr" | "ip6 saddr":
             return packet.src
-        case "ip daddr":
+        case "ip daddr" | "ip6 daddr":
             return packet.dst
         case "meta l4proto":
             return packet.protocol
@@ -351,14 +356,26 @@ def _field(field: str, trip: Trip, facts: Facts) -> str:
 
 
 def _equals(key: str, value: str) -> bool:
-    """Plain words, a prefix, a range of addresses, or a quoted device name (`"veth*"`)."""
+    """Plain words, a prefix, a range of addresses or ports, or a quoted device name (`"veth*"`)."""
     if value.startswith('"'):
         name = value.strip('"')
         return key.startswith(name[:-1]) if name.endswith("*") else key == name
-    if value[:1].isdigit() and ("/" in value or "-" in value) and key[:1].isdigit():
+    if key.isdigit() and "-" in value:
+        lowest, _, highest = value.partition("-")
+        return int(lowest) <= int(key) <= int(highest)
+    if ("/" in value or "-" in value) and _is_address(key):
         first, last = _range(value)
         return first <= int(ip_address(key)) <= last
     return key == value
+
+
+@lru_cache(maxsize=1 << 12)
+def _is_address(words: str) -> bool:
+    try:
+        ip_address(words)
+    except ValueError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=1 << 12)

@@ -6,13 +6,14 @@ be told from state: it counts as UNKNOWN, both ways are followed and the choice 
 
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 
 import msgspec
 
-from nsnet.trace.values import Trip
+from nsnet.state import IpSet
+from nsnet.trace.values import Packet, Trip
 
 UNKNOWN = -1.0
 
@@ -135,10 +136,11 @@ def _address(match: Match) -> Address:
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """What rules ask of the namespace: its own addresses, and what its `recent` lists hold."""
+    """What rules ask of the namespace: its own addresses, what its `recent` lists hold, and its ipsets."""
 
     is_local: Callable[[str], bool]
     recent: Collection[tuple[str, str]] = ()  # (list, source address)
+    sets: Mapping[str, IpSet] = {}
 
 
 def likelihood(rule: Rule, trip: Trip, facts: Facts, source: int, destination: int) -> float:
@@ -179,6 +181,10 @@ def _one(match: Match, trip: Trip, facts: Facts) -> float:
             return any(_in_range(packet.sport, part) for part in values[0].split(","))
         case "conntrack", "--ctstate":
             return trip.state in values[0].split(",") or ("DNAT" in values[0] and trip.translated)
+        case "state", "--state":
+            return trip.state in values[0].split(",")
+        case "physdev", "--physdev-is-in":
+            return bool(trip.port_in)
         case "addrtype", "--dst-type":
             return facts.is_local(packet.dst) if values[0] == "LOCAL" else UNKNOWN
         case "addrtype", "--src-type":
@@ -188,10 +194,40 @@ def _one(match: Match, trip: Trip, facts: Facts) -> float:
             return trip.mark & mask == value
         case "statistic", "--probability":
             return float(values[0])
+        case "set", "--match-set":
+            return _is_in(facts.sets.get(values[0]), values[1].split(","), packet)
+        case "tcp", "--tcp-flags":
+            return _has_flags(trip, *(set(part.split(",")) for part in values))
         case "recent", _:
             return (values[0], packet.src) in facts.recent
         case _:
             return 1.0 if (match.module, option) in _SAY_NOTHING else UNKNOWN
+
+
+def _is_in(found: IpSet | None, ends: Sequence[str], packet: Packet) -> float:
+    """`--match-set NAME src` or `dst,dst`: the address, and with it the protocol and port, of that end."""
+    if found is None:
+        return UNKNOWN
+    address, port = (packet.src, packet.sport) if ends[0] == "src" else (packet.dst, packet.dport)
+    if found.kind == "hash:net":
+        return any(_holds(entry, number(address)) for entry in found.entries)
+    return (address if found.kind == "hash:ip" else f"{address},{packet.protocol}:{port}") in found.entries
+
+
+@lru_cache(maxsize=1 << 14)
+def _network(entry: str) -> tuple[int, int]:
+    network = ip_network(entry)
+    return int(network.network_address), int(network.netmask)
+
+
+def _holds(entry: str, address: int) -> bool:
+    network, mask = _network(entry)
+    return address & mask == network
+
+
+def _has_flags(trip: Trip, asked: set[str], wanted: set[str]) -> bool:
+    """A packet here is the first of its connection, or the first answer."""
+    return ({"SYN", "ACK"} if trip.reply else {"SYN"}) & asked == wanted
 
 
 _SAY_NOTHING = {("statistic", "--mode"), ("nfacct", "--nfacct-name")}
@@ -231,6 +267,20 @@ def service_of(rule: str) -> str:
     if named:
         return f"{named[1]}:{named[2]}" if named[2] else named[1]
     found = _SERVICE.search(parse(rule).comment)
+    return found[1] if found else ""
+
+
+# --- whose policy is it? ----------------------------------------------------------------------------------------------
+
+_POLICY = re.compile(r'"(?:[^"]* that no policy allows: |policy )([^"]+)"')
+
+
+def policy_of(rule: str) -> str:
+    """The network policy a rule belongs to, with its rule (`shop/web ingress[0]`); of a rule that drops, all of a pod.
+
+    From the comment that `render.policy_iptables` and `render.policy_nftables` write; empty for any other rule.
+    """
+    found = _POLICY.search(rule)
     return found[1] if found else ""
 
 

@@ -70,7 +70,10 @@ class Trip(msgspec.Struct, frozen=True):
 
 
 class Way(msgspec.Struct, frozen=True):
-    """One way a packet can go. `packet` as it is where it ended: the source seen there, the destination reached."""
+    """One way a packet can go. `packet` as it is where it ended: the source seen there, the destination reached.
+
+    `through`: the client's own connection, where it ended at a process that opened another one (userspace mode).
+    """
 
     result: Result
     netns: str
@@ -79,6 +82,7 @@ class Way(msgspec.Struct, frozen=True):
     hops: tuple[Hop, ...] = ()
     flows: tuple[Flow, ...] = ()
     chance: float = 1.0
+    through: "Way | None" = None
 
     def __str__(self) -> str:
         return f"{self.result} in {self.netns}: {self.packet}" + (f" ({self.reason})" if self.reason else "")

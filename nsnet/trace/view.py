@@ -1,4 +1,7 @@
-"""One namespace, indexed: what a packet asks of it. Made from its values alone, once for each set of values."""
+"""One namespace with the eyes of one address family, indexed: what a packet asks of it.
+
+Made from its values alone, once for each set of values. What is of the other family is not there.
+"""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -11,9 +14,15 @@ from nsnet.state import (
     Bridge,
     BridgePort,
     Chain,
+    Family,
     FdbEntry,
+    IpSet,
     Loopback,
     Neighbour,
+    NftChain,
+    NftElement,
+    NftSet,
+    NftTable,
     OtherLink,
     Route,
     Sysctl,
@@ -35,7 +44,16 @@ class Entry(msgspec.Struct, frozen=True):
     bits: int = 32
 
 
+LOOPBACK: dict[Family, str] = {"ip": "127.0.0.1", "ip6": "::1"}
+FORWARDING: dict[Family, str] = {"ip": "net.ipv4.ip_forward", "ip6": "net.ipv6.conf.all.forwarding"}
+BRIDGE_NF: dict[Family, str] = {
+    "ip": "net.bridge.bridge-nf-call-iptables",
+    "ip6": "net.bridge.bridge-nf-call-ip6tables",
+}
+
+
 class View(msgspec.Struct, frozen=True, eq=False):
+    family: Family
     links: dict[str, Link]
     ports: dict[str, BridgePort]
     addresses: dict[str, list[str]]  # device → address/length
@@ -46,13 +64,23 @@ class View(msgspec.Struct, frozen=True, eq=False):
     sysctls: dict[str, str]
     chains: dict[tuple[str, str], Chain]
     nft: Tables
+    sets: dict[str, IpSet]
 
     def is_up(self, dev: str) -> bool:
         link = self.links.get(dev)
         return link is not None and not isinstance(link, OtherLink) and link.up
 
     def is_local(self, address: str) -> bool:
-        return address in self.local or (address.startswith("127.") and self.is_up("lo"))
+        return address in self.local or (is_loopback(address) and self.is_up("lo"))
+
+    @property
+    def forwards(self) -> bool:
+        return self.is_on(FORWARDING[self.family])
+
+    @property
+    def shows_bridged(self) -> bool:
+        """Does a bridge show what it forwards to netfilter?"""
+        return self.is_on(BRIDGE_NF[self.family])
 
     def is_on(self, sysctl: str) -> bool:
         return self.sysctls.get(sysctl, "0") not in ("", "0")
@@ -65,9 +93,18 @@ class View(msgspec.Struct, frozen=True, eq=False):
         return self.ports.get(dev)
 
 
+def family_of(address: str) -> Family:
+    return "ip6" if ":" in address else "ip"
+
+
+def is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "::1"
+
+
 @lru_cache(maxsize=1 << 11)
-def view(values: frozenset[Value]) -> View:
+def view(every: frozenset[Value], family: Family = "ip") -> View:
     """The namespace with these values. Connected routes, which the kernel makes, are made here from the addresses."""
+    values = frozenset(value for value in every if _family(value) in ("", family))
     links = {_name(value): value for value in values if isinstance(value, Link)}
     addresses: dict[str, list[str]] = {}
     for value in sorted((value for value in values if isinstance(value, Address)), key=lambda item: item.cidr):
@@ -75,6 +112,7 @@ def view(values: frozenset[Value]) -> View:
     said = [value for value in values if isinstance(value, Route)]
     routes = [route for route in [*said, *_connected(addresses)] if _works(route, links)]
     return View(
+        family=family,
         links=links,
         ports={value.name: value for value in values if isinstance(value, BridgePort)},
         addresses=addresses,
@@ -83,11 +121,24 @@ def view(values: frozenset[Value]) -> View:
         neighbours={(value.dev, value.ip): value.mac for value in values if isinstance(value, Neighbour)},
         fdb={(value.dev, value.mac): value.dst for value in values if isinstance(value, FdbEntry)},
         sysctls={value.name: value.value for value in values if isinstance(value, Sysctl)},
-        chains={
-            (value.table, value.name): value for value in values if isinstance(value, Chain) and value.family == "ip"
-        },
+        chains={(value.table, value.name): value for value in values if isinstance(value, Chain)},
         nft=tables(values),
+        sets={value.name: value for value in values if isinstance(value, IpSet)},
     )
+
+
+def _family(value: Value) -> str:
+    """Empty for what both have."""
+    match value:
+        case Address(_, cidr):
+            return family_of(cidr)
+        case Route(dst):
+            return family_of(dst)
+        case Neighbour(_, ip):
+            return family_of(ip)
+        case Chain() | NftChain() | NftSet() | NftElement() | NftTable():
+            return value.family
+    return ""
 
 
 def _name(link: Link) -> str:
@@ -116,7 +167,8 @@ def _entry(route: Route) -> Entry:
 def lookup(here: View, dst: str) -> Route | None:
     """The route of the longest prefix, then of the lowest metric; a local address leads to `lo`."""
     if here.is_local(dst):
-        return Route(dst, dev="lo", proto="kernel", src=dst if dst in here.local else "127.0.0.1", kind="local")
+        src = dst if dst in here.local else LOOPBACK[here.family]
+        return Route(dst, dev="lo", proto="kernel", src=src, kind="local")
     number = int(ip_address(dst))
     for entry in here.entries:
         if (number ^ entry.network) >> (entry.bits - entry.length) == 0:

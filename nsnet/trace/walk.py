@@ -17,23 +17,26 @@ from msgspec.structs import replace
 
 from nsnet import state as kernel
 from nsnet.state import Bridge, Route, State, Veth, Vxlan
-from nsnet.trace import netfilter
+from nsnet.trace import netfilter, process
 from nsnet.trace.values import Flow, Hop, Packet, Result, Trip, Way
-from nsnet.trace.view import View, lookup, source, view
+from nsnet.trace.view import FORWARDING, View, family_of, is_loopback, lookup, source, view
 
-BRIDGE_NF = "net.bridge.bridge-nf-call-iptables"
 ROUTE_LOCALNET = "net.ipv4.conf.all.route_localnet"
 
 
 class World(msgspec.Struct, frozen=True, eq=False):
-    """What a walk looks at: the state, the `recent` lists as they stand, and conntrack entries an answer may meet."""
+    """What a walk looks at: the state, the `recent` lists as they stand, and conntrack entries an answer may meet.
+
+    `family`: with which eyes; a tunnel's outer packet may have others than what it carries.
+    """
 
     state: State
     recent: Collection[tuple[str, str]] = ()
     flows: tuple[Flow, ...] = ()
+    family: kernel.Family = "ip"
 
     def here(self, netns: str) -> View:
-        return view(self.state.get(netns, frozenset()))
+        return view(self.state.get(netns, frozenset()), self.family)
 
 
 class Station(msgspec.Struct, frozen=True):
@@ -50,7 +53,21 @@ def walk(state: State, netns: str, packet: Packet, recent: Collection[tuple[str,
 
     `recent`: what the xt_recent lists hold, as (list name, source address); by default nobody has been seen before.
     """
-    return list(_send(World(state, recent), Trip(netns, packet)))
+    world = World(state, recent, family=family_of(packet.dst))
+    return [end for way in _send(world, Trip(netns, packet)) for end in _through_process(world, way)]
+
+
+def _through_process(world: World, way: Way) -> Iterator[Way]:
+    """kube-proxy's userspace process takes the packet for one to itself, and sends another (process.py)."""
+    item = process.served(world.state, way)
+    if item is None:
+        yield way
+    elif not item.endpoints:
+        yield process.without_endpoint(way, item)
+    else:
+        for packet in process.asked(item):
+            for onward in _send(world, Trip(way.netns, packet)):
+                yield process.joined(way, item, onward)
 
 
 def answer(state: State, way: Way, asked: Packet) -> list[Way]:
@@ -58,10 +75,25 @@ def answer(state: State, way: Way, asked: Packet) -> list[Way]:
 
     `asked` is the packet given to `walk`; an empty source there stands for the one the kernel chose.
     """
+    if way.through is not None:
+        return _answered_twice(state, way, way.through, asked)
     came, start = way.packet, way.flows[0].netns if way.flows else way.netns
     back = Packet(came.protocol, came.src, came.sport, came.dst, came.dport)
-    world = World(state, flows=way.flows)
+    world = World(state, flows=way.flows, family=family_of(back.dst))
     return [_judged(end, start, asked) for end in _send(world, Trip(way.netns, back))]
+
+
+def _answered_twice(state: State, way: Way, client: Way, asked: Packet) -> list[Way]:
+    """The endpoint answers the process, and the process its client."""
+    own = way.flows[len(client.flows) :]
+    sent = own[0].came if own else way.packet
+    found = []
+    for first in answer(state, replace(way, through=None, flows=own), sent):
+        if first.result != "delivered":
+            found.append(first)
+            continue
+        found += [replace(last, hops=(*first.hops, *last.hops)) for last in answer(state, client, asked)]
+    return found
 
 
 def _judged(end: Way, start: str, asked: Packet) -> Way:
@@ -70,7 +102,7 @@ def _judged(end: Way, start: str, asked: Packet) -> Way:
     if end.netns != start:
         return replace(end, result="unreachable", reason=f"the answer comes to {end.netns}, not to {start}")
     if end.packet.src != asked.dst or (asked.dport and end.packet.sport != asked.dport):
-        heard = f"{end.packet.src}:{end.packet.sport}"
+        heard = kernel.socket_address(end.packet.src, end.packet.sport)
         return replace(end, result="dropped", reason=f"the answer comes from {heard}, which nobody asked")
     return end
 
@@ -105,10 +137,12 @@ def _hear(world: World, trip: Trip) -> Iterator[Way]:
             yield _ended(outcome, after)
         elif _is_martian(after, here):
             yield _end("dropped", after, f"{trip.dev_in} takes no loopback address: route_localnet is 0")
+        elif here.is_local(after.packet.src) and not trip.looped:
+            yield _end("dropped", after, f"martian source: {after.packet.src} is this namespace's own address")
         elif here.is_local(after.packet.dst):
             yield from _input(world, after, here)
-        elif not here.is_on("net.ipv4.ip_forward"):
-            yield _end("dropped", after, "net.ipv4.ip_forward is 0")
+        elif not here.forwards:
+            yield _end("dropped", after, f"{FORWARDING[here.family]} is 0")
         elif not _is_plausible(after, here):
             yield _end("dropped", after, f"rp_filter: {after.packet.src} is not routed back by {after.dev_in}")
         else:
@@ -151,13 +185,20 @@ def _noted(trip: Trip) -> Trip:
 
 def _is_martian(trip: Trip, here: View) -> bool:
     """Loopback addresses are for `lo` only, unless route_localnet says otherwise."""
-    loopback = trip.packet.src.startswith("127.") or trip.packet.dst.startswith("127.")
-    return loopback and trip.dev_in != "lo" and not here.is_on(ROUTE_LOCALNET)
+    loopback = is_loopback(trip.packet.src) or is_loopback(trip.packet.dst)
+    return loopback and trip.dev_in != "lo" and not _takes_loopback(here, trip.dev_in)
+
+
+def _takes_loopback(here: View, dev: str) -> bool:
+    """On for all devices, or for this one (as the portmap plugin sets it). IPv6 has no such switch."""
+    if here.family != "ip":
+        return False
+    return here.is_on(ROUTE_LOCALNET) or here.is_on(f"net.ipv4.conf.{dev.replace('.', '/')}.route_localnet")
 
 
 def _is_plausible(trip: Trip, here: View) -> bool:
     """Strict reverse path filtering: the way back to the source must be the device it came in by."""
-    if here.sysctls.get("net.ipv4.conf.all.rp_filter") != "1" or trip.dev_in == "lo":
+    if here.family != "ip" or here.sysctls.get("net.ipv4.conf.all.rp_filter") != "1" or trip.dev_in == "lo":
         return True
     route = lookup(here, trip.packet.src)
     return route is not None and trip.dev_in in {dev for dev, _ in _branches(here, route)}
@@ -185,8 +226,9 @@ def _onward(world: World, trip: Trip, here: View) -> Iterator[Way]:
         yield _end("unreachable", trip, _no_route(trip, route))
         return
     branches = list(_branches(here, route))
-    if route.dev != "lo" and trip.packet.src.startswith("127.") and not here.is_on(ROUTE_LOCALNET):
-        yield _end("dropped", trip, f"a loopback source may not leave by {branches[0][0]}: route_localnet is 0")
+    if route.dev != "lo" and is_loopback(trip.packet.src) and not _takes_loopback(here, branches[0][0]):
+        why = "route_localnet is 0" if here.family == "ip" else "IPv6 has no route_localnet"
+        yield _end("dropped", trip, f"a loopback source may not leave by {branches[0][0]}: {why}")
         return
     for dev, via in branches:
         text = kernel.text(route).removeprefix("ip route replace ")
@@ -246,7 +288,7 @@ def _takes(world: World, station: Station, mac: str | None, nexthop: str) -> boo
 def _hairpin_missing(trip: Trip, here: View, station: Station) -> bool:
     """A DNAT on the way in, to behind the same port: bridged, see the top of this file."""
     bridge = isinstance(here.links.get(trip.dev_out), Bridge)
-    if not (bridge and trip.translated and trip.dev_in == trip.dev_out and here.is_on(BRIDGE_NF)):
+    if not (bridge and trip.translated and trip.dev_in == trip.dev_out and here.shows_bridged):
         return False
     port = here.ports.get(trip.port_in)
     return port is not None and not port.hairpin and _leads_to(here, trip.port_in) == f"{station.netns}/{station.dev}"
@@ -316,7 +358,7 @@ def _cross(world: World, trip: Trip, station: Station, left: Crossed) -> Iterato
 def _bridged(world: World, trip: Trip) -> Iterable[netfilter.Step]:
     """What netfilter makes of a frame that a bridge forwards, when the bridge shows it to netfilter at all."""
     here = world.here(trip.netns)
-    if not here.is_on(BRIDGE_NF):
+    if not here.shows_bridged:
         return [("accept", trip)]
     steps: list[netfilter.Step] = [("accept", _known(world, trip))]
     for name, then in (("PREROUTING", netfilter.back_to), ("FORWARD", _same), ("POSTROUTING", netfilter.back_from)):
@@ -347,7 +389,7 @@ def _tunnel(world: World, trip: Trip, here: View, nexthop: str) -> Iterator[Way]
         outer = Packet("udp", vtep, link.port, link.local)
         hop = Hop(trip.netns, f"vxlan id {link.vni} to {vtep}", f"fdb {mac} dst {vtep}")
         under = Trip(trip.netns, outer, mark=trip.mark, hops=(*trip.hops, hop), chance=trip.chance)
-        for end in _send(world, under):
+        for end in _send(replace(world, family=family_of(vtep)), under):
             yield from _arrived(world, trip, link, mac, end)
 
 
@@ -359,7 +401,11 @@ def _arrived(world: World, trip: Trip, link: Vxlan, mac: str, end: Way) -> Itera
         return
     there = world.here(end.netns)
     same = [
-        one for one in there.links.values() if isinstance(one, Vxlan) and (one.vni, one.port) == (link.vni, link.port)
+        one
+        for one in there.links.values()
+        if isinstance(one, Vxlan)
+        and (one.vni, one.port) == (link.vni, link.port)
+        and family_of(one.local) == family_of(end.packet.dst)
     ]
     lost = replace(inner, netns=end.netns)
     if not same or not same[0].up:

@@ -1,19 +1,19 @@
 """The topology's own `checks`: from a TARGET to a URL, as expectations. Pure.
 
 `http://HOST[:PORT]/PATH` wants an HTTP answer below 400, `tcp://HOST:PORT` a connection, `udp://HOST:PORT` an answer to
-the line `hostname`, `icmp://HOST` an echo. HOST is an IPv4 address or a name the objects know: a Service (`web`,
-`web.shop`, `web.shop.svc.cluster.local` → its clusterIP), a pod, a node, a host. `expect: timeout` is also met by an
-"unreachable": either way nothing passes.
+the line `hostname`, `icmp://HOST` an echo. HOST is an address (an IPv6 one in brackets) or a name the objects know: a
+Service (`web`, `web.shop`, `web.shop.svc.cluster.local` → its clusterIP), a pod, a node, a host. `expect: timeout` is
+also met by an "unreachable": either way nothing passes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
 from nsnet import model
 from nsnet.errors import ObjectError
-from nsnet.model import Check, Objects
+from nsnet.model import API_FAMILIES, Check, Family, Objects, family_of
 from nsnet.verify import world as worlds
 from nsnet.verify.expect import Ask, Expectation, Want
 from nsnet.verify.world import Place, World
@@ -25,11 +25,13 @@ ASK: dict[str, Ask] = {"http": "http", "tcp": "connect", "udp": "line", "icmp": 
 
 def checks(objects: Objects) -> list[Expectation]:
     """The `checks` of the Cluster document. Raises ObjectError for a TARGET, name or URL that leads nowhere."""
-    world = worlds.world(objects)
-    return [_check(world, objects, check, f"checks[{number}]") for number, check in enumerate(world.cluster.checks)]
+    found = worlds.each(objects)
+    return [_check(found, objects, check, f"checks[{number}]") for number, check in enumerate(found[0].cluster.checks)]
 
 
-def _check(world: World, objects: Objects, check: Check, field: str) -> Expectation:
+def _check(every: Sequence[World], objects: Objects, check: Check, field: str) -> Expectation:
+    """A name leads to its address of the cluster's first family, where it has one of that."""
+    world = every[0]
     if check.expect not in EXPECT:
         raise _wrong(world, f"{field}.expect", f"{check.expect!r} is unknown", f"one of: {', '.join(EXPECT)}")
     source = _target(world, objects, check.source)
@@ -42,10 +44,13 @@ def _check(world: World, objects: Objects, check: Check, field: str) -> Expectat
         )
     url, port = _url(world, check, field)
     namespace = source.name.partition("/")[0] if source.kind == "pod" else "default"
-    address = _address(world, url.hostname or "", namespace)
+    address = next(filter(None, (_address(one, url.hostname or "", namespace) for one in every)), "")
     if not address:
         hint = "use an address, or the name of a Service, pod, node or host of this topology"
         raise _wrong(world, f"{field}.to", f"no address for {url.hostname!r}", hint)
+    if family_of(address) not in _families(world):
+        message = f"{address}: {API_FAMILIES[family_of(address)]} is not configured on this cluster"
+        raise _wrong(world, f"{field}.to", message, "podSubnet and serviceSubnet say its families")
     return Expectation(
         group="check",
         title=check.name,
@@ -59,6 +64,12 @@ def _check(world: World, objects: Objects, check: Check, field: str) -> Expectat
         ask=ASK[url.scheme],
         path=(url.path or "/") + (f"?{url.query}" if url.query else ""),
     )
+
+
+def _families(world: World) -> set[Family]:
+    """Of the cluster, and of the networks under it."""
+    said = (world.cluster.networking.podSubnet, *(network.subnet for network in world.cluster.underlay.networks))
+    return {family_of(part) for pair in said for part in model.subnets(pair)}
 
 
 def _wrong(world: World, field: str, message: str, hint: str) -> ObjectError:
@@ -129,9 +140,9 @@ def _deployed(world: World, objects: Objects, deployment: str) -> Iterator[Place
 
 
 def _address(world: World, host: str, namespace: str) -> str:
-    """The IPv4 address of a name; empty where there is none."""
+    """The address of a name; empty where there is none."""
     with suppress(ValueError):
-        return str(IPv4Address(host))
+        return str(ip_address(host))
     name = host.removesuffix(".").removesuffix(f".svc.{world.cluster.networking.dnsDomain}").removesuffix(".svc")
     first, _, second = name.partition(".")
     for service in world.services:

@@ -25,11 +25,12 @@ from nsnet.control import environment
 from nsnet.errors import InputError
 from nsnet.kernel.probe import Learned
 from nsnet.model import Objects, Service, ServicePort
-from nsnet.verify import chance, names, sample
+from nsnet.state import socket_address
+from nsnet.verify import chance, hostports, names, policy, sample, userspace
 from nsnet.verify import world as worlds
 from nsnet.verify.world import Backend, Place, World
 
-Want = Literal["ok", "refused", "timeout", "unreachable"]
+Want = Literal["ok", "refused", "timeout", "unreachable", "closed", "blocked"]
 Ask = Literal["identity", "http", "connect", "line", "ping", "dns"]
 
 SENDER = "sender"  # the server must see the very address that the asking socket has
@@ -37,6 +38,8 @@ PROTOCOLS: tuple[Literal["UDP"], Literal["TCP"]] = ("UDP", "TCP")
 STICKY_CALLS = 15  # upstream's e2e: as many equal answers in a row
 FULL_NODES = 4  # up to so many nodes every source asks every node's port, and every node's spread is tested
 REFUSALS = {"near": 40, "far": 5}  # what one rejecter is asked by one source on its own node namespace, or elsewhere
+
+LOOPBACK: Mapping[model.Family, str] = {"ip": "127.0.0.1", "ip6": "::1"}
 
 IDENTITY = b"GET /nsnet HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
 WHOAMI = b"whoami\n"
@@ -48,7 +51,10 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     `answers` are the pods (`namespace/pod`) that may answer; empty: anybody. `seen` is the address the one who answers
     must see (SENDER: the asker's own; empty: no matter), except for the answerers in `hidden`. `spread`: the answers of
     all `calls` must look like a fair choice among `answers`; `sticky`: they must be one and the same.
-    `want` unreachable is also met by silence: routers ration their errors.
+    `seen_as`: any of these addresses will do. `want` unreachable is also met by silence: routers ration their errors;
+    `closed` is a connection that is taken and then closed, or reset, without a word.
+    `blocked`: a NetworkPolicy forbids it, by silence or by a refusal. `partly`: policies forbid some of those who may
+    be chosen, so that either is right.
     """
 
     group: str
@@ -62,10 +68,12 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     ask: Ask = "identity"
     answers: frozenset[str] = frozenset()
     seen: str = ""
+    seen_as: frozenset[str] = frozenset()
     hidden: frozenset[str] = frozenset()
     calls: int = 1
     spread: bool = False
     sticky: bool = False
+    partly: bool = False
     path: str = "/"
     title: str = ""
     learns: tuple[Learned, ...] = ()
@@ -74,14 +82,19 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """`pod-to-pod: pod/default/a → pod/default/b TCP 10.244.2.3:80`; the topology's own checks have their own."""
-        where = self.address if self.protocol == "ICMP" else f"{self.address}:{self.port}"
+        where = self.address if self.protocol == "ICMP" else socket_address(self.address, self.port)
         return f"{self.group}: {self.title or f'{self.source} → {self.target} {self.protocol} {where}'}"
+
+    @property
+    def family(self) -> model.Family:
+        """Of the record that is asked for."""
+        return self.question.family if self.question else "ip"
 
     @property
     def payload(self) -> bytes:
         match self.ask:
             case "identity":
-                return WHOAMI if self.protocol == "UDP" else IDENTITY % self.address.encode()
+                return WHOAMI if self.protocol == "UDP" else IDENTITY % _in_url(self.address).encode()
             case "http":
                 return b"GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % (
                     self.path.encode(),
@@ -90,28 +103,39 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
             case "line":
                 return b"hostname\n"
             case "dns":
-                return names.packed(self.target, stream=self.protocol == "TCP")
+                return names.packed(self.target, stream=self.protocol == "TCP", family=self.family)
         return b""
 
     def __str__(self) -> str:
         return f"{self.name}: {describe(self)}"
 
 
+_WANTS = {
+    "refused": "refused",
+    "timeout": "no answer",
+    "unreachable": "out of reach",
+    "closed": "the connection is taken and closed",
+    "blocked": "blocked by policy",
+}
+
+
 def describe(item: Expectation) -> str:
     """What is expected, in words: `web-0|web-1 answer, spread fairly over 39 calls`."""
     if item.want != "ok":
-        return {"refused": "refused", "timeout": "no answer", "unreachable": "out of reach"}[item.want]
+        return _WANTS[item.want]
     if item.question is not None:
         return str(item.question)
     who = " or ".join(sorted(item.answers)[:4]) + (f" … ({len(item.answers)})" if len(item.answers) > 4 else "")
     words = f"{who} answers" if who else "an answer"
     if item.seen:
         words += f" and sees {'the sender' if item.seen == SENDER else item.seen}"
+    if item.seen_as:
+        words += " and sees the node"
     if item.spread:
         words += f", all of them, fairly over {item.calls} calls"
     if item.sticky:
         words += f", always the same in {item.calls} calls"
-    return words
+    return f"{words}; no answer where policy forbids the chosen one" if item.partly else words
 
 
 def expectations(objects: Objects, *, all_pairs: bool = False, seed: int = 0) -> list[Expectation]:
@@ -119,17 +143,43 @@ def expectations(objects: Objects, *, all_pairs: bool = False, seed: int = 0) ->
 
     Above `sample.ALL_PAIRS_UP_TO` pods a sample, the same for the same seed, unless `all_pairs`.
     """
-    world = worlds.world(objects)
+    return [
+        item for world in worlds.each(objects) for item in _of_family(world, objects, all_pairs=all_pairs, seed=seed)
+    ]
+
+
+def _of_family(world: World, objects: Objects, *, all_pairs: bool, seed: int) -> list[Expectation]:
+    places = {key: place for place in (*world.nodes, *world.pods) for key in (place.netns, place.address)}
     parts = (
         _pods(world, all_pairs, seed),
         _nodes(world, all_pairs),
         _localhost(world),
         _services(world, all_pairs),
+        _host_ports(world, objects),
         _names(world, objects, all_pairs),
         _environment(world, objects),
         _outside(world),
     )
-    return [item for part in parts for item in part]
+    found = [item for part in parts for item in part]
+    return found if policy.none(world) else [_permitted(world, places, item) for item in found]
+
+
+def _permitted(world: World, places: Mapping[str, Place], item: Expectation) -> Expectation:
+    """What goes from one place to another without a Service, as NetworkPolicies leave it."""
+    if item.group not in policy.DIRECT or item.want != "ok":
+        return item
+    source, target = places[item.netns], places[item.address]
+    if not policy.forbidden(world, source, target, item.protocol, item.port):
+        return item
+    return _blocked(item)
+
+
+def _blocked(item: Expectation) -> Expectation:
+    return msgspec.structs.replace(item, want="blocked", answers=frozenset(), seen="")
+
+
+def _in_url(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 def only(found: Sequence[Expectation], pattern: str) -> list[Expectation]:
@@ -196,7 +246,7 @@ def _ports(target: Place, turn: int | None = None) -> Iterator[tuple[Literal["TC
             yield ("TCP" if protocol == "TCP" else "UDP"), port
 
 
-def _arp(one: Place, other: Place) -> tuple[Learned, ...]:
+def learned(one: Place, other: Place) -> tuple[Learned, ...]:
     """What two pods on one bridge learn of each other; everybody else's neighbours are permanent entries."""
     if one.own and other.own and one.kind == other.kind == "pod" and one.node == other.node and one != other:
         return Learned(one.netns, other.address), Learned(other.netns, one.address)
@@ -210,7 +260,7 @@ def _pods(world: World, everything: bool, seed: int) -> Iterator[Expectation]:
     """Every pair: ICMP, and one port per protocol, in turns."""
     turns: Counter[str] = Counter()
     for source, target in sample.pairs(world.pods, lambda pod: pod.node, everything=everything, seed=seed):
-        learns = _arp(source, target)
+        learns = learned(source, target)
         yield _ping("pod-to-pod", source, target, learns)
         for protocol, port in _ports(target, turns[target.name]):
             yield _port("pod-to-pod", source, target, protocol, port, SENDER, learns=learns)
@@ -263,9 +313,10 @@ def _as_seen_by_node(world: World, pod: Place, node: str) -> str:
 
 def _localhost(world: World) -> Iterator[Expectation]:
     """Containers of a pod share its loopback; a hostNetwork pod's is its node's."""
+    loopback = LOOPBACK[world.family]
     for pod in (*world.pods, *world.guests):
         for protocol, port in _ports(pod):
-            yield _port("localhost", pod, pod, protocol, port, "127.0.0.1", address="127.0.0.1")
+            yield _port("localhost", pod, pod, protocol, port, loopback, address=loopback)
 
 
 # --- Services ---------------------------------------------------------------------------------------------------------
@@ -278,6 +329,14 @@ class _Port(msgspec.Struct, frozen=True):
     port: ServicePort
     protocol: Literal["TCP", "UDP"]
     candidates: tuple[Backend, ...]
+
+    @classmethod
+    def of(cls, world: World, service: Service, port: ServicePort) -> "_Port":
+        candidates = tuple(worlds.backends(world, service, port))
+        protocol: Literal["TCP", "UDP"] = "TCP" if port.protocol == "TCP" else "UDP"
+        if world.userspace:
+            return cls(userspace.plainly(service), port, protocol, userspace.asked(candidates))
+        return cls(service, port, protocol, candidates)
 
     @property
     def label(self) -> str:
@@ -325,13 +384,27 @@ class _Asker:
             address=address,
             port=port,
         )
+        way = self.way(source, item, rejecter, address, port)
+        if policy.unknown(self.world, way):
+            return
+        if not found and not policy.leaves(self.world, way, address, port):
+            yield msgspec.structs.replace(base, want="blocked")
+            return
         if not found:
             yield from self.without(base, source, rejecter, dropped=bool(worlds.usable(item.candidates)))
             return
+        shared = policy.share(self.world, way, found)
+        if shared is None:
+            return
+        if not shared.allowed:
+            yield msgspec.structs.replace(base, want="blocked")
+            return
+        found, base = shared.allowed, msgspec.structs.replace(base, partly=shared.partly)
         servers = [self.servers.get((backend.address, item.protocol, backend.port)) for backend in found]
         known = [server for server in servers if server is not None]
-        if not known and all(backend.address in self.owners for backend in found):
-            yield msgspec.structs.replace(base, want="refused")  # pods, and none of them listens
+        if not known and not base.partly and all(backend.address in self.owners for backend in found):
+            wanted: Want = self.nobody(item.protocol) if self.world.userspace else "refused"
+            yield msgspec.structs.replace(base, want=wanted)  # pods, and none of them listens
         if len(known) < len(found) or (item.protocol == "UDP" and any(server.runs for server in known)):
             return
         speaks = not any(server.runs for server in known)
@@ -340,11 +413,24 @@ class _Asker:
             ask="identity" if speaks else "connect",
             answers=frozenset(server.name for server in known) if speaks else frozenset(),
             seen=SENDER if kept and speaks else "",
+            seen_as=rejecter.every if self.world.userspace and speaks else frozenset(),
             hidden=frozenset(server.name for server in known if not server.own or server == source),
-            learns=tuple(entry for server in known for entry in _arp(source, server)),
+            learns=tuple(entry for server in known for entry in learned(source, server)),
         )
 
+    def way(self, source: Place, item: _Port, entry: Place, address: str, port: int) -> policy.Way:
+        outer = address != item.service.spec.clusterIP
+        local = outer and item.service.spec.externalTrafficPolicy == "Local"
+        return policy.Way(source, entry, item.protocol, port if outer else 0, local)
+
+    def nobody(self, protocol: str) -> Want:
+        """What a client finds whom the userspace process has nobody for."""
+        return "closed" if protocol == "TCP" else "timeout"
+
     def without(self, base: Expectation, source: Place, rejecter: Place, *, dropped: bool) -> Iterator[Expectation]:
+        if self.world.userspace:
+            yield msgspec.structs.replace(base, want=self.nobody(base.protocol))
+            return
         if dropped:  # endpoints elsewhere, none that this policy allows
             yield msgspec.structs.replace(base, want="timeout")
             return
@@ -370,8 +456,7 @@ def _services(world: World, everything: bool) -> Iterator[Expectation]:
     for service in world.services:
         for port in service.spec.ports or ():
             if port.protocol in {"TCP", "UDP"}:
-                candidates = tuple(worlds.backends(world, service, port))
-                item = _Port(service, port, "TCP" if port.protocol == "TCP" else "UDP", candidates)
+                item = _Port.of(world, service, port)
                 yield from _cluster_ip(asker, item, turn)
                 yield from _many_calls(asker, item, turn, few)
                 if port.nodePort:
@@ -429,7 +514,8 @@ def _many_calls(asker: _Asker, item: _Port, turn: int, few: bool) -> Iterator[Ex
                 if one.answers and sticky:
                     yield msgspec.structs.replace(one, group="affinity", calls=STICKY_CALLS, sticky=True)
                 elif one.answers:
-                    yield msgspec.structs.replace(one, calls=chance.calls(len(one.answers)), spread=True)
+                    many = chance.calls(len(found) if one.partly else len(one.answers))
+                    yield msgspec.structs.replace(one, calls=many, spread=True)
 
 
 def _node_port(asker: _Asker, item: _Port, turn: int, few: bool) -> Iterator[Expectation]:
@@ -455,6 +541,32 @@ def _node_port(asker: _Asker, item: _Port, turn: int, few: bool) -> Iterator[Exp
             )
 
 
+# --- host ports -------------------------------------------------------------------------------------------------------
+
+
+def _host_ports(world: World, objects: Objects) -> Iterator[Expectation]:
+    if model.families_of(world.cluster)[0] != world.family or world.family != "ip":
+        return  # the portmap plugin's rules are IPv4's here
+    for one in hostports.questions(world, objects):
+        if one.closed:
+            yield Expectation(
+                group="hostport",
+                source=one.source.label,
+                netns=one.source.netns,
+                target=one.pod.label,
+                protocol=one.protocol,
+                address=one.address,
+                port=one.port,
+                want="refused",
+                ask="connect",
+            )
+        else:
+            seen = one.seen or SENDER
+            item = _port("hostport", one.source, one.pod, one.protocol, one.port, seen, address=one.address)
+            shut = policy.shut(world, one.source, one.pod, one.protocol, one.port, one.target)
+            yield _blocked(item) if shut else item
+
+
 # --- names and variables ----------------------------------------------------------------------------------------------
 
 
@@ -467,7 +579,7 @@ def _names(world: World, objects: Objects, everything: bool) -> Iterator[Expecta
     for turn, question in enumerate(names.questions(world, objects)):
         for source in pods if few else sample.rotated(pods, turn, 1):
             for protocol in PROTOCOLS:
-                yield Expectation(
+                item = Expectation(
                     group="dns",
                     source=source.label,
                     netns=source.netns,
@@ -478,6 +590,22 @@ def _names(world: World, objects: Objects, everything: bool) -> Iterator[Expecta
                     ask="dns",
                     question=question,
                 )
+                yield from _asked_of(world, service, source, item)
+
+
+def _asked_of(world: World, service: Service, source: Place, item: Expectation) -> Iterator[Expectation]:
+    """DNS is not special: policies stop a lookup as they stop anything."""
+    node = world.node(source.node)
+    port = next((each for each in service.spec.ports or () if (each.port, each.protocol) == (53, item.protocol)), None)
+    if policy.none(world) or node is None or port is None:
+        yield item
+        return
+    shared = policy.share(
+        world, policy.Way(source, node, item.protocol), worlds.usable(worlds.backends(world, service, port))
+    )
+    if shared is not None:
+        silent = not shared.allowed
+        yield msgspec.structs.replace(item, want="blocked" if silent else "ok", partly=shared.partly and not silent)
 
 
 def _environment(world: World, objects: Objects) -> Iterator[Expectation]:
@@ -510,8 +638,7 @@ def _told(asker: _Asker, pod: Place, service: Service, told: Mapping[str, str]) 
     same = port is not None and (address, number) == (service.spec.clusterIP, str(port.port))
     if port is None or node is None or not same or port.protocol not in PROTOCOLS:
         return
-    candidates = tuple(worlds.backends(asker.world, service, port))
-    item = _Port(service, port, "TCP" if port.protocol == "TCP" else "UDP", candidates)
+    item = _Port.of(asker.world, service, port)
     for one in asker.ask(
         pod, item, _internal(item, node), address or "", port.port, rejecter=node, group="environment"
     ):

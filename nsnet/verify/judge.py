@@ -9,6 +9,7 @@ from nsnet.kernel.probe import Answer
 from nsnet.verify import chance, names
 from nsnet.verify.expect import SENDER, Expectation, describe
 
+SIDE_BY_SIDE = "modes"  # the group of questions that are asked to compare modes, and for nothing else
 WORDS = {
     "ok": "an answer",
     "refused": "refused",
@@ -17,6 +18,8 @@ WORDS = {
     "unreachable": "out of reach",
     "error": "not asked",
 }
+
+BLOCKED = frozenset({"timeout", "refused", "unreachable"})  # what a policy may do: DROP or REJECT
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,13 +65,45 @@ def judge(item: Expectation, answers: Sequence[Answer]) -> Result:
     )
 
 
+def met(item: Expectation, answers: Sequence[Answer]) -> str:
+    """What a client finds, in a word or two, the same for every run: to be compared, where `judge` says right or wrong.
+
+    `ok` · `ok, sender seen` · `ok, another address seen` · `ok, by others` · `refused` · `closed` · `no answer` …
+    Words of several calls stand beside each other.
+    """
+    return " | ".join(sorted({_word(item, answer) for answer in answers}))
+
+
+def _word(item: Expectation, answer: Answer) -> str:
+    if answer.outcome == "reset" or (answer.outcome == "ok" and not answer.body and _speaks_first(item)):
+        return "closed"
+    if answer.outcome != "ok":
+        lost = answer.outcome in {"timeout", "unreachable"}  # routers ration their errors
+        return "no answer" if lost and item.group != SIDE_BY_SIDE else WORDS[answer.outcome]
+    said = _said(answer) if item.answers else None
+    if said is None:
+        return "ok"
+    if _who(said) not in item.answers:
+        return "ok, by others"
+    if item.seen != SENDER or item.hidden:
+        return "ok"
+    same = said.client.rpartition(":")[0] == answer.local[0]
+    return "ok, sender seen" if same else "ok, another address seen"
+
+
+def _speaks_first(item: Expectation) -> bool:
+    """Is there a question that an answer must follow? A mere connection has none."""
+    return bool(item.payload)
+
+
 def _reason(item: Expectation, answers: Sequence[Answer]) -> str:
     wrong = [problem for problem in (_one(item, answer) for answer in answers) if problem]
     if wrong:
         most, count = Counter(wrong).most_common(1)[0]
         return f"{most} ({count} of {len(answers)} calls)" if len(answers) > 1 else most
     if item.sticky or item.spread:
-        return _together(item, Counter(_who(_said(answer)) for answer in answers))
+        heard = [answer for answer in answers if answer.outcome == "ok" or not item.partly]
+        return _together(item, Counter(_who(_said(answer)) for answer in heard), len(answers) - len(heard))
     return ""
 
 
@@ -76,7 +111,7 @@ def _one(item: Expectation, answer: Answer) -> str:
     """What is wrong with one answer."""
     if not _met(item, answer):
         return f"{_outcome(item, answer)}, wanted {describe(item)}"
-    if item.want != "ok":
+    if item.want != "ok" or answer.outcome != "ok":
         return ""
     if item.ask == "http":
         return _status(answer.body)
@@ -90,7 +125,9 @@ def _one(item: Expectation, answer: Answer) -> str:
     who = _who(said)
     if who not in item.answers:
         return f"{who} answered, wanted {describe(item)}"
-    seen, wanted = said.client.rpartition(":")[0], answer.local[0] if item.seen == SENDER else item.seen
+    seen, wanted = said.client.rpartition(":")[0].strip("[]"), answer.local[0] if item.seen == SENDER else item.seen
+    if item.seen_as and seen not in item.seen_as:
+        return f"{who} saw {seen}, wanted one of {', '.join(sorted(item.seen_as))}"
     if wanted and who not in item.hidden and seen != wanted:
         return f"{who} saw {seen}, wanted {wanted} (the address was translated on the way)"
     return ""
@@ -99,6 +136,10 @@ def _one(item: Expectation, answer: Answer) -> str:
 def _met(item: Expectation, answer: Answer) -> bool:
     if item.want == "unreachable":
         return answer.outcome in {"unreachable", "timeout"}
+    if answer.outcome in BLOCKED and (item.want == "blocked" or item.partly):
+        return True
+    if item.want == "closed":
+        return answer.outcome == "reset" or (answer.outcome == "ok" and not answer.body)
     return answer.outcome == item.want
 
 
@@ -131,13 +172,17 @@ def _who(said: Said | None) -> str:
     return f"{said.namespace}/{said.pod}" if said else "?"
 
 
-def _together(item: Expectation, counts: Counter[str]) -> str:
-    """What is wrong with all answers together."""
+def _together(item: Expectation, counts: Counter[str], blocked: int) -> str:
+    """What is wrong with all answers together; `blocked` of the calls were, by a policy that may do so."""
     listed = ", ".join(f"{who} {count}x" for who, count in sorted(counts.items()))
     if item.sticky:
-        return "" if len(counts) == 1 else f"{len(counts)} endpoints answered ({listed}), wanted always the same one"
+        same = len(counts) + bool(blocked) == 1
+        more = f" and {blocked} calls were blocked" if blocked else ""
+        return "" if same else f"{len(counts)} endpoints answered ({listed}){more}, wanted always the same one"
     found = [counts[who] for who in sorted(item.answers)]
     silent = [who for who in sorted(item.answers) if not counts[who]]
+    if not sum(found):
+        return f"nobody answered in {blocked} calls"
     if chance.likelihood(found) >= chance.ERROR_RATE:
         return ""
     if silent:

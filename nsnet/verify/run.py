@@ -12,6 +12,8 @@ from nsnet.verify.judge import Result, judge
 
 CALLS_AT_ONCE = 20_000  # calls of one part; between parts progress is told, and a failure may end the run
 CONCURRENCY = 512
+BLOCKED_AT_ONCE = 4096  # they only wait, so that many may do it together
+BLOCKED_TIMEOUT = 0.6  # s; what is not blocked answers within milliseconds
 TIMEOUT = 1.3  # s; TCP sends a lost SYN again after 1 s
 PAUSE = 1.0  # s before a retry: what converges needs time, and the kernel's ration of ICMP errors grows by one a second
 
@@ -34,11 +36,17 @@ def run(
     results: list[Result] = []
     total, done = sum(item.calls for item in expectations), 0
     for part in parts(expectations):
-        results += _part(part, progress and _shifted(progress, done, total), retry, timeout)
+        answers = _part(part, progress and _shifted(progress, done, total), retry, timeout)
+        results += [judge(item, found) for item, found in zip(part, answers, strict=True)]
         done += sum(item.calls for item in part)
         if not keep_going and not all(result.ok for result in results):
             break
     return results + [_skipped(item) for item in expectations[len(results) :]]
+
+
+def ask(expectations: Sequence[Expectation], *, retry: int = 0, timeout: float = TIMEOUT) -> list[list[Answer]]:
+    """The answers to all calls of every expectation, in the same order, for who wants to judge them otherwise."""
+    return [found for part in parts(expectations) for found in _part(part, None, retry, timeout)]
 
 
 def parts(expectations: Sequence[Expectation]) -> Iterator[list[Expectation]]:
@@ -59,32 +67,38 @@ def _shifted(progress: Progress, done: int, total: int) -> Progress:
     return lambda now, _: progress(min(done + now, total), total)
 
 
-def _part(part: list[Expectation], progress: Progress | None, retry: int, timeout: float) -> list[Result]:
-    results = _ask(part, progress, timeout)
+def _part(part: list[Expectation], progress: Progress | None, retry: int, timeout: float) -> list[list[Answer]]:
+    answers = _ask(part, progress, timeout)
     for _ in range(retry):
-        failed = [index for index, result in enumerate(results) if not result.ok]
+        failed = [index for index, item in enumerate(part) if not judge(item, answers[index]).ok]
         if not failed:
             break
         sleep(PAUSE)
-        for index, result in zip(failed, _ask([part[index] for index in failed], None, timeout), strict=True):
-            results[index] = result
-    return results
+        for index, found in zip(failed, _ask([part[index] for index in failed], None, timeout), strict=True):
+            answers[index] = found
+    return answers
 
 
-def _ask(part: Sequence[Expectation], progress: Progress | None, timeout: float) -> list[Result]:
+def _ask(part: Sequence[Expectation], progress: Progress | None, timeout: float) -> list[list[Answer]]:
     """Everything once; affinity's first call before the others, so that there is something to stick to."""
     answers: list[list[Answer]] = [[] for _ in part]
     first = [index for index, item in enumerate(part) if item.sticky]
     rest = chain.from_iterable([index] * (item.calls - item.sticky) for index, item in enumerate(part))
-    for indexes in (first, list(rest)):
+    blocked = {index for index, item in enumerate(part) if item.want == "blocked"}
+    others = [index for index in rest if index not in blocked]
+    for indexes, patience, together in (
+        (first, timeout, CONCURRENCY),
+        (others, timeout, CONCURRENCY),
+        (sorted(blocked), min(timeout, BLOCKED_TIMEOUT), BLOCKED_AT_ONCE),
+    ):
         probes = [question(part[index]) for index in indexes]
         for index, answer in zip(
             indexes,
-            kernel.probe(probes, timeout=timeout, concurrency=CONCURRENCY, progress=progress),
+            kernel.probe(probes, timeout=patience, concurrency=together, progress=progress),
             strict=True,
         ):
             answers[index].append(answer)
-    return [judge(item, found) for item, found in zip(part, answers, strict=True)]
+    return answers
 
 
 def question(item: Expectation) -> Probe:
@@ -93,7 +107,8 @@ def question(item: Expectation) -> Probe:
     Silence is not asked again where it is what is wanted, nor where several may answer: a second try would choose
     another endpoint and hide a dead one.
     """
-    tries = 1 if item.want in {"timeout", "unreachable"} or len(item.answers) > 1 else 0
+    silence = item.partly or item.want in {"timeout", "unreachable", "blocked"}
+    tries = 1 if silence or len(item.answers) > 1 else 0
     return Probe(
         item.netns,
         item.protocol,

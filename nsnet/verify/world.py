@@ -2,16 +2,20 @@
 
 This reads the same facts as `render` (KUBEPROXY.md: traffic policies, readiness, topology hints) and shares no code
 with it, on purpose: an oracle that asked the rules' author would find the author right.
+
+A world is of one address family: its places and Services have the addresses of that family and no others, and what has
+none is not in it. So all that is expected of IPv4 is expected of IPv6 in the same words.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from ipaddress import ip_address
+from ipaddress import ip_network
 from typing import NamedTuple
 
 import msgspec
 
 from nsnet import model, names
-from nsnet.model import Cluster, EndpointSlice, Node, Objects, Pod, Service
+from nsnet.control import policy
+from nsnet.model import API_FAMILIES, Cluster, EndpointSlice, Family, Node, Objects, Pod, Service, family_of
 
 SERVICE_NAME = "kubernetes.io/service-name"
 ZONE = "topology.kubernetes.io/zone"
@@ -36,6 +40,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     runs: bool = False
     tcp: tuple[int, ...] = ()
     udp: tuple[int, ...] = ()
+    every: frozenset[str] = frozenset()  # of a node: all its addresses
 
     @property
     def label(self) -> str:
@@ -53,49 +58,76 @@ class World(msgspec.Struct, frozen=True):
     services: tuple[Service, ...]
     slices: Mapping[tuple[str, str], tuple[EndpointSlice, ...]]
     plain: bool  # kube-proxy keeps a pod's address on its way to a ClusterIP
+    policy: policy.Index
+    userspace: bool = False  # kube-proxy's process stands between client and endpoint
+    family: Family = "ip"
 
     def node(self, name: str) -> Place | None:
         return next((place for place in self.nodes if place.name == name), None)
 
 
-def world(objects: Objects) -> World:
+def each(objects: Objects) -> list[World]:
+    """One world per family of the cluster, its first family first."""
+    return [world(objects, family) for family in model.families_of(model.cluster_of(objects))]
+
+
+def world(objects: Objects, family: Family = "ip") -> World:
     """The world of objects as `control.complete` left them. Raises InputError where there is no Cluster."""
     cluster = model.cluster_of(objects)
     name = cluster.metadata.name
-    nodes = tuple(_node(name, node) for node in model.of(objects, Node))
+    nodes = tuple(place for node in model.of(objects, Node) if (place := _node(name, node, family)).address)
     services = tuple(model.of(objects, Service))
     dns = model.dns_service({model.key_of(service): service for service in services}, cluster)
-    pods = tuple(_pods(name, objects, services, {node.name for node in nodes}, dns))
+    there = _pods(name, objects, services, {node.name for node in nodes}, dns, family)
+    pods = tuple(pod for pod in there if pod.address)
     return World(
         cluster=cluster,
         nodes=nodes,
         pods=tuple(pod for pod in pods if pod.own),
         guests=tuple(pod for pod in pods if not pod.own),
         hosts=tuple(
-            Place(kind="host", name=host.name, netns=names.host_netns(name, host.name), address=host.address)
+            Place(kind="host", name=host.name, netns=names.host_netns(name, host.name), address=address)
             for host in cluster.hosts or ()
+            if (address := _of_family((host.address, *host.addresses), family))
         ),
-        services=tuple(service for service in services if proxied(service)),
-        slices=_slices(objects),
+        services=tuple(of_family(service, family) for service in services if proxied(service, family))
+        if family == "ip" or cluster.networking.kubeProxyMode != "userspace"  # which never had another family
+        else (),
+        slices=_slices(objects, family),
         plain=cluster.networking.kubeProxyMode != "userspace"
         and not any(key.kind == "KubeProxyConfiguration" for key in objects),
+        policy=policy.index(objects),
+        userspace=cluster.networking.kubeProxyMode == "userspace",
+        family=family,
     )
 
 
-def _node(cluster: str, node: Node) -> Place:
+def _of_family(addresses: Iterable[str], family: Family) -> str:
+    return next((address for address in addresses if address and family_of(address) == family), "")
+
+
+def _node(cluster: str, node: Node, family: Family) -> Place:
     name = node.metadata.name
     return Place(
         kind="node",
         name=name,
         netns=names.node_netns(cluster, name),
-        address=model.internal_ip(node),
+        address=_of_family(model.internal_ips(node), family),
         node=name,
         zone=node.metadata.labels.get(ZONE, ""),
+        every=frozenset(_every_address(node)),
     )
 
 
+def _every_address(node: Node) -> Iterator[str]:
+    """Its own, the bridge's (the first of its subnet) and flannel's device's (the subnet's own)."""
+    yield from (item.address for item in node.status.addresses if item.type != "Hostname")
+    for cidr in filter(None, node.spec.podCIDRs or (node.spec.podCIDR,)):
+        yield from (str(ip_network(cidr)[number]) for number in (0, 1))
+
+
 def _pods(
-    cluster: str, objects: Objects, services: Sequence[Service], nodes: set[str], dns: Service | None
+    cluster: str, objects: Objects, services: Sequence[Service], nodes: set[str], dns: Service | None, family: Family
 ) -> Iterator[Place]:
     """Pods that stand in the network: placed, with an address, not ended."""
     by_namespace: dict[str, list[Service]] = {}
@@ -103,10 +135,10 @@ def _pods(
         by_namespace.setdefault(service.metadata.namespace, []).append(service)
     for pod in model.of(objects, Pod):
         if pod.spec.nodeName in nodes and pod.status.podIP and pod.status.phase not in {"Succeeded", "Failed"}:
-            yield _pod(cluster, pod, by_namespace.get(pod.metadata.namespace, []), dns)
+            yield _pod(cluster, pod, by_namespace.get(pod.metadata.namespace, []), dns, family)
 
 
-def _pod(cluster: str, pod: Pod, services: list[Service], dns: Service | None) -> Place:
+def _pod(cluster: str, pod: Pod, services: list[Service], dns: Service | None, family: Family) -> Place:
     meta, own = pod.metadata, not pod.spec.hostNetwork
     ports = model.served_ports(pod, services)
     return Place(
@@ -115,7 +147,7 @@ def _pod(cluster: str, pod: Pod, services: list[Service], dns: Service | None) -
         netns=names.pod_netns(cluster, meta.namespace, meta.name)
         if own
         else names.node_netns(cluster, pod.spec.nodeName),
-        address=pod.status.podIP,
+        address=_of_family(model.pod_ips(pod), family),
         node=pod.spec.nodeName,
         own=own,
         runs=model.annotation(pod, "nsnet/run") == "true" or model.serves_dns(pod, dns),
@@ -124,22 +156,25 @@ def _pod(cluster: str, pod: Pod, services: list[Service], dns: Service | None) -
     )
 
 
-def proxied(service: Service) -> bool:
-    """Does kube-proxy do anything for it?"""
-    spec = service.spec
-    return (
-        spec.clusterIP not in {"", "None"}
-        and ip_address(spec.clusterIP).version == 4
-        and spec.type != "ExternalName"
-        and not any(label in service.metadata.labels for label in NOT_PROXIED)
-    )
+def proxied(service: Service, family: Family = "ip") -> bool:
+    """Does kube-proxy do anything for it, in this family?"""
+    there = bool(_of_family(model.cluster_ips(service.spec), family))
+    return there and not any(label in service.metadata.labels for label in NOT_PROXIED)
 
 
-def _slices(objects: Objects) -> dict[tuple[str, str], tuple[EndpointSlice, ...]]:
+def of_family(service: Service, family: Family) -> Service:
+    """The Service with the one clusterIP it has of this family."""
+    address = _of_family(model.cluster_ips(service.spec), family)
+    if address == service.spec.clusterIP:
+        return service
+    return msgspec.structs.replace(service, spec=msgspec.structs.replace(service.spec, clusterIP=address))
+
+
+def _slices(objects: Objects, family: Family) -> dict[tuple[str, str], tuple[EndpointSlice, ...]]:
     found: dict[tuple[str, str], list[EndpointSlice]] = {}
     for item in model.of(objects, EndpointSlice):
         labels = item.metadata.labels
-        if item.addressType == "IPv4" and not any(label in labels for label in NOT_PROXIED):
+        if item.addressType == API_FAMILIES[family] and not any(label in labels for label in NOT_PROXIED):
             found.setdefault((item.metadata.namespace, labels.get(SERVICE_NAME, "")), []).append(item)
     return {key: tuple(items) for key, items in found.items()}
 

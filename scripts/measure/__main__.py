@@ -19,7 +19,9 @@ import datapath
 import floor
 import lookups
 import msgspec
+import policy_kernel
 import see
+import services
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -246,6 +248,15 @@ def _ours() -> Iterator[int]:
             yield int(entry.name)
 
 
+def _controllers_memory() -> int:
+    """Proportional set size of the one controller that runs, in KB; its supervisor is not counted."""
+    for pid in _ours():
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if b"nsnet.controller" in words and b"--supervise" not in words:
+            return _proportional(pid)
+    return 0
+
+
 def _proportional(pid: int) -> int:
     """Proportional set size in KB."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -346,13 +357,26 @@ def measure_see() -> Iterator[Line]:
     quiet()
 
 
+def measure_policy() -> Iterator[Line]:
+    from policy_decide import measure
+
+    yield from measure()
+    yield from policy_kernel.measure(nsnet, quiet)
+
+
+def measure_services() -> Iterator[Line]:
+    yield from services.measure(services.Tools(nsnet, service, endpoint_slice, _controllers_memory, quiet))
+
+
 MEASUREMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "help": measure_help,
     "up": measure_up,
     "pairs": measure_pairs,
     "change": measure_change,
+    "services": measure_services,
     "datapath": measure_datapath,
     "processes": measure_processes,
+    "policy": measure_policy,
     "dns": measure_dns,
     "see": measure_see,
 }

@@ -24,7 +24,7 @@ from tests.byhand import adds, namespace
 NAME = "flows"
 NODE2 = names.node_netns(NAME, "node2")
 CLIENT, HOST = names.pod_netns(NAME, "default", "client"), names.host_netns(NAME, "client")
-CLUSTER_IP, NODE_PORT = ("10.96.0.53", 53), ("172.18.0.3", 30053)
+CLUSTER_IP, NODE_PORT, EXTERNAL_IP = ("10.96.0.53", 53), ("172.18.0.3", 30053), ("172.18.0.3", 53)
 
 TOPOLOGY = """
 {apiVersion: nsnet/v1, kind: Cluster, metadata: {name: flows}, networking: {kubeProxyMode: %(mode)s}}
@@ -36,12 +36,17 @@ kind: Pod
 metadata: {name: %(pod)s, labels: {app: dns}}
 spec: {nodeName: node1, containers: [{name: dns, ports: [{containerPort: 5353, protocol: UDP}]}]}
 ---
+%(service)s
+"""
+
+SERVICE = """
 apiVersion: v1
 kind: Service
 metadata: {name: dns}
 spec:
   type: NodePort
   clusterIP: 10.96.0.53
+  externalIPs: [172.18.0.3]
   selector: {app: dns}
   ports: [{port: 53, targetPort: 5353, nodePort: 30053, protocol: UDP}]
 """
@@ -174,9 +179,9 @@ def store() -> Iterator[sqlite.SqliteStore]:
     assert teardown.left(NAME) == []
 
 
-def objects(store: sqlite.SqliteStore, mode: str, pod: str) -> None:
+def objects(store: sqlite.SqliteStore, mode: str, pod: str, service: str = SERVICE) -> None:
     """What `up` writes."""
-    text = TOPOLOGY % {"mode": mode, "pod": pod}
+    text = TOPOLOGY % {"mode": mode, "pod": pod, "service": service}
     stored, revision = load_objects(store)
     loaded = manifests.load([manifests.Source("flows.yaml", text.encode())])
     completed: dict[Key, Object] = control.complete(control.admit(stored, loaded.objects, whole=True))
@@ -208,6 +213,20 @@ def test_a_flow_moves_on_within_the_sync(store: sqlite.SqliteStore, mode: str, w
     entries = {(entry.dst, entry.dport): entry.answerer for entry in conntrack.read(NODE2)}
     assert set(entries) >= {CLUSTER_IP, NODE_PORT}
     assert len({entries[CLUSTER_IP], entries[NODE_PORT]}) == 1
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["what was touched", "everything"])
+@pytest.mark.parametrize("mode", ["iptables", "nftables"])
+def test_a_flow_ends_with_its_service(store: sqlite.SqliteStore, mode: str, whole: bool) -> None:
+    """The pod is still there and would answer: by the clusterIP, by the freed node port, by the external address."""
+    objects(store, mode, "old")
+    memory = up(store, reconcile.rooms(), None)
+    with Flow(CLIENT, CLUSTER_IP) as near, Flow(HOST, NODE_PORT) as far, Flow(HOST, EXTERNAL_IP) as further:
+        assert {*near.answers(2), *far.answers(2), *further.answers(2)} == {"old"}
+        objects(store, mode, "old", service="")
+        up(store, reconcile.rooms(), None if whole else memory)
+        assert [*near.answers(3), *far.answers(3), *further.answers(3)] == [""] * 9
+    assert [entry for entry in conntrack.read(NODE2) if entry.rewritten and entry.dport in (53, 30053)] == []
 
 
 def without_clean_up() -> reconcile.Rooms:

@@ -2,11 +2,12 @@
 
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
-from nsnet import kernel
+from nsnet import kernel, model
 from nsnet.diff import diff
 from nsnet.kernel.probe import ENTRIES, Answer, Learned, Probe, forget, probe
 from nsnet.render import render
@@ -174,3 +175,12 @@ def neighbours(netns: str) -> list[dict[str, object]]:
 
 def learned(netns: str) -> int:
     return sum("PERMANENT" not in item["state"] for item in neighbours(netns))  # type: ignore[operator]
+
+
+def test_an_answer_that_lies_unread_is_no_silence() -> None:
+    """Opening so many takes longer than each has; the kernel answers a SYN at once, so that none is silent."""
+    addresses = [pod.status.podIP for pod in model.of(OBJECTS, model.Pod) if pod.metadata.name in PODS]
+    answers = probe(
+        [Probe(D, "TCP", address, 80) for address in addresses * 200], timeout=0.1, tries=1, concurrency=8192
+    )
+    assert Counter(answer.outcome for answer in answers) == {"ok": 200 * len(PODS)}

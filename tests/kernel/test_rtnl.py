@@ -3,7 +3,7 @@
 import random
 import socket
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 import pytest
@@ -16,6 +16,7 @@ from nsnet.state import (
     Bridge,
     BridgePort,
     Change,
+    Family,
     FdbEntry,
     Key,
     Listener,
@@ -394,13 +395,18 @@ def test_iptables_is_only_read_where_there_are_tables(monkeypatch: pytest.Monkey
     read: list[str] = []
     original = iptables.read
 
-    def noted(name: str, only: frozenset[tuple[str, str]] | None = None) -> object:
-        read.append(name)
-        return original(name, only)
+    def noted(name: str, only: frozenset[tuple[str, str]] | None, families: Sequence[Family]) -> object:
+        read.extend(f"{name} {family}" for family in families)
+        return original(name, only, families)
 
     monkeypatch.setattr(iptables, "read", noted)
     observe("t")
     assert read == []
     subprocess.run(["ip", "netns", "exec", NODE, "iptables", "-t", "nat", "-N", "X"], check=True)
     assert [value.key for value in observe("t")[NODE] if value.key[0] == "chain"] == [("chain", "ip", "nat", "X")]
-    assert read == [NODE]
+    assert read == [f"{NODE} ip"]  # and not ip6tables, which has none
+    subprocess.run(["ip", "netns", "exec", NODE, "ip6tables", "-t", "nat", "-N", "Y"], check=True)
+    assert {value.key for value in observe("t")[NODE] if value.key[0] == "chain"} == {
+        ("chain", "ip", "nat", "X"),
+        ("chain", "ip6", "nat", "Y"),
+    }

@@ -8,7 +8,6 @@ SIGHUP does the same. SIGTERM ends the server.
 
 import argparse
 import asyncio
-import contextlib
 import time
 from functools import partial
 from pathlib import Path
@@ -68,19 +67,12 @@ class Control:
             log(f"HTTP port {self.http}: {error}; tried again at the next reload")
             self.opening = None
 
-    async def listen(self) -> None:
-        """On the socket beside the file; asyncio removes the one of a server that died."""
-        await asyncio.start_unix_server(self._told, f"{self.path}.sock")
-
-    async def _told(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, ValueError, asyncio.CancelledError):  # a line without an end; our own end
-            while await reader.readline() == b"reload\n":
-                said = self.reload()
-                if self.opening:
-                    await self.opening
-                writer.write(f"{said}\n".encode())
-                await writer.drain()
-        writer.close()
+    async def reloaded(self) -> str:
+        """The same, once the HTTP port is open, too."""
+        said = self.reload()
+        if self.opening:
+            await self.opening
+        return said
 
 
 def arguments() -> argparse.Namespace:
@@ -95,7 +87,7 @@ async def run(path: Path, port: int, http: int) -> None:
     """Serves until SIGTERM. Raises OSError when the DNS port cannot be opened."""
     server = Server(Answers(Upstream()))
     control = Control(path, server, http)
-    await control.listen()
+    await start.take_reloads(path, control.reloaded)
     control.reload()
     await server.listen(port)
     if control.opening:

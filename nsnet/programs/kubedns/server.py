@@ -11,16 +11,18 @@ import socket
 from collections.abc import Awaitable
 
 from nsnet.programs.kubedns.answers import Answers
+from nsnet.programs.start import everywhere
 
 AT_ONCE = 64
 CONNECTIONS = 512
 DEADLINE = 10.0
 BACKLOG = 1024
+Client = tuple[str, int] | tuple[str, int, int, int]  # a socket address of either family
 BUFFER = 4 << 20  # of datagrams that wait while the zone is changed; the kernel gives what it allows
 
 
 class Server:
-    """Both transports on one port of every IPv4 address of the namespace."""
+    """Both transports on one port of every address of the namespace."""
 
     def __init__(self, answers: Answers) -> None:
         self.answers = answers
@@ -30,15 +32,18 @@ class Server:
         self.tasks: set[asyncio.Task[None]] = set()
         self.connections: dict[asyncio.StreamWriter, None] = {}  # in order of age
 
-    async def listen(self, port: int, host: str = "0.0.0.0") -> int:  # noqa: S104 - all addresses of the pod's namespace
-        """Opens both sockets, on one port where `port` is 0. Raises OSError."""
-        stream = await asyncio.start_server(self._converse, host, port, backlog=BACKLOG)
-        taken: int = stream.sockets[0].getsockname()[1]
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
-        sock.bind((host, taken))
-        asyncio.get_running_loop().add_reader(sock, self._read, sock)
-        return taken
+    async def listen(self, port: int, *hosts: str) -> int:
+        """Opens both sockets of each address (by default of all), on one port where `port` is 0. Raises OSError."""
+        for host in hosts or everywhere():
+            stream = await asyncio.start_server(self._converse, host, port, backlog=BACKLOG)
+            port = stream.sockets[0].getsockname()[1]
+            sock = socket.socket(stream.sockets[0].family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+            if sock.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as asyncio does
+            sock.bind((host, port))
+            asyncio.get_running_loop().add_reader(sock, self._read, sock)
+        return port
 
     # --- UDP ---
 
@@ -57,12 +62,12 @@ class Server:
             elif reply is not None:
                 self._later(sock, reply, client)
 
-    def _send(self, sock: socket.socket, reply: bytes, client: tuple[str, int]) -> None:
+    def _send(self, sock: socket.socket, reply: bytes, client: Client) -> None:
         self.rcodes[reply[3] & 15] += 1
         with contextlib.suppress(OSError):  # a client that is gone, or a buffer that is full: it will ask again
             sock.sendto(reply, client)
 
-    def _later(self, sock: socket.socket, reply: Awaitable[bytes], client: tuple[str, int]) -> None:
+    def _later(self, sock: socket.socket, reply: Awaitable[bytes], client: Client) -> None:
         async def finish() -> None:
             self._send(sock, await reply, client)
 
