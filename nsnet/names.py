@@ -189,13 +189,15 @@ def pod_firewall(pod: str, direction: str) -> str:
     return f"KUBE-POD-FW-{_kube_hash(f'{pod}/{direction}')}"
 
 
-def policy_set(policy: str, direction: str, rule: str, what: str) -> str:
+def policy_set(policy: str, direction: str, rule: str, what: str, family: str = "ip") -> str:
     """`KUBE-SRC-…` and `KUBE-DST-…`: what a rule's peers are; `what` is pods, blocks or ports.
 
-    `rule` is its text: a rule that says something else has another set, and both are there until the rules change.
+    A set is of one family: those of IPv6 are `inet6:KUBE-…`. `rule` is its text: a rule that says something else has
+    another set, and both are there until the rules change.
     """
     prefix = "SRC" if direction == "ingress" and what != "ports" else "DST"
-    return f"KUBE-{prefix}-{_kube_hash(f'{policy}/{direction}/{rule}/{what}')}"
+    name = f"KUBE-{prefix}-{_kube_hash(f'{policy}/{direction}/{rule}/{what}')}"
+    return f"inet6:{name}" if family == "ip6" else name
 
 
 def nft_policy(kind: str, *parts: str) -> str:

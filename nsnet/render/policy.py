@@ -63,11 +63,12 @@ class Pass(msgspec.Struct, frozen=True, cache_hash=True):
 
 
 class Side(msgspec.Struct, frozen=True, cache_hash=True):
-    """A policy (`ns/name`) in one direction."""
+    """A policy (`ns/name`) in one direction, for the addresses of one family."""
 
     policy: str
     direction: Direction
     passes: tuple[Pass, ...]
+    family: Family = "ip"
 
 
 class Isolated(msgspec.Struct, frozen=True, cache_hash=True):
@@ -209,7 +210,7 @@ class _World:
         passes = [
             one for number, rule in enumerate(rules) for one in self.rule(name, direction, number, rule, selected)
         ]
-        return Side(name, direction, tuple(passes))
+        return Side(name, direction, tuple(passes), self.family)
 
     def rule(
         self, policy: str, direction: Direction, number: int, rule: Mapping[str, Any] | None, selected: frozenset[str]

@@ -134,7 +134,7 @@ class _Several(NamedTuple):
 
     @property
     def set(self) -> str:
-        return names.policy_set("", self.direction, self.text, "several")
+        return names.policy_set("", self.direction, self.text, "several", self.rules[0][0].family)
 
     @property
     def jump(self) -> str:
@@ -204,7 +204,7 @@ def _marked(port: Ports | None, comment: str, bit: str) -> str:
 
 
 def _set(side: Side, one: Pass, what: str) -> str:
-    return names.policy_set(side.policy, side.direction, one.text, what)
+    return names.policy_set(side.policy, side.direction, one.text, what, side.family)
 
 
 def _sets(side: Side, one: Pass, inet: Literal["inet", "inet6"]) -> Iterator[IpSet]:

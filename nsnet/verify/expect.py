@@ -576,6 +576,9 @@ def _names(world: World, objects: Objects, everything: bool) -> Iterator[Expecta
     if service is None:
         return
     few = everything or len(world.nodes) <= FULL_NODES
+    family = model.family_of(service.spec.clusterIP)  # in which they are asked, whatever they are asked about
+    asked = world if world.family == family else worlds.world(objects, family)
+    askers = {pod.name: pod for pod in asked.pods}
     for turn, question in enumerate(names.questions(world, objects)):
         for source in pods if few else sample.rotated(pods, turn, 1):
             for protocol in PROTOCOLS:
@@ -590,7 +593,7 @@ def _names(world: World, objects: Objects, everything: bool) -> Iterator[Expecta
                     ask="dns",
                     question=question,
                 )
-                yield from _asked_of(world, service, source, item)
+                yield from _asked_of(asked, service, askers[source.name], item)
 
 
 def _asked_of(world: World, service: Service, source: Place, item: Expectation) -> Iterator[Expectation]:

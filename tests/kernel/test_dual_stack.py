@@ -279,3 +279,31 @@ def test_the_example_of_the_topologies() -> None:
     told = nsnet("trace", "host/client", "[fd00:172:18::2]:30080")
     assert told.count("\nreply: back to host/client from [fd00:172:18::2]:30080, by ") == 2
     assert "fd00:10:96::100" in nsnet("get", "svc/both", "-o", "json")
+
+
+POLICIES = """
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: b-from-a}
+spec:
+  podSelector: {matchExpressions: [{key: only, operator: DoesNotExist}]}
+  ingress: [{from: [{podSelector: {matchLabels: {only: a}}}], ports: [{port: 8080}]}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: a-to-web}
+spec:
+  podSelector: {matchLabels: {only: a}}
+  policyTypes: [Egress]
+  egress: [{to: [{podSelector: {matchLabels: {app: web}}}, {ipBlock: {cidr: "fd00:203::/64"}}]}]
+"""
+
+
+@pytest.mark.usefixtures("_no_cluster")
+@pytest.mark.parametrize("mode", ["iptables", "nftables"])
+def test_policies_hold_in_both_families(mode: str) -> None:
+    """Also between pods of one node, which find each other by neighbour discovery: no policy may stop that."""
+    nsnet("up", "-", stdin=Case(BOTH, mode).text + POLICIES)
+    told = nsnet("policy", "why", "c", "b:8080", code=1)
+    assert "b-from-a" in told
