@@ -144,7 +144,8 @@ def _ended_alike(one: Predicted, seen: Observed) -> bool:
     if one.way.result == "delivered":
         if not one.open:
             return seen.end in {"reset", "error"}
-        return seen.end == "answered" or (bool(one.back) and seen.end == "lost")
+        silent = bool(one.back) or one.way.packet.protocol == "udp"  # a server of UDP need not answer what it is sent
+        return seen.end == "answered" or (silent and seen.end == "lost")
     if one.way.result == "refused":
         return seen.end in {"reset", "error", "kept"}
     return seen.end in {"lost", "error", "kept"}
