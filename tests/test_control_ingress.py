@@ -151,8 +151,11 @@ def test_what_is_served_has_the_proxys_address_and_nothing_else_has() -> None:
     assert _given(apply(addressed, other + INGRESS % "ingressClassName: o, ")) == []
 
 
+NO_POOL = "apiVersion: nsnet/v1\nkind: Cluster\nloadBalancer: {addresses: []}\n---\n"
+
+
 def test_gateway_status() -> None:
-    there = up(SERVICE + GATEWAY, facts=Facts(now="2026-01-31T12:00:00Z"))
+    there = up(NO_POOL + SERVICE + GATEWAY, facts=Facts(now="2026-01-31T12:00:00Z"))
     gateway, route = one(there, "Gateway/g"), one(there, "HTTPRoute/r")
     assert isinstance(gateway, Gateway)
     assert isinstance(route, HTTPRoute)
@@ -168,6 +171,13 @@ def test_gateway_status() -> None:
         ("ResolvedRefs", "False", "BackendNotFound", "2026-01-31T12:00:00Z"),
     ]
     assert "HTTPRoute r: BackendNotFound: there is no Service default/gone" in events(there)
+    addressed = one(up(SERVICE + GATEWAY), "Gateway/g")
+    assert isinstance(addressed, Gateway)
+    assert [(item.type, item.status) for item in addressed.status.conditions] == [
+        ("Accepted", "True"),
+        ("Programmed", "True"),
+    ]
+    assert len(addressed.status.addresses) == 1
 
 
 def test_a_condition_keeps_its_time_until_it_changes() -> None:

@@ -11,8 +11,10 @@ from nsnet import diff, kernel, render, verify
 from nsnet.cli import options
 from nsnet.cli.context import Running, running
 from nsnet.cli.output import coloured, error, out, print_json, print_table, progress
+from nsnet.cli.trace import look_of
 from nsnet.errors import InputError, NotReachedError
 from nsnet.verify import Expectation, Result, report
+from nsnet.verify.why import explained
 
 SHOWN = 20
 DRIFT = "drift"
@@ -101,7 +103,8 @@ def results_of(now: Running, found: list[Expectation], wish: Wish, *, drift: boo
     lines = _drift(now) if drift else []
     results = verify.run(found, progress=_show, retry=wish.retry, keep_going=wish.keep_going)
     progress("")
-    return [*lines, *results]
+    look = look_of({}, now.objects)
+    return [*lines, *explained(found, results, now.objects, lambda: kernel.observe(now.cluster), look.place)]
 
 
 def _drift(now: Running) -> list[Result]:
@@ -132,8 +135,11 @@ def _print(results: list[Result], seconds: float) -> None:
 def print_failures(results: list[Result]) -> None:
     """A line for each failure, on stdout: they are what was asked for."""
     failures = report.rows(results)
+    why = {result.name: result.why for result in results if result.why}
     for _, name, reason in failures[:SHOWN]:
         out(f"{coloured('FAILED', 'red')}  {name}: {reason}")
+        if name in why:
+            out(f"        {coloured(why[name], 'yellow')}")
     if len(failures) > SHOWN:
         out(f"and {len(failures) - SHOWN} more (--only REGEX, -o json and --junit-file show all)")
 

@@ -51,6 +51,13 @@ SECTIONS: dict[str, dict[str, Verb]] = {
         "events": Verb("health:events", "Show what the controllers have to say."),
         "logs": Verb("health:logs", "Show the log of a component."),
         "trace": Verb("trace:trace", "Show the way a packet would take, hop by hop, and how it ends."),
+        "capture": Verb("capture:capture", "Show or write the packets that pass, on one hop or on all."),
+        "graph": Verb("graph:graph", "Draw the cluster: mermaid, dot, svg or json."),
+        "snapshot": Verb("snapshot:snapshot", "Keep what the kernel has now under a name."),
+        "diff": Verb("snapshot:diff", "Show what changed in the kernel since a snapshot."),
+        "explain": Verb(
+            "realised:explain", "Show how a Service, pod or node is realised here, each line with its reason."
+        ),
         "policy": Verb("policy:policy", "Show what NetworkPolicies allow, whether packets agree, and why."),
         "rules": Verb("explain:rules", "Show the Service rules of a node, explained."),
         "leases": Verb("explain:leases", "Show flannel's subnet leases."),

@@ -15,7 +15,7 @@ import msgspec
 
 from nsnet import kernel, model, names
 from nsnet.cli import options
-from nsnet.cli.context import running
+from nsnet.cli.context import Running, running
 from nsnet.cli.decided import intended
 from nsnet.cli.explain import addresses, service_addresses
 from nsnet.cli.kinds import kind_named
@@ -23,9 +23,12 @@ from nsnet.cli.output import Colour, coloured, out, print_json
 from nsnet.cli.sentences import sentence
 from nsnet.cli.target import Target, target
 from nsnet.errors import InputError, NotReachedError
+from nsnet.kernel import netns
 from nsnet.model import Objects, Pod, Service
-from nsnet.state import Chain, Listener, NftChain, State, socket_address
+from nsnet.state import Chain, NftChain, State, socket_address
 from nsnet.trace import Hop, Packet, Way, answer, policy_of, service_of, walk
+from nsnet.trace.listening import is_open
+from nsnet.verify.intent import intended as promise
 
 
 class Destination(msgspec.Struct, frozen=True):
@@ -66,6 +69,7 @@ class Look(msgspec.Struct, frozen=True):
 @click.argument("to", metavar="TO[:PORT]")
 @click.option("--udp", is_flag=True, help="A UDP packet instead of TCP's first.")
 @click.option("--icmp", is_flag=True, help="A ping.")
+@click.option("--live", is_flag=True, help="Send the packet and watch it on every hop, beside what is predicted.")
 @click.option("--source-port", type=click.IntRange(1, 65535), default=None, metavar="N", help="Default: any.")
 @options.namespace
 @options.output("json")
@@ -75,6 +79,7 @@ def trace(
     to: str,
     udp: bool,
     icmp: bool,
+    live: bool,
     source_port: int | None,
     namespace: str,
     output: str | None,
@@ -83,19 +88,21 @@ def trace(
     """Show the way a packet would take now, hop by hop, with every device and rule, and how it ends.
 
     FROM is a pod, node/N or host/H; TO is one of these, an address, or svc/NAME, which is its clusterIP. Without PORT
-    it is the first one served there. No packet is sent. Rules that change nothing are shown by -o json alone. Exit code
-    1 where a way does not arrive, or its reply does not.
+    it is the first one served there. No packet is sent but with --live. Rules that change nothing are shown by -o json
+    alone. Exit code 1 where a way does not arrive, or its reply does not; with --live, where what is intended,
+    predicted and observed part.
     """
     protocol = _protocol(udp=udp, icmp=icmp, source_port=source_port)
     now = running("trace", cluster)
     start = target(now.objects, source, namespace)
     end = destination(now.objects, to, namespace, protocol)
-    state = kernel.observe(now.cluster)
-    if start.netns not in state:
-        raise NotReachedError(f"{start.label} has no network namespace {start.netns}", "nsnet status")
     asked = Packet(protocol, end.address, end.port, sport=source_port or 0)
-    found = traced(state, start, asked)
+    state, found = looked(now, start, asked)
     look = look_of(state, now.objects, namespace)
+    if live:
+        from nsnet.cli.live import watched
+
+        return watched(now, found, start, end, asked, look, output)
     if output == "json":
         wanted = tuple(intended(now.objects, start, (one.way for one in found)))
         print_json({**document(found, start, end, asked, look), **({"intended": wanted} if wanted else {})})
@@ -115,6 +122,46 @@ def _protocol(*, udp: bool, icmp: bool, source_port: int | None) -> str:
     return "udp" if udp else "icmp" if icmp else "tcp"
 
 
+_KINDS = {
+    "pod": frozenset({("netns",), ("link",), ("port",)}),
+    "node": frozenset({("netns",), ("link",), ("port",), ("address",), ("route",), ("neighbour",), ("fdb",)}),
+}
+
+
+def looked(now: Running, start: Target, asked: Packet) -> tuple[State, list[Traced]]:
+    """The state and every way. Raises NotReachedError where the namespace it starts from is not there.
+
+    Of pods and nodes that should have no part in it little is read: pods are many, and rules long. Where the packet
+    does not fare as promised, or passes one of these, everything is read and followed again.
+    """
+    part = set(_part(now.objects, start.netns, asked))
+    every = netns.candidates(now.cluster)
+    few = {name: _KINDS[names.kind_of(name)] for name in every if names.kind_of(name) in _KINDS and name not in part}
+    state: State = kernel.observe(now.cluster, only={name: few.get(name, frozenset()) for name in every})
+    if start.netns not in state:
+        raise NotReachedError(f"{start.label} has no network namespace {start.netns}", "nsnet status")
+    found = traced(state, start, asked)
+    passed = {hop.netns for one in found for way in (one.way, *one.replies) for hop in way.hops}
+    if passed & few.keys() or not all(one.good for one in found):
+        state = kernel.observe(now.cluster)
+        found = traced(state, start, asked)
+    return state, found
+
+
+def _part(objects: Objects, start: str, asked: Packet) -> Iterator[str]:
+    """The namespaces that a packet should pass: its pods' and their nodes', and the node that has the address."""
+    promised = promise(objects, start, asked)
+    ends = {start, *(promised.netns if promised else ())}
+    yield from ends
+    own = model.cluster_of(objects).metadata.name
+    for pod in model.of(objects, Pod):
+        if names.pod_netns(own, pod.metadata.namespace, pod.metadata.name) in ends:
+            yield names.node_netns(own, pod.spec.nodeName)
+    for node in model.of(objects, model.Node):
+        if asked.dst in {address.address for address in node.status.addresses}:
+            yield names.node_netns(own, node.metadata.name)
+
+
 def traced(state: State, start: Target, asked: Packet) -> list[Traced]:
     """Every way, with its replies."""
     return [_traced(state, way, asked) for way in walk(state, start.netns, asked)]
@@ -123,21 +170,9 @@ def traced(state: State, start: Target, asked: Packet) -> list[Traced]:
 def _traced(state: State, way: Way, asked: Packet) -> Traced:
     if way.result != "delivered":
         return Traced(way)
-    if not _is_open(state, way):
+    if not is_open(state, way):
         return Traced(way, open=False)
     return Traced(way, replies=tuple(answer(state, way, asked)))
-
-
-def _is_open(state: State, way: Way) -> bool:
-    """Does anything listen? A state that was never observed has no listeners at all, and cannot say."""
-    if way.packet.protocol not in {"tcp", "udp"}:
-        return True
-    if not any(isinstance(value, Listener) for values in state.values() for value in values):
-        return True
-    here = (value for value in state[way.netns] if isinstance(value, Listener))
-    wanted = (way.packet.protocol, way.packet.dport)
-    mine = {"::", way.packet.dst} | ({"0.0.0.0"} if ":" not in way.packet.dst else set())  # noqa: S104 - compared
-    return any((item.protocol.lower(), item.port) == wanted and item.address in mine for item in here)
 
 
 # --- TO ---------------------------------------------------------------------------------------------------------------
@@ -291,6 +326,11 @@ def _printed(blocks: Sequence[Block]) -> Iterator[str]:
         yield coloured(place, "cyan")
         for _, lines in group:
             yield from lines
+
+
+def way_lines(way: Way, asked: Packet, look: Look) -> Iterator[str]:
+    """One way's hops, as `report` prints them."""
+    yield from _printed(_blocks(way, asked, look))
 
 
 def _blocks(way: Way, asked: Packet, look: Look) -> list[Block]:
@@ -464,7 +504,7 @@ def _way_document(one: Traced, asked: Packet, look: Look) -> dict[str, object]:
         **_ended(one.way, look),
         "listening": one.open,
         "verdict": verdict(one, asked, look),
-        "hops": [_hop_document(hop, look, changed) for hop, changed in _with_changes(one.way, asked)],
+        "hops": hop_documents(one.way, asked, look),
         "replies": [
             {
                 **_ended(reply, look),
@@ -474,6 +514,11 @@ def _way_document(one: Traced, asked: Packet, look: Look) -> dict[str, object]:
             for reply in one.replies
         ],
     }
+
+
+def hop_documents(way: Way, asked: Packet, look: Look) -> list[dict[str, object]]:
+    """One way's hops, as `document` has them."""
+    return [_hop_document(hop, look, changed) for hop, changed in _with_changes(way, asked)]
 
 
 def _ended(way: Way, look: Look) -> dict[str, object]:

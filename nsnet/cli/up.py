@@ -26,7 +26,7 @@ from nsnet.cli.plan import wanted
 from nsnet.errors import MachineError, NotReachedError
 from nsnet.kernel import features
 from nsnet.manifests import Loaded
-from nsnet.model import Event, Node, Objects, Pod, Service
+from nsnet.model import Event, Ingress, Node, Objects, Pod, Service
 from nsnet.reconcile import Report
 from nsnet.store import Store
 from nsnet.store.objects import load_objects, update
@@ -246,9 +246,9 @@ def tries(objects: Objects) -> Iterator[str]:
         yield f"exec host/{hosts[0].name} -- {_call(outside, model.internal_ip(nodes[-1]), 'node')}"
     served = next((item for item in model.of(objects, Ingress) if item.status.loadBalancer.ingress), None)
     rule = next((rule for rule in (served.spec.rules or ()) if rule.host), None) if served else None
-    if rule and hosts:
+    if rule and rule.host and hosts:
         path = rule.http.paths[0].path if rule.http and rule.http.paths else ""
-        yield f"exec host/{hosts[0].name} -- curl -s http://{rule.host.replace('*', 'any')}{path or '/'}"
+        yield f"exec host/{hosts[0].name} -- curl -s {quote(f'http://{rule.host}{path}')}"
 
 
 def _by_name(objects: Objects, service: Service, caller: Pod) -> str:

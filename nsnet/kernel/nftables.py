@@ -48,7 +48,8 @@ from nsnet.state import (
 
 READ_WHOLE = {"ip", "ip6"}  # tables of other families are read as tables alone: nobody wants one, they can only go
 IPTABLES = frozenset((family, name) for family in ("ip", "ip6") for name in TABLES)
-TRACE = "nsnet-trace"  # live traces put it there, and take it away
+TRACE = "nsnet-trace"  # of live traces; the kernel removes it with them
+OWNED = 2  # NFT_TABLE_F_OWNER
 
 KEYS_ONE_BY_ONE = 400  # more than that: everything is read
 DUMPS_AT_ONCE = 32
@@ -94,8 +95,14 @@ def read(netns: str, only: frozenset[Key] | None = None) -> frozenset[Nft]:
 def tables(netfilter: Netlink) -> list[NftTable]:
     """All that are neither iptables' nor there for a moment."""
     (found,) = netfilter.dump([nftnl.request(nftnl.GETTABLE)])
-    every = (nftnl.table(message) for message in found)
-    return [one for one in every if (one.family, one.name) not in IPTABLES and one.name != TRACE]
+    every = [nftnl.table(message) for message in found if not _is_live_trace(message)]
+    return [one for one in every if (one.family, one.name) not in IPTABLES]
+
+
+def _is_live_trace(message: Message) -> bool:
+    """Of a live trace that runs: it has an owner, with whom it goes. One without is a leftover."""
+    _, found = nftnl.body(message)
+    return nftnl.string(found[1]) == TRACE and bool(nftnl.number(found.get(2, bytes(4))) & OWNED)
 
 
 def _read_all(netfilter: Netlink) -> frozenset[Nft]:

@@ -4,9 +4,11 @@ Conntrack as the kernel has it: the nat table sees only the first packet of a co
 is translated back by the entry the first packet made (`Trip.reply`), whatever the rules say by now.
 """
 
-from collections.abc import Collection, Iterator
-from functools import partial
-from typing import Literal
+from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache, partial
+from heapq import merge
+from operator import itemgetter
+from typing import Literal, NamedTuple
 
 from msgspec.structs import replace
 
@@ -28,6 +30,7 @@ PRIORITIES: dict[str, dict[str, int]] = {
 }
 """Where iptables' tables stand in a hook; nftables' base chains say their own priority."""
 
+_ONE_ADDRESS = 0xFFFFFFFF
 _DEEPEST = 64  # jumps in each other; the kernel refuses loops, observed text could hold one
 _POLICIES: dict[str, Outcome] = {"accept": "accept", "drop": "drop"}
 _ENDS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject"}
@@ -79,8 +82,8 @@ def _place(
 def _chain(chain: Chain, trip: Trip, here: View, facts: Facts, depth: int) -> Iterator[tuple[Outcome | None, Trip]]:
     """Every way through a chain; None: the packet came to its end, or returned."""
     passing = [trip]
-    for text in chain.rules:
-        rule, still = parse(text), []
+    for rule in _candidates(chain.rules, trip.packet.dst):
+        still: list[Trip] = []
         for one in passing:
             chance = likelihood(rule, one, facts, number(one.packet.src), number(one.packet.dst))
             if chance < 1.0:
@@ -97,6 +100,33 @@ def _chain(chain: Chain, trip: Trip, here: View, facts: Facts, depth: int) -> It
             return
     for one in passing:
         yield None, one
+
+
+class _Index(NamedTuple):
+    """A chain's rules by place: those for one address alone, and all others."""
+
+    by_address: Mapping[int, tuple[tuple[int, Rule], ...]]
+    others: tuple[tuple[int, Rule], ...]
+
+
+@lru_cache(maxsize=1 << 14)
+def _index(rules: tuple[str, ...]) -> _Index:
+    by_address: dict[int, tuple[tuple[int, Rule], ...]] = {}
+    others = []
+    for place, rule in enumerate(map(parse, rules)):
+        to = rule.destination
+        if to is not None and not to.negated and to.mask == _ONE_ADDRESS:
+            by_address[to.network] = (*by_address.get(to.network, ()), (place, rule))
+        else:
+            others.append((place, rule))
+    return _Index(by_address, tuple(others))
+
+
+def _candidates(rules: tuple[str, ...], dst: str) -> Iterator[Rule]:
+    """In order, without those for another address: of KUBE-SERVICES' thousand rules one packet concerns a few."""
+    index = _index(rules)
+    mine = index.by_address.get(number(dst), ())
+    return (rule for _, rule in merge(mine, index.others, key=itemgetter(0)))
 
 
 def _weighed(trip: Trip, chance: float) -> Trip:

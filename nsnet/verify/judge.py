@@ -38,6 +38,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     calls: int = 1
     tries: int = 1
     skipped: bool = False
+    why: str = ""  # where its packet's predicted way and what was promised part
 
 
 class Said(msgspec.Struct, frozen=True):

@@ -27,9 +27,13 @@ def junit(results: Sequence[Result], name: str = "nsnet verify") -> str:
             if result.skipped:
                 ET.SubElement(case, "skipped", {"message": _legal(result.reason)})
             elif not result.ok:
-                ET.SubElement(case, "failure", {"message": _legal(result.reason)})
+                ET.SubElement(case, "failure", {"message": _legal(_whole(result))})
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _whole(result: Result) -> str:
+    return f"{result.reason}; {result.why}" if result.why else result.reason
 
 
 def _totals(name: str, results: Sequence[Result]) -> dict[str, str]:
@@ -58,6 +62,7 @@ def document(result: Result) -> dict[str, Any]:
         "target": result.target,
         "status": status(result),
         "reason": result.reason,
+        **({"why": result.why} if result.why else {}),
         "seconds": round(result.seconds, 6),
         "calls": result.calls,
         "tries": result.tries,

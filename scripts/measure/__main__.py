@@ -22,6 +22,7 @@ import loadbalancer
 import lookups
 import msgspec
 import policy_kernel
+import see
 import services
 
 ROOT = Path(__file__).parents[2]
@@ -356,6 +357,26 @@ def measure_help() -> Iterator[Line]:
     yield "nsnet --help", f"{spent * 1000:.0f} ms", "< 150 ms", spent < 0.15
 
 
+def measure_see() -> Iterator[Line]:
+    """1,000 pods on 10 nodes, 1,000 Services with rules, and one Service of five of the pods."""
+    few = {"app": "few"}
+    docs = [
+        {
+            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "few"},
+            "spec": {
+                "replicas": 5, "selector": {"matchLabels": few},
+                "template": {"metadata": {"labels": few},
+                             "spec": {"containers": [{"name": "web", "ports": [{"containerPort": 80}]}]}},
+            },
+        },
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+         "spec": {"selector": few, "ports": [{"port": 80}]}},
+    ]  # fmt: skip
+    topology = "\n---\n".join([cluster("see", 10, 995, services=1000), *map(json.dumps, docs)])
+    yield from see.measure(nsnet, topology, "see", "web-")
+    quiet()
+
+
 def measure_policy() -> Iterator[Line]:
     from policy_decide import measure
 
@@ -379,6 +400,7 @@ MEASUREMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "policy": measure_policy,
     "dns": measure_dns,
     "ingress": measure_ingress,
+    "see": measure_see,
 }
 
 

@@ -1,0 +1,146 @@
+"""`trace --live`: one packet sent and watched, printed in the lines of the predicted way, and compared with it."""
+
+from collections.abc import Iterator, Sequence
+
+from nsnet import model, names
+from nsnet.cli import trace
+from nsnet.cli.context import Running
+from nsnet.cli.decided import decided, end_of
+from nsnet.cli.explain import flows
+from nsnet.cli.output import coloured, out, print_json
+from nsnet.cli.target import Target
+from nsnet.control import policy
+from nsnet.errors import NotReachedError
+from nsnet.model import Objects
+from nsnet.trace import Packet, Way
+from nsnet.trace.values import Flow, Result
+from nsnet.verify import parted
+from nsnet.verify.intent import Intent, intended
+from nsnet.verify.live import Observed, observe
+from nsnet.verify.parted import Parting, Predicted
+
+RESULTS: dict[str, Result] = {
+    "answered": "delivered",
+    "reset": "refused",
+    "error": "refused",
+    "lost": "dropped",
+    "kept": "dropped",
+}
+
+
+def watched(
+    now: Running,
+    found: Sequence[trace.Traced],
+    start: Target,
+    end: trace.Destination,
+    asked: Packet,
+    look: trace.Look,
+    output: str | None,
+) -> int:
+    """Sends, prints, and gives the exit code. Raises as `verify.live.observe` does."""
+    port = int(model.cluster_of(now.objects).flannel.Backend.Port or 0)
+    ends = [one.way.netns for one in found if names.kind_of(one.way.netns) == "pod"]
+    seen = observe(look.state, start.netns, asked, port, ends)
+    intent = _promised(now.objects, start, asked, found)
+    ways = [foretold(one, look) for one in found]
+    verdict = parted.compared(look.state, intent, ways, seen, look.place)
+    if output == "json":
+        print_json(document(seen, verdict, intent, found, start, end, asked, look))
+    else:
+        for line in report(seen, verdict, intent, found, start, end, asked, look):
+            out(line)
+    arrived = RESULTS[seen.end] == "delivered" or (asked.protocol == "udp" and all(one.good for one in found))
+    return 0 if verdict.agree and arrived else NotReachedError.exit_code
+
+
+def _promised(objects: Objects, start: Target, asked: Packet, found: Sequence[trace.Traced]) -> Intent | None:
+    """What the objects promise, NetworkPolicies included: what they deny on every way shall not arrive."""
+    intent, known = intended(objects, start.netns, asked), policy.index(objects)
+    if intent is None or intent.want != "reach" or not known.closed:
+        return intent
+    sides = [decided(known, end_of(known, start), one.way) for one in found]
+    if any(decision.allowed for decision in sides):
+        return intent
+    return Intent("nothing", f"NetworkPolicies deny {intent.words} to {start.label}")
+
+
+def foretold(one: trace.Traced, look: trace.Look) -> Predicted:
+    """A predicted way, as the comparison wants it."""
+    lost = next((reply for reply in one.replies if reply.result != "delivered"), None)
+    return Predicted(one.way, one.open, trace.reply_verdict(one.way, lost, look) if lost else "")
+
+
+def way_of(seen: Observed, asked: Packet) -> Way:
+    """The observed packet as a way: in each namespace it came as first and left as last seen there."""
+    last = seen.packet or asked
+    flows = []
+    before = asked
+    for netns in dict.fromkeys(one.netns for one in seen.sightings):
+        own = [one.packet for one in seen.sightings if one.netns == netns and not one.carrier]
+        if own:
+            came = before if all(one.outgoing for one in seen.sightings if one.netns == netns) else own[0]
+            flows.append(Flow(netns, came, own[-1]))
+            before = own[-1]
+    return Way(RESULTS[seen.end], seen.where, last, seen.words, seen.hops, tuple(flows))
+
+
+def report(
+    seen: Observed,
+    verdict: Parting,
+    intent: Intent | None,
+    found: Sequence[trace.Traced],
+    start: Target,
+    end: trace.Destination,
+    asked: Packet,
+    look: trace.Look,
+) -> Iterator[str]:
+    yield f"{asked.protocol} from {start.label} to {end.words}, sent and seen"
+    yield from trace.way_lines(way_of(seen, asked), asked, look)
+    rows = [(netns, row) for netns, line in seen.connections for row in flows(line, look.services)]
+    for netns, (_, state, source, dest, answers, goes) in rows:
+        yield f"conntrack on {look.place(netns)}: {source} → {dest}, answered by {answers} → {goes}  {state}"
+    for words in seen.notes:
+        yield f"note: {words}"
+    good = "green" if verdict.agree else "red"
+    yield f"intended:  {_intended(intent)}"
+    said = [trace.verdict(one, asked, look) for one in found]
+    yield f"predicted: {said[0]}" + (f" (or {len(said) - 1} other ways)" if len(said) > 1 else "")
+    yield f"observed:  {parted.ending(seen, look.place)}"
+    yield coloured(f"verdict:   {verdict.sentence}", good)  # type: ignore[arg-type]
+
+
+def _intended(intent: Intent | None) -> str:
+    if intent is None:
+        return "the objects promise nothing about this address"
+    return f"should reach {intent.words}" if intent.want == "reach" else f"{intent.want}: {intent.words}"
+
+
+def document(
+    seen: Observed,
+    verdict: Parting,
+    intent: Intent | None,
+    found: Sequence[trace.Traced],
+    start: Target,
+    end: trace.Destination,
+    asked: Packet,
+    look: trace.Look,
+) -> dict[str, object]:
+    """The predicted ways as without --live, and beside them what was seen."""
+    way = way_of(seen, asked)
+    observed = {
+        "end": seen.end,
+        "where": look.place(seen.where),
+        "words": parted.ending(seen, look.place),
+        "packet": seen.packet,
+        "hops": trace.hop_documents(way, asked, look),
+        "answerPassed": [look.place(netns) for netns in seen.answers],
+        "conntrack": [{"where": look.place(netns), "entry": entry} for netns, entry in seen.connections],
+        "notes": list(seen.notes),
+    }
+    return {
+        **trace.document(found, start, end, asked, look),
+        "promised": intent,
+        "observed": observed,
+        "agree": verdict.agree,
+        "verdict": verdict.sentence,
+    }

@@ -1,0 +1,120 @@
+"""What the objects promise to one packet: who may answer it, or that nobody shall. Pure.
+
+The same facts as `expect` has, asked for one source and one address instead of all: for a verdict on a packet that
+somebody chose. None where the objects promise nothing (an address that is nobody's). NetworkPolicies do not count here.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from nsnet.model import Objects, Service, ServicePort
+from nsnet.trace import Packet
+from nsnet.verify import world as worlds
+from nsnet.verify.world import Backend, Place, World
+
+
+class Intent(msgspec.Struct, frozen=True):
+    """`places` are the labels (`pod/default/web-0`) that may answer, by their namespaces; `words` say it."""
+
+    want: Literal["reach", "refused", "nothing"]
+    words: str
+    places: frozenset[str] = frozenset()
+    netns: frozenset[str] = frozenset()
+
+
+def intended(objects: Objects, netns: str, packet: Packet) -> Intent | None:
+    """What shall become of the first packet of a connection that a process in `netns` opens."""
+    world = worlds.world(objects)
+    places = (*world.pods, *world.nodes, *world.hosts)
+    source = next((place for place in places if place.netns == netns), None)
+    if source is None:
+        return None
+    service = _service(world, packet)
+    if service is not None:
+        return _to_service(world, source, *service)
+    node_port = _node_port(world, packet)
+    if node_port is not None:
+        return _to_node_port(world, source, *node_port)
+    owner = next((place for place in places if place.address == packet.dst), None)
+    if owner is None:
+        return None
+    if source.kind == "host" and owner.kind == "pod":
+        return Intent("nothing", f"{_short(owner)} shall be out of reach of {source.label}")
+    return _reach((owner,))
+
+
+def _reach(places: Sequence[Place]) -> Intent:
+    names = [_short(place) for place in places]
+    words = " or ".join(names[:3]) + (f" or {len(names) - 3} more" if len(names) > 3 else "")
+    return Intent("reach", words, frozenset(names), frozenset(place.netns for place in places))
+
+
+def _short(place: Place) -> str:
+    return place.label.replace("pod/default/", "pod/")
+
+
+Asked = tuple[Service, ServicePort]
+
+
+def _service(world: World, packet: Packet) -> Asked | None:
+    return next(
+        (
+            (service, port)
+            for service in world.services
+            if packet.dst in {service.spec.clusterIP, *(service.spec.externalIPs or ())}
+            for port in service.spec.ports or ()
+            if (port.port, port.protocol.lower()) == (packet.dport, packet.protocol)
+        ),
+        None,
+    )
+
+
+def _node_port(world: World, packet: Packet) -> tuple[Service, ServicePort, Place] | None:
+    node = next((place for place in world.nodes if place.address == packet.dst), None)
+    if node is None or not packet.dport:
+        return None
+    return next(
+        (
+            (service, port, node)
+            for service in world.services
+            for port in service.spec.ports or ()
+            if (port.nodePort, port.protocol.lower()) == (packet.dport, packet.protocol)
+        ),
+        None,
+    )
+
+
+def _to_service(world: World, source: Place, service: Service, port: ServicePort) -> Intent | None:
+    if source.kind == "host":
+        return Intent("nothing", f"{_title(service)} shall be out of reach of {source.label}")
+    node = world.node(source.node)
+    if node is None:
+        return None
+    candidates = worlds.backends(world, service, port)
+    local = service.spec.internalTrafficPolicy == "Local"
+    found = worlds.for_local(candidates, node) if local else worlds.for_cluster(candidates, node)
+    return _of(world, service, candidates, found)
+
+
+def _to_node_port(world: World, source: Place, service: Service, port: ServicePort, node: Place) -> Intent:
+    candidates = worlds.backends(world, service, port)
+    inside = source.node == node.name or (source.kind == "pod" and not world.cluster.flannel.ipMasq)
+    local = service.spec.externalTrafficPolicy == "Local" and not inside
+    found = worlds.for_local(candidates, node) if local else worlds.for_cluster(candidates, node)
+    return _of(world, service, candidates, found)
+
+
+def _of(world: World, service: Service, candidates: Sequence[Backend], found: Sequence[Backend]) -> Intent:
+    if found:
+        owners = {place.address: place for place in (*world.guests, *world.nodes, *world.hosts, *world.pods)}
+        known = [owners[backend.address] for backend in found if backend.address in owners]
+        return _reach(known) if known else Intent("reach", f"an endpoint of {_title(service)}")
+    if worlds.usable(candidates):
+        return Intent("nothing", f"{_title(service)} has no endpoint that its policy allows here")
+    return Intent("refused", f"{_title(service)} has no endpoint")
+
+
+def _title(service: Service) -> str:
+    return f"Service {service.metadata.namespace}/{service.metadata.name}"

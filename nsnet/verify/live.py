@@ -1,0 +1,188 @@
+"""One packet, sent and watched: on every device it passes, with the rules it matches and conntrack's entry of it.
+
+beacon ─send→ kernel ─capture→ sightings, ruletrace→ rules ─trace.observed→ hops, in the words of the predicted way
+"""
+
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Literal
+
+import msgspec
+
+from nsnet import names
+from nsnet.errors import NsnetError
+from nsnet.kernel import bpf, frames, run
+from nsnet.kernel.beacon import Beacon, beacon, send
+from nsnet.kernel.capture import Capture, Seen
+from nsnet.kernel.iptables import is_nft
+from nsnet.kernel.nftables import TRACE
+from nsnet.kernel.ruletrace import RuleTrace, Told, places_of
+from nsnet.state import Chain, NftChain, State
+from nsnet.trace import Hop, Packet
+from nsnet.trace.observed import Sighting, hops, unflooded
+
+QUIET = 0.3  # s without any sign of the packet, after which it counts as lost
+LONGEST = 3.0
+
+End = Literal["answered", "reset", "error", "lost", "kept"]
+
+
+class Observed(msgspec.Struct, frozen=True):
+    """What was seen.
+
+    `end`: answered, reset (by TCP), error (an ICMP error, in `words`), lost, or kept by its own namespace (never seen
+    on a device). `where` is the namespace that ended it, or where it was last seen.
+    """
+
+    end: End
+    where: str
+    sightings: tuple[Sighting, ...]
+    hops: tuple[Hop, ...]
+    answers: tuple[str, ...] = ()  # the places that answers passed
+    words: str = ""
+    dropped_by: Hop | None = None
+    connections: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def packet(self) -> Packet | None:
+        """As it was when it was last seen."""
+        return self.sightings[-1].packet if self.sightings else None
+
+
+def observe(
+    state: State, netns: str, asked: Packet, port: int, ends: Sequence[str] = (), *, connections: bool = True
+) -> Observed:
+    """Sends the packet and watches it; `port` is VXLAN's, `ends` further pods where it may arrive.
+
+    `connections`: conntrack's entries are read, too (a process for each node that it passed).
+
+    Raises NotReachedError where it cannot be sent, MachineError where the kernel cannot be asked.
+    """
+    one = beacon(netns, asked.protocol, asked.dst, asked.dport, asked.sport)
+    places = [name for name in state if names.kind_of(name) != "pod"]
+    places = list(dict.fromkeys([netns, *places, *ends]))
+    ruled = [name for name in places if any(isinstance(value, Chain | NftChain) for value in state.get(name, ()))]
+    program = bpf.inner_too(bpf.compiled(one.filter), port)
+    with (
+        Capture([(name, "") for name in places], program, 2048) as hearing,
+        RuleTrace(ruled, one.number, one.matches) as rules,
+    ):
+        refused = send(one)
+        seen = _watched(hearing, one, frozenset({port}))
+        told = rules.read()
+    found = _understood(state, one, seen, told, refused)
+    return msgspec.structs.replace(found, connections=_connections(one, found.sightings)) if connections else found
+
+
+def _watched(hearing: Capture, one: Beacon, ports: frozenset[int]) -> list[tuple[Seen, frames.Frame]]:
+    """Until an answer has come home, or for a while nothing is seen any more."""
+    found: list[tuple[Seen, frames.Frame]] = []
+    start = last = time.monotonic()
+    while time.monotonic() - last < QUIET and time.monotonic() - start < LONGEST:
+        for seen in hearing.read(0.05):
+            found.append((seen, frames.decode(seen.data, ports)))
+            last = time.monotonic()
+        if any(seen.netns == one.netns and not seen.outgoing and not _is_sent(one, frame) for seen, frame in found):
+            return found + [(seen, frames.decode(seen.data, ports)) for seen in hearing.rest()]
+    return found
+
+
+def _is_sent(one: Beacon, frame: frames.Frame) -> bool:
+    inner = frame.innermost
+    return inner.protocol == one.protocol and one.is_sent(inner.seq, inner.payload, inner.kind)
+
+
+def _understood(
+    state: State, one: Beacon, seen: Sequence[tuple[Seen, frames.Frame]], told: Sequence[Told], refused: str
+) -> Observed:
+    sightings = unflooded(state, [_sighting(what, frame) for what, frame in seen if _is_sent(one, frame)])
+    answers = [(what, frame.innermost) for what, frame in seen if not _is_sent(one, frame)]
+    rules, dropped = _rules(state, told)
+    way = hops(state, sightings, rules)
+    end, where, words = _end(one, sightings, answers, refused)
+    return Observed(
+        end=end,
+        where=where,
+        sightings=sightings,
+        hops=way,
+        answers=tuple(place for place, _ in groupby(what.netns for what, _ in answers)),
+        words=words,
+        dropped_by=dropped if end in {"lost", "kept"} else None,
+        notes=() if is_nft() else ("iptables is the legacy build: which rules matched is not told by this kernel",),
+    )
+
+
+def _sighting(seen: Seen, frame: frames.Frame) -> Sighting:
+    inner = frame.innermost
+    packet = Packet(inner.protocol, inner.dst, inner.dport, inner.src, inner.sport)
+    return Sighting(
+        seen.netns, seen.dev, seen.outgoing, packet, frame.dst if frame.inner is not None else "", frame.mac_dst
+    )
+
+
+def _end(
+    one: Beacon, sightings: Sequence[Sighting], answers: Sequence[tuple[Seen, frames.Frame]], refused: str
+) -> tuple[End, str, str]:
+    if answers:
+        first, frame = answers[0]
+        if frame.quoted is not None:
+            return "error", first.netns, frames.line(frame).partition(" for ")[0]
+        return ("reset" if "RST" in frame.flags else "answered"), first.netns, ""
+    if not sightings:
+        return "kept", one.netns, refused
+    return "lost", sightings[-1].netns, ""
+
+
+def _rules(state: State, told: Sequence[Told]) -> tuple[dict[str, list[list[Hop]]], Hop | None]:
+    """The rules of each pass through each namespace, as the state spells them; and the one that dropped the packet."""
+    found: dict[str, list[list[Hop]]] = {}
+    dropped: Hop | None = None
+    for netns, group in groupby(told, key=lambda one: one.netns):
+        steps = list(group)
+        texts = _texts(state, netns, steps)
+        for ours, same in groupby(steps, key=lambda one: one.table == TRACE):
+            if ours:  # our own table comes first in every pass
+                continue
+            passed = [(step, _hop(step, texts)) for step in same]
+            found.setdefault(netns, []).append([hop for step, hop in passed if step.handle])
+            dropped = next((hop for step, hop in passed if step.verdict == "drop"), dropped)
+    return found, dropped
+
+
+def _hop(step: Told, texts: dict[tuple[str, str, int], str]) -> Hop:
+    what = f"{step.table} {step.chain}"
+    if not step.handle:
+        return Hop(step.netns, what, f"policy {step.verdict}")
+    return Hop(step.netns, what, texts.get((step.table, step.chain, step.handle), f"rule handle {step.handle}"))
+
+
+def _texts(state: State, netns: str, steps: Sequence[Told]) -> dict[tuple[str, str, int], str]:
+    wanted = {(step.table, step.chain) for step in steps if step.handle and step.table != TRACE}
+    chains = {
+        (value.table, value.name): value.rules
+        for value in state.get(netns, ())
+        if isinstance(value, Chain | NftChain) and value.family == "ip"
+    }
+    return {
+        (table, chain, handle): chains[table, chain][index]
+        for (table, chain, handle), index in places_of(netns, wanted).items()
+        if index < len(chains.get((table, chain), ()))
+    }
+
+
+def _connections(one: Beacon, sightings: Sequence[Sighting]) -> tuple[tuple[str, str], ...]:
+    """(namespace, conntrack's line) of every node it passed; none where conntrack(8) is missing."""
+    found = []
+    first = {sighting.netns: sighting.packet for sighting in reversed(sightings) if not sighting.carrier}
+    for netns, packet in reversed(first.items()):
+        if names.kind_of(netns) == "node":
+            words = ["conntrack", "-L", "-p", one.protocol, "--orig-src", packet.src, "--orig-dst", packet.dst]
+            if packet.dport:
+                words += ["--sport", str(packet.sport), "--dport", str(packet.dport)]
+            try:
+                found += [(netns, line.strip()) for line in run.output(netns, words).splitlines()]
+            except NsnetError:
+                continue
+    return tuple(found)

@@ -1,0 +1,173 @@
+"""Intended, predicted and observed: where they part, in one sentence. Pure.
+
+"should reach pod/web-1 via flannel.1; the rules send it there; last seen out cni0 of node/node1; flannel.1 has no FDB
+entry for 0e:…": what is promised, whether the rules agree, how far it came, and why not further.
+"""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from nsnet import names
+from nsnet.state import Bridge, State
+from nsnet.trace import Way
+from nsnet.trace.observed import Station, nearest, stations
+from nsnet.verify.intent import Intent
+from nsnet.verify.live import Observed
+
+Place = Callable[[str], str]
+
+
+class Predicted(msgspec.Struct, frozen=True):
+    """A way and what became of it: `open` where something listens at its end, `back` why no answer returns."""
+
+    way: Way
+    open: bool = True
+    back: str = ""
+
+
+class Parting(msgspec.Struct, frozen=True):
+    """`agree`: all that is known of the three is the same. `sentence` says where they part, or that they do not."""
+
+    agree: bool
+    sentence: str
+
+
+def predicted(state: State, intent: Intent | None, ways: Sequence[Predicted], place: Place) -> Parting:
+    """Intention against prediction: the first way that does not do what was promised."""
+    wrong = next((one for one in ways if not _keeps(intent, one)), None)
+    if wrong is None:
+        return Parting(True, "what the kernel has now leads where it should")
+    way = wrong.way
+    if _arrives(intent, way):
+        return Parting(False, _joined(_should(intent, state, way), "it arrives there", _why(wrong, place)))
+    return Parting(False, _joined(_should(intent, state, way), _rules(intent, way), _last(state, way, place),
+                                  _why(wrong, place)))  # fmt: skip
+
+
+def compared(state: State, intent: Intent | None, ways: Sequence[Predicted], seen: Observed, place: Place) -> Parting:
+    """All three. Where prediction and observation part, the first hop that differs is named."""
+    there = stations(state, seen.hops)
+    best, shared = nearest(state, [one.way for one in ways], there, seen.packet)
+    one = next(item for item in ways if item.way is best)
+    foretold = stations(state, best.hops)
+    if shared == len(foretold) == len(there) and _ended_alike(one, seen):
+        if _keeps(intent, one):
+            return Parting(True, "intended, predicted and observed agree" if intent else "predicted and observed agree")
+        return Parting(False, f"{predicted(state, intent, [one], place).sentence}; observed as predicted")
+    parts = [_should(intent, state, best), _rules(intent, best)]
+    parts.append(f"last seen {_station(there[-1], place)}" if there else f"never seen outside {place(seen.where)}")
+    if seen.dropped_by is not None:
+        parts.append(f"dropped by {seen.dropped_by.what}: {seen.dropped_by.rule}")
+    elif shared < len(there):
+        expected = _station(foretold[shared], place) if shared < len(foretold) else "the end of its way"
+        parts.append(f"it went {_station(there[shared], place)}, predicted was {expected}")
+    elif shared < len(foretold):
+        parts.append(f"it never came {_station(foretold[shared], place)}")
+    else:
+        parts.append(f"predicted was {_result(one, place)}, observed {_words(seen, place)}")
+    return Parting(False, _joined(*parts))
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
+
+
+# --- intended ---------------------------------------------------------------------------------------------------------
+
+
+def _keeps(intent: Intent | None, one: Predicted) -> bool:
+    way = one.way
+    if intent is None:
+        return True
+    if intent.want == "refused":
+        return way.result == "refused" or not one.open
+    if intent.want == "nothing":
+        return way.result != "delivered" or bool(one.back)
+    return _arrives(intent, way) and one.open and not one.back
+
+
+def _arrives(intent: Intent | None, way: Way) -> bool:
+    wanted = intent.netns if intent else frozenset[str]()
+    return way.result == "delivered" and (not wanted or way.netns in wanted)
+
+
+def _should(intent: Intent | None, state: State, way: Way) -> str:
+    if intent is None:
+        return ""
+    if intent.want == "reach":
+        device = _overlay(state, way)
+        return f"should reach {intent.words}" + (f" via {device}" if device else "")
+    return f"should be refused, for {intent.words}" if intent.want == "refused" else intent.words
+
+
+def _overlay(state: State, way: Way) -> str:
+    """The device by which it leaves the first node for others; none where it stays on that node's bridge."""
+    out = (one for one in stations(state, way.hops) if one[1] == "out" and names.kind_of(one[0]) == "node")
+    netns, _, device = next(out, ("", "", ""))
+    bridges = {value.name for value in state.get(netns, ()) if isinstance(value, Bridge)}
+    return "" if device in bridges else device
+
+
+def _rules(intent: Intent | None, way: Way) -> str:
+    """Do the rules choose an endpoint that was promised?"""
+    translated = any(one.came.dst != one.left.dst for one in way.flows) or "DNAT" in str(way.hops)
+    if intent is None or intent.want != "reach" or not translated:
+        return ""
+    return f"the rules send it to {way.packet.dst}"
+
+
+# --- predicted and observed -------------------------------------------------------------------------------------------
+
+
+def _last(state: State, way: Way, place: Place) -> str:
+    there = stations(state, way.hops)
+    return f"it comes to {_station(there[-1], place)}" if there else ""
+
+
+def _why(one: Predicted, place: Place) -> str:
+    way = one.way
+    if way.result != "delivered":
+        rule = way.hops[-1].what if way.hops and way.hops[-1].rule == way.reason else ""
+        return f"{way.result} at {place(way.netns)}" + (f" by {rule}" if rule else "") + f": {way.reason}"
+    if not one.open:
+        return f"nothing listens on {way.packet.protocol} {way.packet.dst}:{way.packet.dport} in {place(way.netns)}"
+    return f"the answer: {one.back}" if one.back else f"it is delivered to {place(way.netns)}"
+
+
+def _station(station: Station, place: Place) -> str:
+    netns, direction, dev = station
+    return f"{direction} {dev} of {place(netns)}"
+
+
+def _ended_alike(one: Predicted, seen: Observed) -> bool:
+    if one.way.result == "delivered":
+        if not one.open:
+            return seen.end in {"reset", "error"}
+        silent = bool(one.back) or one.way.packet.protocol == "udp"  # a server of UDP need not answer what it is sent
+        return seen.end == "answered" or (silent and seen.end == "lost")
+    if one.way.result == "refused":
+        return seen.end in {"reset", "error", "kept"}
+    return seen.end in {"lost", "error", "kept"}
+
+
+def _result(one: Predicted, place: Place) -> str:
+    if one.way.result == "delivered" and not one.open:
+        return f"refused by {place(one.way.netns)}"
+    return f"{one.way.result} at {place(one.way.netns)}"
+
+
+def _words(seen: Observed, place: Place) -> str:
+    where = place(seen.where)
+    return {
+        "answered": f"answered by {where}",
+        "reset": f"refused by {where} (TCP reset)",
+        "error": f"{seen.words or 'an ICMP error'} by {where}",
+        "kept": f"kept by {where}" + (f" ({seen.words})" if seen.words else ""),
+        "lost": f"lost, last seen in {where}",
+    }[seen.end]
+
+
+def ending(seen: Observed, place: Place) -> str:
+    """How the observed packet ended, in words."""
+    return _words(seen, place)

@@ -1,0 +1,195 @@
+"""Live traces on real clusters: what is predicted is what is seen, for every kind of pair; and what is left behind.
+
+A random choice predicts a set of ways; the one observed is in it. Where they differ it is a defect of the walk.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nsnet import controller, kernel, model
+from nsnet.cli import trace
+from nsnet.cli.live import foretold
+from nsnet.cli.target import Target
+from nsnet.kernel import nftables, ruletrace
+from nsnet.model import Objects
+from nsnet.state import NftTable
+from nsnet.store.objects import load_objects
+from nsnet.store.sqlite import open_store
+from nsnet.trace import Packet
+from nsnet.verify import parted
+from nsnet.verify import world as worlds
+from nsnet.verify.intent import intended
+from nsnet.verify.live import observe
+
+ROOT = Path(__file__).parents[2]
+ENV = {name: value for name, value in os.environ.items() if not name.startswith("NSNET_")} | {"PYTHONPATH": str(ROOT)}
+NSNET = (sys.executable, "-m", "nsnet")
+SHOWN = 5  # disagreements
+
+
+def nsnet(*words: str, code: int = 0, stdin: str | None = None) -> str:
+    done = subprocess.run(
+        [*NSNET, *words], capture_output=True, text=True, env=ENV, check=False, timeout=120, input=stdin
+    )
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(autouse=True)
+def _down() -> Iterator[None]:
+    yield
+    nsnet("down", "--all")
+
+
+def up(topology: str, mode: str) -> Objects:
+    """The topology in this mode; its objects as they are stored."""
+    docs = [doc for doc in yaml.safe_load_all((ROOT / "topologies" / f"{topology}.yaml").read_text()) if doc]
+    cluster = next((doc for doc in docs if doc["kind"] == "Cluster"), None)
+    if cluster is None:
+        cluster = {"apiVersion": "nsnet/v1", "kind": "Cluster"}
+        docs.append(cluster)
+    cluster["metadata"] = {"name": "live"}
+    cluster.setdefault("networking", {})["kubeProxyMode"] = mode
+    nsnet("up", "--no-verify", "-", stdin=yaml.safe_dump_all(docs))
+    store = open_store("live")
+    try:
+        return load_objects(store, pytest.fail)[0]
+    finally:
+        store.close()
+
+
+def asked(objects: Objects) -> Iterator[tuple[Target, Packet]]:
+    """From a pod of each node, a node and a host: to every pod, every Service and every node port on every node."""
+    world = worlds.world(objects)
+    pods = {pod.node: pod for pod in world.pods if pod.name.startswith("default/")}
+    for source in (*pods.values(), world.nodes[0], world.hosts[0]):
+        start = Target(source.netns, source.name, source.label)
+        for pod in world.pods:
+            if pod.tcp and pod.name.startswith("default/"):
+                yield start, Packet("tcp", pod.address, pod.tcp[0])
+        for service in world.services:
+            for port in service.spec.ports or ():
+                if port.protocol == "TCP":
+                    yield start, Packet("tcp", service.spec.clusterIP, port.port)
+                    yield from (
+                        (start, Packet("tcp", node.address, port.nodePort)) for node in world.nodes if port.nodePort
+                    )
+        yield start, Packet("icmp", world.nodes[-1].address)
+
+
+@pytest.mark.parametrize("mode", ["iptables", "nftables"])
+@pytest.mark.parametrize("topology", ["quickstart", "racks", "host-gw", "nodeport", "hairpin"])
+def test_predicted_is_observed_is_intended(topology: str, mode: str) -> None:
+    objects = up(topology, mode)
+    state = kernel.observe("live")
+    look = trace.look_of(state, objects)
+    wrong, count = [], 0
+    for start, packet in asked(objects):
+        found = trace.traced(state, start, packet)
+        seen = observe(state, start.netns, packet, 8472, [one.way.netns for one in found], connections=False)
+        intent = intended(objects, start.netns, packet)
+        said = parted.compared(state, intent, [foretold(one, look) for one in found], seen, look.place)
+        count += 1
+        if not said.agree:
+            wrong.append(f"{start.label} → {packet}: {said.sentence}")
+    assert count > 5
+    assert not wrong, f"{len(wrong)} of {count}:\n" + "\n".join(wrong[:SHOWN])
+
+
+def test_where_an_fdb_entry_is_missing() -> None:
+    """The sentence: what is promised, what the rules do, where it was last seen, and what is missing."""
+    objects = up("quickstart", "iptables")
+    controller.stop("live")
+    pods = {pod.spec.nodeName: pod for pod in model.of(objects, model.Pod) if pod.metadata.namespace == "default"}
+    fdb = ("bridge", "-n", "live.node.node1", "fdb")
+    listed = subprocess.run((*fdb, "show", "dev", "flannel.1"), capture_output=True, text=True, check=True).stdout
+    (entry,) = [line.split()[0] for line in listed.splitlines() if " dst 172.18.0.3" in line]
+    subprocess.run((*fdb, "del", entry, "dev", "flannel.1", "dst", "172.18.0.3"), check=True)
+    near, far = pods["node1"].metadata.name, pods["node2"].metadata.name
+    said = nsnet("trace", near, f"pod/{far}", "--live", code=1).splitlines()
+    assert said[-2] == "observed:  lost, last seen in node/node1"
+    assert said[-1] == (
+        f"verdict:   should reach pod/{far} via flannel.1; it comes to out flannel.1 of node/node1; unreachable at "
+        f"node/node1: flannel.1 has no FDB entry for {entry}, the MAC of 10.244.2.0; observed as predicted"
+    )
+
+
+def test_a_rule_that_nobody_predicted_is_named() -> None:
+    """A table that the look does not read: the walk passes it, the packet does not; the kernel says by which rule."""
+    objects = up("quickstart", "iptables")
+    controller.stop("live")
+    pods = {pod.spec.nodeName: pod for pod in model.of(objects, model.Pod) if pod.metadata.namespace == "default"}
+    words = "add table inet other; add chain inet other c { type filter hook forward priority 5; }; "
+    words += "add rule inet other c tcp dport 80 drop"
+    subprocess.run(("ip", "netns", "exec", "live.node.node2", "nft", words), check=True)
+    near, far = pods["node1"].metadata.name, pods["node2"].metadata.name
+    last = nsnet("trace", near, f"pod/{far}", "--live", code=1).splitlines()[-1]
+    assert last.endswith("; last seen in flannel.1 of node/node2; dropped by other c: rule handle 2")
+
+
+# --- what is left behind ----------------------------------------------------------------------------------------------
+
+
+def _tables(netns: str) -> str:
+    words = ("ip", "netns", "exec", netns, "nft", "list", "tables")
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_table_lives_as_long_as_its_maker_and_is_no_drift() -> None:
+    up("quickstart", "iptables")
+    code = (
+        "import sys, time; from nsnet.kernel.ruletrace import RuleTrace, Match\n"
+        "with RuleTrace(['live.node.node1'], 6, [Match(4, b'1234')]): print('there', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen((sys.executable, "-c", code), stdout=subprocess.PIPE, env=ENV)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"there\n"
+    assert "table ip nsnet-trace" in _tables("live.node.node1")
+    assert json.loads(nsnet("status", "-o", "json"))["drift"] == []
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert "nsnet-trace" not in _tables("live.node.node1")
+
+
+def test_one_without_an_owner_is_drift() -> None:
+    up("quickstart", "iptables")
+    controller.stop("live")
+    subprocess.run(("ip", "netns", "exec", "live.node.node1", "nft", "add table ip nsnet-trace"), check=True)
+    assert NftTable("nsnet-trace") in nftables.read("live.node.node1")
+    with ruletrace.RuleTrace(["live.node.node2"], 6, [ruletrace.Match(4, b"1234")]):
+        assert nftables.read("live.node.node2") == frozenset()
+
+
+# --- the other ways to look -------------------------------------------------------------------------------------------
+
+
+def test_a_change_by_hand_is_found_and_explained() -> None:
+    """A snapshot, a knob turned, and: what changed, what verify says, and the page, picture and JSON of it all."""
+    up("quickstart", "iptables")
+    controller.stop("live")
+    assert nsnet("snapshot", "before").startswith("before: ")
+    assert nsnet("snapshot") == "before\n"
+    assert nsnet("diff", "before") == ""
+    words = ("ip", "netns", "exec", "live.node.node1", "sysctl", "-qw", "net.ipv4.ip_forward=0")
+    subprocess.run(words, check=True)
+    assert nsnet("diff", "before", code=1).splitlines() == [
+        "live.node.node1", "- sysctl -w net.ipv4.ip_forward=1", "+ sysctl -w net.ipv4.ip_forward=0",
+    ]  # fmt: skip
+    said = json.loads(nsnet("verify", "--only", "^pod-to-pod", "-o", "json", code=1))["results"]
+    why = {one.get("why", "").rpartition("; ")[2] for one in said if one["status"] == "failed"}
+    assert "dropped at node/node1: net.ipv4.ip_forward is 0" in why
+    page = nsnet("explain", "node/node1")
+    assert "    sysctl -w net.ipv4.ip_forward=0\n          the node routes between its pods and the network\n" in page
+    assert "    no device has this address" not in page
+    assert nsnet("explain", "svc/web").startswith("Service default/web\n  type ClusterIP, clusterIP 10.96.")
+    assert json.loads(nsnet("graph", "-o", "json"))["cluster"] == "live"
+    nsnet("diff", "befor", code=2)
+    nsnet("snapshot", "../x", code=2)
