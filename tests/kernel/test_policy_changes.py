@@ -5,6 +5,7 @@ must have gone as the second's table says (`walk` over what the store holds). No
 follows when the thread has asked a whole round since the last one.
 """
 
+import itertools
 import random
 import socket
 import threading
@@ -152,7 +153,10 @@ def _instead(objects: Objects, new: dict[Key, Object]) -> dict[Key, Object]:
 
 
 class Sending(threading.Thread):
-    """UDP from a namespace to an address, from a new port each time, a thousand times a second."""
+    """UDP from a namespace to an address, a thousand times a second.
+
+    Each from a port that was not used for longer than conntrack remembers: a flow that is known passes by design.
+    """
 
     def __init__(self, start: str, to: tuple[str, int]) -> None:
         super().__init__()
@@ -160,9 +164,11 @@ class Sending(threading.Thread):
         self.over = threading.Event()
 
     def run(self) -> None:
+        ports = itertools.cycle(range(2000, 65000))
         with netns.inside(self.start_netns):
             while not self.over.wait(0.001):
                 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender, suppress(OSError):
+                    sender.bind(("", next(ports)))
                     sender.sendto(b"hostname\n", self.to)
 
 
