@@ -125,7 +125,9 @@ def test_a_neighbour_entry_with_a_wrong_mac() -> None:
 
 def test_strict_reverse_path_filter_drops_what_would_be_answered_elsewhere() -> None:
     strict = broken(NODE2, without(Route, dst="10.244.1.0/24"), Sysctl("net.ipv4.conf.all.rp_filter", "1"))
-    assert one(strict, A1, POD_TO_POD)[2] == "rp_filter: 10.244.1.9 is not routed back by flannel.1"
+    assert one(strict, A1, POD_TO_POD)[2] == (
+        "rp_filter is 1, and 10.244.1.9 is not routed back by flannel.1 but by eth0 (default via 172.18.0.1 dev eth0)"
+    )
 
 
 def test_routes_in_a_circle() -> None:
@@ -168,7 +170,10 @@ def test_without_bridge_nf_an_answer_on_the_same_bridge_comes_from_the_wrong_add
     asked = Packet("tcp", "10.96.0.11", 80)
     ways = {way.netns: answer(state, way, asked)[0] for way in walk(state, A1, asked)}
     assert ways[E3].result == "delivered"  # over the other node: routed through this one, both ways
-    assert ways[E1].reason == "the answer comes from 10.244.1.2:8080, which nobody asked"
+    assert ways[E1].reason == (
+        "the answer comes from 10.244.1.2:8080, which nobody asked: node/node1 bridges it past conntrack, "
+        "net.bridge.bridge-nf-call-iptables is 0"
+    )
 
 
 def test_an_answer_without_a_way_back() -> None:
