@@ -120,7 +120,7 @@ def test_what_stops_a_packet_between_nodes(netns: str, fault: Fault, result: str
 
 def test_a_neighbour_entry_with_a_wrong_mac() -> None:
     state = broken(A1, lambda value: value, Neighbour("eth0", "10.244.1.1", "02:00:00:00:00:01"))
-    assert one(state, A1, POD_TO_POD)[2] == "nobody on eth0 has the MAC 02:00:00:00:00:01 that 10.244.1.1 has here"
+    assert one(state, A1, POD_TO_POD)[2] == "nobody on cni0 has the MAC 02:00:00:00:00:01 that 10.244.1.1 has here"
 
 
 def test_strict_reverse_path_filter_drops_what_would_be_answered_elsewhere() -> None:

@@ -412,7 +412,7 @@ def _hop_lines(hop: Hop, changed: str, look: Look) -> Iterator[str]:
 def _chain(hop: Hop) -> str:
     """The chain whose rule it is; empty for a device, a route or an end."""
     first, _, rest = hop.what.partition(" ")
-    return "" if first in {"in", "out", "bridge", "vxlan", "delivered"} or " " in rest else rest
+    return "" if first in {"in", "out", "bridge", "vxlan", "delivered", "qdisc"} or " " in rest else rest
 
 
 def _service_of(hop: Hop) -> str:

@@ -25,6 +25,7 @@ from nsnet.state import (
     NftSet,
     NftTable,
     OtherLink,
+    Qdisc,
     Route,
     Sysctl,
     Value,
@@ -66,6 +67,7 @@ class View(msgspec.Struct, frozen=True, eq=False):
     chains: dict[tuple[str, str], Chain]
     nft: Tables
     sets: dict[str, IpSet]
+    qdiscs: dict[str, Qdisc]
     tracked: dict[tuple[str, str, int, str, int], Conntrack]  # protocol, source, destination: as the packet comes
 
     def is_up(self, dev: str) -> bool:
@@ -131,6 +133,7 @@ def view(every: frozenset[Value], family: Family = "ip") -> View:
         chains={(value.table, value.name): value for value in values if isinstance(value, Chain)},
         nft=tables(values),
         sets={value.name: value for value in values if isinstance(value, IpSet)},
+        qdiscs={value.dev: value for value in values if isinstance(value, Qdisc)},
         tracked={
             (value.protocol, value.src, value.sport, value.dst, value.dport): value
             for value in values

@@ -296,6 +296,31 @@ def _onward(world: World, trip: Trip, here: View) -> Iterator[Way]:
 
 
 def _out(world: World, trip: Trip, here: View, via: str) -> Iterator[Way]:
+    for lost, after in _queued(trip, here, trip.dev_out):
+        if lost:
+            yield _end("dropped", after, lost)
+        else:
+            yield from _sent(world, after, here, via)
+
+
+def _queued(trip: Trip, here: View, dev: str) -> Iterator[tuple[str, Trip]]:
+    """What the device's queueing discipline makes of it: why it is lost (by chance), and the packet that goes on."""
+    qdisc = here.qdiscs.get(dev)
+    if qdisc is None:
+        yield "", trip
+        return
+    seen = replace(trip, hops=(*trip.hops, Hop(trip.netns, f"qdisc {dev} {qdisc.kind}: {', '.join(qdisc.words)}")))
+    if qdisc.loss:
+        yield f"{qdisc.kind} on {dev} loses {qdisc.loss:g}% of what leaves by it", _share(seen, qdisc.loss / 100)
+    if qdisc.loss < 100:
+        yield "", _share(seen, 1 - qdisc.loss / 100)
+
+
+def _share(trip: Trip, chance: float) -> Trip:
+    return replace(trip, chance=trip.chance * chance)
+
+
+def _sent(world: World, trip: Trip, here: View, via: str) -> Iterator[Way]:
     dev = trip.dev_out
     if dev == "lo" or here.is_local(trip.packet.dst):
         yield from _hear(world, replace(trip, dev_in="lo", looped=True))
@@ -480,11 +505,15 @@ def _cross(world: World, trip: Trip, station: Station, left: Crossed) -> Iterato
     (netns, bridge, port_in, port_out), *rest = left
     hop = Hop(netns, f"bridge {bridge}, {port_in} → {port_out}")
     bridged = replace(trip, netns=netns, dev_in=bridge, dev_out=bridge, hops=(*trip.hops, hop), mark=0, looped=False)
-    for outcome, after in _bridged(world, bridged):
+    for outcome, one in _bridged(world, bridged):
         if outcome != "accept":
-            yield _ended(outcome, after)
-        else:
-            yield from _cross(world, after, station, tuple(rest))
+            yield _ended(outcome, one)
+            continue
+        for lost, after in _queued(one, world.here(netns), port_out):
+            if lost:
+                yield _end("dropped", after, lost)
+            else:
+                yield from _cross(world, after, station, tuple(rest))
 
 
 def _bridged(world: World, trip: Trip) -> Iterable[netfilter.Step]:

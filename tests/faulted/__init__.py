@@ -16,6 +16,7 @@ import msgspec
 from nsnet import control, kernel, manifests, model, names, reconcile
 from nsnet.cli import fault as cli
 from nsnet.cli import trace
+from nsnet.cli.impaired import equipped
 from nsnet.cli.live import foretold
 from nsnet.cli.target import Target, target
 from nsnet.faults import CATALOGUE, check
@@ -118,7 +119,8 @@ class Cluster:
             del rest[at : at + 2]
         options = cli.assigned(CATALOGUE[kind], rest)
         made = FaultSpec(kind, tuple(sides["--on"]), tuple(sides["--to"]), options, **spec)
-        item = Fault(ObjectMeta(name=cli.called(made)), made)
+        (item,) = equipped(model.by_key([Fault(ObjectMeta(name=cli.called(made)), made)])).values()
+        assert isinstance(item, Fault)
         check(item, self.objects)
         self.change(lambda stored: {**stored, model.key_of(item): item})
 
