@@ -2,7 +2,7 @@
 
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import dns.message
 import msgspec
@@ -54,7 +54,7 @@ def test_a_fault_is_seen_named_and_undone(cluster: Cluster, before: dict[str, st
     assert faulted.changes(before, faulted.texts()) == []
 
 
-# --- faults that show only when something else happens ------------------------------------------------------------------
+# --- faults that show only when something else happens ----------------------------------------------------------------
 
 
 def _service(name: str, address: str, app: str, port: int, protocol: str = "TCP") -> dict[str, object]:
@@ -62,7 +62,7 @@ def _service(name: str, address: str, app: str, port: int, protocol: str = "TCP"
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"}, "spec": spec}
 
 
-def _applied(cluster: Cluster, *docs: dict[str, object]) -> None:
+def _applied(cluster: Cluster, *docs: Mapping[str, object]) -> None:
     loaded = manifests.load([manifests.Source("more.yaml", yaml.safe_dump_all(docs).encode())], faulted.NAME)
     more = {key: obj for key, obj in loaded.objects.items() if key.kind != "Cluster"}
     cluster.change(lambda stored: control.admit(stored, more, whole=False))
@@ -97,7 +97,7 @@ def test_without_flanneld_a_new_node_is_unknown_on_that_node(cluster: Cluster) -
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "f", "namespace": "default"},
         "spec": {"nodeName": "node4", "containers": [{"name": "web", "ports": [{"containerPort": 80}]}]},
     }  # fmt: skip
-    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node4"}}
+    node: dict[str, object] = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node4"}}
     try:
         _applied(cluster, node, pod)
         here, there = Question("a", "f", 80), Question("e", "f", 80)
@@ -164,7 +164,7 @@ def test_every_second_aaaa_query_is_lost(cluster: Cluster) -> None:
     assert "|00001c0001|" in words
 
 
-# --- their lives --------------------------------------------------------------------------------------------------------
+# --- their lives ------------------------------------------------------------------------------------------------------
 
 FORWARD = Sysctl("net.ipv4.ip_forward", "0")
 
