@@ -2,8 +2,9 @@
 
 What wakes it: the store's socket; notifications of node and fabric namespaces (pods have too many, and what happens to
 a pod's link shows at its node's end); pidfds of the programs that run; clients; and time. A hint leads to a look at the
-namespace it came from, a change of the store to a look at what it touches, and every few seconds everything is looked
-at. Hints that our own changes caused are read away after each sync.
+namespace it came from (first of all where a program has ended, for somebody may be waiting for it), a change of the
+store to a look at what it touches, and every few seconds everything is looked at. Hints that our own changes caused are
+read away after each sync.
 
 Looking must not cost more than a tenth of a processor: after a look that took 0.3 s of processor time, the next that
 nobody asked for comes 3 s later at the earliest. Changes of the store and clients never wait for that.
@@ -128,6 +129,7 @@ class Loop:
         self.started = _now()
         self.cost = 0.0  # processor seconds of the last look
         self.hints: Hints = {}
+        self.urgent = False  # a program has ended: its namespace is looked at before anything else
         self.clients: set[Client] = set()
         self.sockets: dict[str, socket.socket] = {}  # namespace → its notifications
         self.places: dict[str, object] = {}  # namespace → which one it was when subscribed to
@@ -200,8 +202,8 @@ class Loop:
     # --- syncing ------------------------------------------------------------------------------------------------------
 
     def _sync(self) -> None:
-        whole = self.memory is None or time.monotonic() >= self.resync
-        hints, self.hints = self.hints, {}
+        whole = self.memory is None or (time.monotonic() >= self.resync and not self.urgent)
+        hints, self.hints, self.urgent = self.hints, {}, False
         began, cpu = time.monotonic(), _cpu()
         try:
             with reconcile.lock(self.cluster, timeout=0):
@@ -350,6 +352,7 @@ class Loop:
         def died() -> None:
             self._forget(pid)
             _log(self.cluster, f"process {pid} in {netns} has ended")
+            self.urgent = True
             self._hint(netns, 0)
 
         return died
