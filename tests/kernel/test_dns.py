@@ -79,9 +79,11 @@ spec: {type: ExternalName, externalName: www.example.com}
 """
 
 
-def nsnet(*words: str, stdin: str | None = None, code: int | None = 0) -> subprocess.CompletedProcess[str]:
+def nsnet(
+    *words: str, stdin: str | None = None, code: int | None = 0, env: dict[str, str] = ENV
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(  # noqa: PLW1510 - the exit code is what is looked at
-        [*NSNET, *words], input=stdin, capture_output=True, text=True, env=ENV, timeout=120
+        [*NSNET, *words], input=stdin, capture_output=True, text=True, env=env, timeout=120
     )
     assert code is None or done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
@@ -98,8 +100,10 @@ def _cluster() -> Iterator[None]:
     assert _pids("dnsmasq") == _pids("nsnet.programs.kubedns") == _pids("nsnet.programs.exechealthz") == []
 
 
-def inside(where: str, *command: str, namespace: str = "default", code: int | None = 0) -> str:
-    return nsnet("exec", "-n", namespace, where, "--", *command, code=code).stdout.strip()
+def inside(
+    where: str, *command: str, namespace: str = "default", code: int | None = 0, env: dict[str, str] = ENV
+) -> str:
+    return nsnet("exec", "-n", namespace, where, "--", *command, code=code, env=env).stdout.strip()
 
 
 def getent(where: str, name: str, namespace: str = "default") -> str:
@@ -181,6 +185,28 @@ def test_dnsmasq_caches_what_is_found() -> None:
     assert int(dig("a", f"@{replica}", "hits.bind", "TXT", "CH").strip('"')) > before
 
 
+def test_logs_of_a_replica_and_of_all() -> None:
+    pod = _replicas()[0]["metadata"]["name"]
+    first = nsnet("logs", pod, "-n", "kube-system")
+    assert first.stderr == 'Defaulted container "kubedns" out of: kubedns, dnsmasq, healthz\n'
+    assert " services of cluster.local, as coredns; names outside are asked of 172.18.0.1\n" in first.stdout
+    assert "cachesize 1000" in nsnet("logs", f"pod/{pod}", "-n", "kube-system", "-c", "dnsmasq").stdout
+    every = nsnet("logs", "dnsmasq").stdout
+    assert f"[pod.kube-system.{pod}] dnsmasq" in every
+    assert "[cluster] dnsmasq" in every  # the underlay's authority
+    assert "nsnet logs podserver" in nsnet("logs", "a", code=2).stderr
+    assert 'pod a has no container "x"' in nsnet("logs", "a", "-c", "x", code=2).stderr
+    with subprocess.Popen(
+        [*NSNET, "logs", "-f", "--tail", "0"], env=ENV, stdout=subprocess.PIPE, text=True
+    ) as followed:
+        nsnet("annotate", "pod", "a", "nsnet/ready=false")
+        nsnet("annotate", "pod", "a", "nsnet/ready-")
+        assert followed.stdout is not None
+        assert "changes" in followed.stdout.readline()
+        followed.send_signal(signal.SIGINT)
+    assert followed.returncode == 130
+
+
 def test_verify_asks_for_every_service() -> None:
     listed = nsnet("verify", "--list").stdout
     for name in ("web.default", "db.default", "out.default", "kube-dns.kube-system", "kubernetes.default"):
@@ -195,12 +221,16 @@ def test_verify_asks_for_every_service() -> None:
 def test_the_environment_of_the_start() -> None:
     late = "{apiVersion: v1, kind: Service, metadata: {name: late}, spec: {ports: [{port: 80}]}}"
     nsnet("apply", "-f", "-", stdin=late)
-    told = dict(line.split("=", 1) for line in inside("a", "env").splitlines() if "=" in line)
+    caller = {"FOREIGN_SERVICE_HOST": "1.2.3.4", "FOREIGN_PORT": "tcp://1.2.3.4:80", "FOREIGN": "kept"}
+    caller |= {"http_proxy": "http://127.0.0.1:1", "LOCALDOMAIN": "example.com"}
+    told = dict(line.split("=", 1) for line in inside("a", "env", env=ENV | caller).splitlines() if "=" in line)
     assert told["WEB_SERVICE_HOST"] == "10.96.50.1"
     assert told["WEB_PORT_80_TCP"] == "tcp://10.96.50.1:80"
     assert told["KUBERNETES_SERVICE_PORT"] == "443"
     assert told["HOSTNAME"] == "a"
     assert "LATE_SERVICE_HOST" not in told
+    assert not {"FOREIGN_SERVICE_HOST", "FOREIGN_PORT", "http_proxy", "LOCALDOMAIN"} & told.keys()  # the caller's
+    assert told["FOREIGN"] == "kept"
     assert "service late: created since, absent" in nsnet("describe", "pod", "a").stdout
     nsnet("delete", "svc", "late")
 

@@ -251,6 +251,8 @@ def test_signals(serve: Serve) -> None:
     CONFIG.write_text("{")
     process.send_signal(signal.SIGHUP)
     assert process.stderr is not None
+    served = f"kubedns: {len(COREDNS.services)} services of cluster.local, as coredns"
+    assert process.stderr.readline().decode() == f"{served}; names outside are asked of nobody\n"
     assert b"kubedns: /run/kubedns-test/kubedns.json: " in process.stderr.readline()  # it has read the file again
     with socket.create_connection(("127.0.0.1", PORT)), socket.socket(socket.AF_UNIX) as control:
         control.connect(f"{CONFIG}.sock")
