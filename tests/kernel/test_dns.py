@@ -51,6 +51,26 @@ kind: Pod
 metadata: {name: on-node, labels: {app: host}}
 spec: {nodeName: node1, hostNetwork: true, dnsPolicy: ClusterFirstWithHostNet, containers: [{name: c}]}
 ---
+apiVersion: v1
+kind: Pod
+metadata: {name: node-s}
+spec: {hostNetwork: true, nodeName: node2, containers: [{name: c}]}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: site-s}, spec: {dnsPolicy: Default, containers: [{name: c}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: own}
+spec:
+  dnsPolicy: None
+  dnsConfig: {nameservers: [10.96.0.10], searches: [default.svc.cluster.local], options: [{name: ndots, value: "1"}]}
+  containers: [{name: c}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: more, namespace: other}
+spec: {dnsConfig: {searches: [default.svc.cluster.local, example.com]}, containers: [{name: c}]}
+---
 apiVersion: apps/v1
 kind: StatefulSet
 metadata: {name: db}
@@ -136,7 +156,15 @@ def dig(where: str, *words: str) -> str:
         ("a", "default", "out", "203.0.113.2"),
         ("a", "default", "node2", "172.18.0.3"),
         ("a", "default", "no.such.name", ""),
-        ("on-node", "default", "web", "10.96.50.1"),
+        ("on-node", "default", "web", "10.96.50.1"),  # ClusterFirstWithHostNet
+        ("node-s", "default", "web", ""),  # ClusterFirst, and on its node's network: as Default
+        ("node-s", "default", "www.example.com", "203.0.113.2"),
+        ("site-s", "default", "web.default.svc.cluster.local", ""),  # Default
+        ("site-s", "default", "www.example.com", "203.0.113.2"),
+        ("own", "default", "web", "10.96.50.1"),  # None, and what dnsConfig says
+        ("own", "default", "web.default", ""),
+        ("more", "other", "web", "10.96.50.1"),  # by the first of the further search domains
+        ("more", "other", "www", "203.0.113.2"),  # by the second
         ("node/node1", "default", "web.default.svc.cluster.local", ""),  # a node asks outside
         ("node/node1", "default", "www.example.com", "203.0.113.2"),
         ("host/client", "default", "www.example.com", "203.0.113.2"),
@@ -168,6 +196,15 @@ def test_dig_over_udp_and_tcp_and_backwards() -> None:
     assert dig("a", "-x", "10.96.50.1") == "web.default.svc.cluster.local."
     assert dig("a", "out.default.svc.cluster.local").splitlines() == ["www.example.com.", "203.0.113.2"]
     assert dig("a", "web.default.svc.cluster.local", "AAAA") == ""
+
+
+def test_what_libc_reads() -> None:
+    """The file itself, and that two pods on one node's network have files of their own."""
+    first = "search default.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5"
+    assert inside("a", "cat", "/etc/resolv.conf") == inside("on-node", "cat", "/etc/resolv.conf") == first
+    assert inside("node-s", "cat", "/etc/resolv.conf") == "nameserver 172.18.0.1"
+    assert inside("site-s", "cat", "/etc/resolv.conf") == "nameserver 172.18.0.1"
+    assert inside("own", "cat", "/etc/resolv.conf").splitlines()[1:] == ["nameserver 10.96.0.10", "options ndots:1"]
 
 
 def test_plain_ip_netns_exec_sees_the_same() -> None:
