@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -295,6 +296,42 @@ def test_a_service_is_seen_at_once_and_gone_at_once() -> None:
 
 def _service(name: str, words: str) -> str:
     return f"{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, spec: {{{words}}}}}"
+
+
+CONFIG_MAP = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: kube-dns, namespace: kube-system}
+data:
+  stubDomains: '{"acme.local": ["203.0.113.2:5353"]}'
+  upstreamNameservers: '["203.0.113.2:5354"]'
+"""
+
+
+@pytest.fixture
+def others() -> Iterator[None]:
+    """Two name servers on the host outside, each of which gives one name another address."""
+    flags = ("-k", "--conf-file=/dev/null", "--no-hosts", "--no-resolv", "--pid-file=", "--user=root")
+    with ExitStack() as stack:
+        for port, name, address in (("5353", "x.acme.local", "192.0.2.53"), ("5354", "far.example", "192.0.2.54")):
+            words = ["ip", "netns", "exec", "names.host.client", "dnsmasq", *flags]
+            words += [f"--port={port}", f"--host-record={name},{address}", "--log-facility=-"]
+            server = stack.enter_context(subprocess.Popen(words, stderr=subprocess.DEVNULL))
+            stack.callback(server.kill)
+        yield
+
+
+@pytest.mark.usefixtures("others")
+def test_stub_domains_and_upstreams_of_a_running_cluster() -> None:
+    """The ConfigMap comes and goes; what the topology gives (`dns.records`) is the authority's all the same."""
+    assert getent("a", "x.acme.local") == getent("a", "far.example") == ""
+    nsnet("apply", "-f", "-", stdin=CONFIG_MAP)
+    within(5, lambda: getent("a", "x.acme.local") == "192.0.2.53")
+    assert getent("a", "far.example") == "192.0.2.54"
+    assert getent("a", "www.example.com") == "203.0.113.2"
+    assert getent("a", "web") == "10.96.50.1"
+    nsnet("delete", "configmap", "kube-dns", "-n", "kube-system")
+    within(5, lambda: getent("a", "x.acme.local") == getent("a", "far.example") == "")
 
 
 def test_an_endpoint_that_is_not_ready_is_no_address() -> None:
