@@ -5,6 +5,7 @@ The tables of all that can be asked are test_dns_doors'.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,6 +198,44 @@ def test_dig_over_udp_and_tcp_and_backwards() -> None:
     assert dig("a", "-x", "10.96.50.1") == "web.default.svc.cluster.local."
     assert dig("a", "out.default.svc.cluster.local").splitlines() == ["www.example.com.", "203.0.113.2"]
     assert dig("a", "web.default.svc.cluster.local", "AAAA") == ""
+
+
+LOOKUP = """
+#include <netdb.h>
+#include <stdio.h>
+int main(int argc, char **argv) {
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found;
+    for (int i = 1; i < argc; i++) {
+        char text[64];
+        int error = getaddrinfo(argv[i], 0, &hints, &found);
+        if (!error) getnameinfo(found->ai_addr, found->ai_addrlen, text, sizeof text, 0, 0, NI_NUMERICHOST);
+        puts(error ? gai_strerror(error) : text);
+    }
+}
+"""
+NONE = "Name does not resolve"
+
+
+@pytest.mark.skipif(not shutil.which("musl-gcc"), reason="there is no musl-gcc (Debian: musl-tools)")
+def test_through_musl(tmp_path: Path) -> None:
+    """The other libc: it asks for A and AAAA at once, and gives up where a name with an address is denied an AAAA."""
+    program = tmp_path / "lookup"
+    compiler = ["musl-gcc", "-static", "-x", "c", "-", "-o", str(program)]
+    subprocess.run(compiler, input=LOOKUP, text=True, check=True)
+    rows = {
+        "web": "10.96.50.1",
+        "web.default.svc": "10.96.50.1",
+        "web.default.svc.cluster.local": "10.96.50.1",
+        "web.default.svc.cluster.local.": "10.96.50.1",
+        "www.example.com": "203.0.113.2",
+        "out": "203.0.113.2",
+        "nope": NONE,
+    }
+    assert dict(zip(rows, inside("a", str(program), *rows).splitlines(), strict=True)) == rows
+    elsewhere = {"web": NONE, "web.default": "10.96.50.1", "alias.example": "1.2.3.4"}
+    assert dict(zip(elsewhere, inside("b", str(program), *elsewhere, namespace="other").splitlines(), strict=True)) == (
+        elsewhere
+    )
 
 
 def test_what_libc_reads() -> None:
