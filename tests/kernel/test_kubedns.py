@@ -617,20 +617,16 @@ def ten_thousand() -> Config:
 
 
 def test_ten_thousand_services(serve: Serve) -> None:
-    """Measured here: 40 ms for a reload, 80 MB. What is asserted leaves room for a busy machine."""
+    """How long it takes is for `scripts/bench dns`."""
     config = ten_thousand()
     process = serve(config)
     assert said(udp("svc-9999.ns19.svc.cluster.local"))[1:] == ["@ 5 A 10.96.39.250"]
-    times = []
     for n in range(5):
         added = Service("ns0", f"new-{n}", (f"10.97.0.{n}",))
         write(changed(config, services=(*config.services, added)))
-        before = time.monotonic()
         assert reload() == b"ok\n"
         assert said(udp(f"new-{n}.ns0.svc.cluster.local"))[1:] == [f"@ 5 A 10.97.0.{n}"]
-        times.append(time.monotonic() - before)
     assert said(udp("250.39.96.10.in-addr.arpa", "PTR"))[1:] == ["@ 5 PTR svc-9999.ns19.svc.cluster.local."]
-    assert min(times) < 0.2
     assert resident(process.pid) < 150
 
 
