@@ -100,6 +100,8 @@ def test_reverse_zones(name: str, kind: str, said: list[str]) -> None:
         ("xacme.local.", "192.0.2.1 192.0.2.2:5353"),
         ("x.stub.cluster.local.", "10.0.0.54"),  # a stub inside the zone, too
         ("1.0.0.172.in-addr.arpa.", "10.0.0.55"),
+        ("x.named.local.", "10.96.6.5"),  # by a Service's name
+        ("x.gone.local.", "192.0.2.1 192.0.2.2:5353"),
     ],
 )
 def test_others_are_asked(config: object, name: str, servers: str) -> None:
@@ -109,6 +111,8 @@ def test_others_are_asked(config: object, name: str, servers: str) -> None:
         "stub.cluster.local": ("10.0.0.54",),
         "172.in-addr.arpa": ("10.0.0.55",),
         "unserved.local": (),
+        "named.local": ("web.shop.svc.cluster.local",),
+        "gone.local": ("gone.shop.svc.cluster.local",),
     }
     config = changed(config, stubs=stubs, upstreams=("192.0.2.1", "192.0.2.2:5353"))  # type: ignore[arg-type]
     assert ask(config, name, "PTR" if name.endswith("arpa.") else "A") == [f"ask {servers}"]
