@@ -10,9 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import sqrt
 from pathlib import Path
 
@@ -24,13 +23,13 @@ from nsnet.kernel.probe import Answer, Probe, probe
 from nsnet.trace.rules import Facts, likelihood, number, parse
 from nsnet.trace.values import Packet, Trip
 from nsnet.verify import chance
+from tests.outside import deaf, until
 
 ROOT = Path(__file__).parents[2]
 NSNET = (sys.executable, "-m", "nsnet")
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "NSNET_RESYNC": "3600"}
 CLIENT, NEAR = names.host_netns("lb", "client"), names.host_netns("lb", "near")
 ROUTER, NODE3 = names.fabric_netns("lb", "router"), names.node_netns("lb", "node3")
-PATIENCE = 60.0  # s for what takes some 10 on an idle machine
 WHO = b"GET / HTTP/1.0\r\n\r\n"
 
 CLUSTER = """
@@ -125,12 +124,6 @@ def outcome(address: str, where: str = CLIENT, port: int = 80) -> str:
     return ask(address, 1, where, port)[0].outcome
 
 
-def until(what: Callable[[], bool], why: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < deadline, why
-
-
 def service(name: str) -> dict[str, list[str]]:
     """Addresses and nodes as the status has them."""
     status = json.loads(nsnet("get", "svc", name, "-o", "json")).get("status", {})
@@ -222,19 +215,6 @@ def test_an_address_that_is_taken_is_waited_for() -> None:
 # --- health -----------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def deaf(node: str) -> Iterator[None]:
-    """Nothing from outside reaches the node: a table drops it, the one that the controller leaves alone."""
-    inside = ("ip", "netns", "exec", names.node_netns("lb", node), "nft")
-    hook = "{ type filter hook prerouting priority -400; }"
-    subprocess.run([*inside, f"add table ip nsnet-trace; add chain ip nsnet-trace c {hook}"], check=True)
-    subprocess.run([*inside, 'add rule ip nsnet-trace c iifname "eth0" drop'], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run([*inside, "delete table ip nsnet-trace"], check=True)
-
-
 class Sender:
     """Asks over UDP from one port, so that conntrack takes it all for one connection."""
 
@@ -265,7 +245,7 @@ def sender_to(pod: str) -> Iterator[Sender]:
 
 def test_a_node_that_dies_is_left_out_and_comes_back() -> None:
     """Connections are lost until two checks have failed, and none from then on. A UDP client moves on with its port."""
-    with sender_to("w3") as stuck, deaf("node3"):
+    with sender_to("w3") as stuck, deaf(NODE3):
         assert {answer.outcome for answer in ask("198.51.100.18", 60)} == {"ok", "timeout"}
         assert not stuck.who()
         until(lambda: service("spread")["nodes"] == ["node1", "node2"], "node3 does not answer and is still used")
@@ -353,7 +333,7 @@ def test_mode_vip_routes_to_the_nodes_and_needs_no_node_ports() -> None:
         ["ip", "netns", "exec", ROUTER, "iptables-save", "-t", "nat"], check=True, capture_output=True, text=True
     )
     assert "DNAT" not in rules.stdout
-    with deaf("node3"):
+    with deaf(NODE3):
         until(lambda: service("spread")["nodes"] == ["node1", "node2"], "node3 does not answer and is still used")
         assert pods(ask("198.51.100.18", 100)).keys() == {"w1", "w2"}
     until(lambda: service("spread")["nodes"] == ["node1", "node2", "node3"], "node3 answers and is not used")
