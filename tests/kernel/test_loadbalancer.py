@@ -69,6 +69,7 @@ SERVICES = "".join(
         ("away", "198.51.100.15", "nobody", LOCAL),
         ("inside", "172.18.0.201", "two", LOCAL),
         ("spread", "198.51.100.18", "web", LOCAL),
+        ("waits", "192.0.2.1", "web", ""),
     )
 )
 UDP = """
@@ -162,6 +163,22 @@ def test_under_local_the_client_is_seen_unless_it_is_on_a_segment_with_the_nodes
     assert seen("198.51.100.11") == {"203.0.113.2"}
     assert seen("198.51.100.11", NEAR) == seen("172.18.0.201", NEAR) == {"172.18.0.1"}
     assert seen("172.18.0.201") == {"203.0.113.2"}
+
+
+def test_explain_and_trace_say_whose_address_arrives() -> None:
+    """Also of a client on a segment with the nodes, whose source changes whatever `snat` says."""
+    page = nsnet("explain", "svc/two")
+    for line in (
+        "  to node1, node2\n",
+        "  not to node3\n        it does not answer its health check\n",
+        "  no source NAT\n        nodes see the client; their default route leads the answer back this way\n",
+        "  but for clients in 172.18.0.0/16: they get its address\n",
+    ):
+        assert line in page
+    why = "client and node are both in 172.18.0.0/16: the node would answer past the balancer"
+    assert why in nsnet("trace", "host/near", "198.51.100.11:80")
+    assert why not in nsnet("trace", "host/client", "198.51.100.11:80")
+    assert "no address: pending" in nsnet("explain", "svc/waits")
 
 
 def test_a_pod_and_a_node_are_served_by_their_own_node_from_all_endpoints() -> None:

@@ -178,6 +178,15 @@ def test_a_gateways_routes() -> None:
     assert status("other.shop.org") == "404"
 
 
+def test_what_a_student_looks_at() -> None:
+    """The whole way is one walk; a page says what becomes of each request."""
+    assert nsnet("trace", "host/client", "http://a.org/x").count("delivered to pod/a-") == 2 * len(nodes())
+    assert "a.org/… → default/a:80\n" in nsnet("explain", "ing/one")
+    assert "www.shop.org/… → default/b:80 (1 of 4)\n" in nsnet("explain", "httproute/shop")
+    assert "listener http: HTTP 80, *.shop.org\n        2 routes attached" in nsnet("explain", "gateway/front")
+    assert "type: Accepted\n" in nsnet("describe", "httproute/shop")
+
+
 # --- changes under load -----------------------------------------------------------------------------------------------
 
 
