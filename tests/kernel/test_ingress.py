@@ -336,6 +336,9 @@ def test_bad_objects_leave_the_others_alone(http_port: int) -> None:
     events = nsnet("events")
     for reason in ("ServiceNotFound", "PortNotFound", "LiteralPath"):
         assert reason in events
+    for wrong in (ingress("port", "port.org:80", "/", "a"), ingress("path", "path.org", "path", "a")):
+        nsnet("apply", "-f", "-", stdin=wrong, code=2)
+    assert {host: status(host, "/", http_port) for host in wanted} == wanted
     nsnet("delete", "ing", "gone", "misnamed", "regex", code=None)
 
 

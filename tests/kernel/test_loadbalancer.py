@@ -341,6 +341,7 @@ def test_mode_vip_routes_to_the_nodes_and_needs_no_node_ports() -> None:
     assert pods(ask("198.51.100.17", 200)).keys() == {"w1", "w2", "w3"}
     counts = pods(ask("198.51.100.18", 600))
     assert counts.keys() == {"w1", "w2", "w3"}
+    assert chance.likelihood(counts.values()) > chance.ERROR_RATE
     assert seen("198.51.100.11") == {"203.0.113.2"}
     assert seen("172.18.0.201", NEAR) == {"172.18.0.5"} == {_address(NEAR)}
     assert outcome("198.51.100.13") == "timeout"
