@@ -265,7 +265,8 @@ def _urls(objects: Objects) -> Iterator[str]:
             if rule.host:
                 yield f"http://{rule.host}{(rule.http.paths[0].path or '') if rule.http and rule.http.paths else ''}"
     for route in model.of(objects, HTTPRoute):
-        for host in (route.spec.hostnames or ()) if route.status.parents else ():
+        sends = route.status.parents and any(rule.backendRefs for rule in route.spec.rules or ())
+        for host in (route.spec.hostnames or ()) if sends else ():
             if not host.startswith("*"):
                 yield f"http://{host}/"
 
