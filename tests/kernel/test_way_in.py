@@ -24,7 +24,7 @@ from nsnet.cli import main
 from nsnet.kernel import process
 from nsnet.kernel.probe import Probe, probe
 from nsnet.programs.lbhealth import FAILURES, PATIENCE, PERIOD
-from tests.outside import Load, deaf, until
+from tests.outside import Load, until
 
 ROOT = Path(__file__).parents[2]
 NSNET = (sys.executable, "-m", "nsnet")
@@ -256,10 +256,12 @@ def test_a_proxys_pod_that_is_deleted_is_missed_no_longer_than_the_checks_take()
 def test_a_node_that_dies_is_missed_no_longer_than_the_checks_take() -> None:
     """New connections; those that were open are the client's to give up, as with any balancer that forwards packets."""
     node = nodes()[0]
-    with Load(CLIENT, ADDRESS, "a.org", 300, kept=False) as load, deaf(names.node_netns("way", node)):
+    with Load(CLIENT, ADDRESS, "a.org", 300, kept=False) as load:
         died = time.monotonic()
+        nsnet("fault", "add", "node-down", "--on", f"node/{node}")
         until(lambda: node not in nodes(), f"{node} is dead and still used")
         assert [code for code, _ in asked("a.org", 40)] == ["200"] * 40
     assert load.lost
     assert_lost_in_window(load, died)
+    nsnet("fault", "clear")
     until(lambda: node in nodes(), f"{node} is back and not used")
