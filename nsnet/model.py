@@ -960,7 +960,7 @@ class Cluster(msgspec.Struct, frozen=True):
 class FaultSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One thing that is broken: `fault` names its kind in the catalogue (`nsnet.faults`).
 
-    `on` and `to` are places: node/N, host/H, pod/NAMESPACE/NAME, svc/NAMESPACE/NAME; `to` is the other side of what
+    `on` (in documents: `where`) and `to` are places: node/N, host/H, pod/NAMESPACE/NAME, svc/NAMESPACE/NAME; `to` is the other side of what
     stands between two. `means`: what the kernel offers for it (`netem`; empty: what every kernel has). `until`: when it
     ends by itself, RFC 3339 in UTC; empty: never.
 
@@ -969,7 +969,7 @@ class FaultSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     fault: str
-    on: tuple[str, ...] = ()
+    on: tuple[str, ...] = msgspec.field(default=(), name="where")  # `on` is a boolean in YAML 1.1
     to: tuple[str, ...] = ()
     options: dict[str, str] = {}
     means: str = ""
