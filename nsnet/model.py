@@ -960,9 +960,9 @@ class Cluster(msgspec.Struct, frozen=True):
 class FaultSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One thing that is broken: `fault` names its kind in the catalogue (`nsnet.faults`).
 
-    `on` (in documents: `where`) and `to` are places: node/N, host/H, pod/NAMESPACE/NAME, svc/NAMESPACE/NAME; `to` is the other side of what
-    stands between two. `means`: what the kernel offers for it (`netem`; empty: what every kernel has). `until`: when it
-    ends by itself, RFC 3339 in UTC; empty: never.
+    `on` (in documents: `where`) and `to` are places: node/N, host/H, pod/NAMESPACE/NAME, svc/NAMESPACE/NAME; `to` is
+    the other side of what stands between two. `means`: what the kernel offers for it (`netem`; empty: what every one
+    has). `until`: when it ends by itself, RFC 3339 in UTC; empty: never.
 
     `leave`: the damage is done once and then left alone, with whatever somebody does to it: `keys`, the values that it
     touched; `places`, the whole namespaces. Empty: it is kept as it is until it is cleared.
