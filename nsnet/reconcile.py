@@ -42,7 +42,7 @@ import msgspec
 
 from nsnet import names
 from nsnet.errors import MachineError, NotReachedError
-from nsnet.model import Key, Object, Objects
+from nsnet.model import Key, Object, Objects, indexed
 from nsnet.state import (
     Bridge,
     BridgePort,
@@ -332,8 +332,10 @@ class _Sync:
     def _load(self, memory: Memory | None) -> tuple[dict[Key, Object], int]:
         self.progress("store", 0)
         if memory is None:
-            return self._timed("store", load_objects, self.store)
-        return self._timed("store", refresh, self.store, memory.objects, memory.revision)
+            objects, revision = self._timed("store", load_objects, self.store)
+        else:
+            objects, revision = self._timed("store", refresh, self.store, memory.objects, memory.revision)
+        return indexed(objects), revision
 
     def _render(self, objects: Objects) -> State:
         self.progress("render", len(objects))
