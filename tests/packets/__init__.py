@@ -10,7 +10,7 @@ Who answers: every one of these in turns; `e1|e2`: always the same one of these;
 processes get it; none of them listens).
 Seen: `=` the sender's own address; else names from `SEEN`. Several rows of a table may be right about the source: which
 one depends on the endpoint. After `;` a mode with what it does otherwise, by upstream's design (nsnet/verify/modes.py).
-In userspace mode endpoints see the node whose process asks them, in every row: `_asks` says which, and it is not written.
+In userspace mode endpoints see the node whose process asks them: `_asks` says which, so the rows need not.
 
 A file of rows may begin with `config:` and what a KubeProxyConfiguration says.
 """
