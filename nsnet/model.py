@@ -959,22 +959,24 @@ class DetectLocalConfiguration(msgspec.Struct, frozen=True):
     interfaceNamePrefix: str = ""
 
 
-class KubeProxyMasquerade(msgspec.Struct, frozen=True):
-    """What upstream's sections `iptables` and `nftables` have in common."""
+class KubeProxyNFTablesConfiguration(msgspec.Struct, frozen=True):
+    """What upstream's sections `iptables` and `nftables` have in common; times as Go writes durations."""
 
     masqueradeBit: int | None = None
     masqueradeAll: bool = False
+    syncPeriod: str | None = None
+    minSyncPeriod: str | None = None
 
 
-class KubeProxyIPTablesConfiguration(msgspec.Struct, frozen=True):
-    masqueradeBit: int | None = None
-    masqueradeAll: bool = False
+class KubeProxyIPTablesConfiguration(KubeProxyNFTablesConfiguration, frozen=True):
     localhostNodePorts: bool | None = None
 
 
 class KubeProxyConntrackConfiguration(msgspec.Struct, frozen=True):
     """Times as Go writes durations; 0 leaves the node's value alone."""
 
+    maxPerCore: int | None = None
+    min: int | None = None
     tcpBeLiberal: bool = False
     tcpEstablishedTimeout: str | None = None
     tcpCloseWaitTimeout: str | None = None
@@ -995,8 +997,10 @@ class KubeProxyConfiguration(msgspec.Struct, frozen=True):
     detectLocal: DetectLocalConfiguration = DetectLocalConfiguration()
     nodePortAddresses: tuple[str, ...] = ()
     healthzBindAddress: str = ""
+    portRange: str = ""
+    udpIdleTimeout: str = ""
     iptables: KubeProxyIPTablesConfiguration = KubeProxyIPTablesConfiguration()
-    nftables: KubeProxyMasquerade = KubeProxyMasquerade()
+    nftables: KubeProxyNFTablesConfiguration = KubeProxyNFTablesConfiguration()
     conntrack: KubeProxyConntrackConfiguration = KubeProxyConntrackConfiguration()
     raw: dict[str, Any] = {}
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from nsnet import names
-from nsnet.control import loadbalancer, namespaces, policy, service_events, userspace
+from nsnet.control import kubeproxy, loadbalancer, namespaces, policy, service_events, userspace
 from nsnet.control.endpoints import SERVICE_NAME
 from nsnet.control.table import Table, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
@@ -70,6 +70,7 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
     yield from _unreachable(table, cluster)
     yield from _doubtful(table)
     yield from userspace.warnings(table, cluster)
+    yield from kubeproxy.warnings(table)
     yield from loadbalancer.events(table, cluster)
     yield from _not_yet(table, cluster)
 

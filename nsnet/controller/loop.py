@@ -6,7 +6,8 @@ namespace it came from, a change of the store to a look at what it touches, and 
 at. Hints that our own changes caused are read away after each sync.
 
 Looking must not cost more than a tenth of a processor: after a look that took 0.3 s of processor time, the next that
-nobody asked for comes 3 s later at the earliest. Changes of the store and clients never wait for that.
+nobody asked for comes 3 s later at the earliest. Changes of the store and clients never wait for that; what they may
+have to wait for is kube-proxy's minSyncPeriod (pace.py).
 
 A sync that fails is an answer for those who wait and a line in the log, and is tried again after 0.2 s … 30 s.
 """
@@ -28,6 +29,7 @@ from typing import Any
 
 from nsnet import kernel, names, reconcile
 from nsnet.controller.client import log_path, socket_path
+from nsnet.controller.pace import RESYNC, Pace, pace
 from nsnet.errors import NsnetError
 from nsnet.kernel import health, notify, process
 from nsnet.kernel.netns import identity
@@ -36,7 +38,6 @@ from nsnet.state import Change, Key, Netns, Refusal
 from nsnet.store import sqlite
 from nsnet.store.keys import CLUSTERS
 
-RESYNC = float(os.environ.get("NSNET_RESYNC") or 5)  # seconds after which everything is looked at, if that is cheap
 SHARE = 0.1  # of one processor, for looks that nobody asked for
 DEBOUNCE = 0.05  # seconds in which further hints are awaited
 BUSY = 0.05  # seconds until the lock is asked for again
@@ -127,6 +128,8 @@ class Loop:
         self.syncs = 0
         self.started = _now()
         self.cost = 0.0  # processor seconds of the last look
+        self.pace = Pace()
+        self.ended = -math.inf  # when the last sync did
         self.hints: Hints = {}
         self.clients: set[Client] = set()
         self.sockets: dict[str, socket.socket] = {}  # namespace → its notifications
@@ -170,13 +173,16 @@ class Loop:
             handler()
         try:
             if self.store.wait(0):
-                self.due = time.monotonic()  # also while syncs fail: this may be the cure
+                self.due = self._soonest()  # also while syncs fail: this may be the cure
         except NsnetError as error:
             self._failed(error)
             self._plan(whole=True)
         for netns in [netns for netns, place in self.places.items() if place != identity(netns)]:
             self._unsubscribe(netns)
             self._hint(netns, 0)
+
+    def _soonest(self) -> float:
+        return max(time.monotonic(), self.ended + self.pace.soonest)
 
     def _soon(self, seconds: float) -> None:
         """A sync that was asked for; while syncs fail, it does not come before its time."""
@@ -223,6 +229,7 @@ class Loop:
                 _settle()
             if whole and not report.changes:
                 self.cost = _cpu() - cpu
+        self.ended = time.monotonic()
         self._plan(whole)
         self._answer()
         self._watch()
@@ -244,7 +251,7 @@ class Loop:
             _log(self.cluster, f"revision {report.revision}: {report.changes} changes, {seconds:.3f} s, saw {look}")
             for line in report.lines:
                 _log(self.cluster, f"    {line}")
-        self.memory, self.revision = report.memory, report.revision
+        self.memory, self.revision, self.pace = report.memory, report.revision, pace(report.memory.objects)
         self.error, self.failures = None, 0
         self.syncs += 1
 
@@ -261,7 +268,7 @@ class Loop:
         if self.failures:
             self.due = self.resync = now + min(RETRY_FIRST * 2 ** min(self.failures - 1, 16), RETRY_LAST)
         elif whole:
-            self.resync = now + max(RESYNC, self.cost / SHARE)
+            self.resync = now + max(self.pace.latest, self.cost / SHARE)
 
     def _answer(self) -> None:
         """Tells those whose revision is reached; where the sync failed all: what they wrote was there when it began."""
@@ -392,7 +399,7 @@ class Loop:
                 self._reply(client, self._outcome())
             case {"converge": int(revision)}:
                 client.wanted = revision
-                self.due = min(self.due, time.monotonic())  # also while syncs fail: somebody waits for an answer
+                self.due = min(self.due, self._soonest())  # also while syncs fail: somebody waits for an answer
             case {"status": True}:
                 self._reply(client, self._status())
             case _:
