@@ -15,8 +15,9 @@ What the store holds is what `control.complete` left there (verbs complete befor
 
 A whole look costs a third of a second for 300 pods, so whoever syncs again and again (the controller) hands in the last
 report's `memory` and names what to look at: that, and what the changes of the objects since can touch, is all that is
-read then. The memory is a cache of pure results; from time to time everything is looked at again without it having any
-say in what differs: the kernel has the last word.
+read then. Packet filters of several thousand values that were written at once are not read back at once, which would
+take half as long again: a transaction is whole or nothing. The memory is a cache of pure results; from time to time
+everything is looked at again without it having any say in what differs: the kernel has the last word.
 
 Rules are asked for a connection's first packet only, so a last step follows them: UDP conntrack entries that still lead
 to an endpoint of before are deleted, in nodes whose rules were written and at every whole look. Nothing remembers which
@@ -32,9 +33,10 @@ import fcntl
 import os
 import shutil
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -44,6 +46,8 @@ from nsnet import names
 from nsnet.errors import MachineError, NotReachedError
 from nsnet.model import Key, Object, Objects, indexed
 from nsnet.state import (
+    FILTER_KINDS,
+    KINDS,
     Bridge,
     BridgePort,
     Chain,
@@ -79,6 +83,7 @@ WHOLE: frozenset[tuple[str, ...]] = frozenset()  # in a Scope: the whole namespa
 LISTENERS = frozenset({("listener",)})
 FLOWS = frozenset({("conntrack",)})
 FILTERS = (Chain, NftTable, NftSet, NftChain, NftElement, IpSet)
+LOAD = 5000  # packet filter values written at once
 STRUCTURE = (
     Netns,
     Loopback,
@@ -146,7 +151,14 @@ def rooms() -> Rooms:
         return control.complete(objects, control.Facts(listening=listening, now=now))
 
     return Rooms(
-        kernel.observe, kernel.apply, render.render, complete, diff.diff, diff.touched, conntrack.flows, conntrack.stale
+        kernel.observe,
+        kernel.apply,
+        render.render,
+        complete,
+        partial(diff.diff, sort_up_to=LOAD),
+        diff.touched,
+        conntrack.flows,
+        conntrack.stale,
     )
 
 
@@ -303,12 +315,14 @@ class _Sync:
         self, changes: Sequence[Change], have: State, want: State, scope: Scope | None, listening: Listening
     ) -> tuple[State, Scope | None, Listening]:
         """Reads again what the changes can have touched."""
+        loads = loaded(changes) - {netns for _, netns, _ in self.refused}
         if scope is not None:
             scope = with_listeners(changes, want, union(scope, scope_of(changes)))
-            seen = self._observe(scope)
+            seen = with_filters(self._observe(without_filters(scope, loads)), want, loads)
             return seen, scope, heard(seen, scope, listening)
         again = with_listeners(changes, want, {change.netns: WHOLE for change in changes})
-        have = merged(have, self._observe(again), again)
+        seen = with_filters(self._observe(without_filters(again, loads)), want, loads)
+        have = merged(have, seen, again)
         return have, None, heard(have, None, {})
 
     def _forget_flows(self, objects: Objects, places: Collection[str] | None) -> None:
@@ -443,7 +457,26 @@ def narrowed(have: State, want: State, scope: Scope, old: State) -> State:
     return {**want, **parts}
 
 
-_ALONE = frozenset({"chain", "table", "file", "ipset"})
+_ALONE = FILTER_KINDS | {"file"}
+
+
+def loaded(changes: Iterable[Change]) -> set[str]:
+    """Namespaces into which so many packet filter values were written that they are not read back at once."""
+    count = Counter(change.netns for change in changes if isinstance(change.value, FILTERS))
+    return {netns for netns, number in count.items() if number >= LOAD}
+
+
+def without_filters(scope: Scope, loads: Collection[str]) -> Scope:
+    """The scope without packet filters in these namespaces."""
+    found = {netns: scope[netns] or frozenset((kind,) for kind in KINDS) for netns in scope.keys() & loads}
+    spared = {netns: frozenset(key for key in keys if key[0] not in FILTER_KINDS) for netns, keys in found.items()}
+    return {**scope, **{netns: keys | {("netns",)} for netns, keys in spared.items()}}
+
+
+def with_filters(seen: State, want: State, loads: Iterable[str]) -> State:
+    """What was seen, and in these namespaces the packet filters that were written."""
+    written = {netns: frozenset(value for value in want[netns] if isinstance(value, FILTERS)) for netns in loads}
+    return {netns: values | written.get(netns, frozenset()) for netns, values in seen.items()}
 
 
 def with_listeners(changes: Iterable[Change], want: State, scope: Scope) -> Scope:

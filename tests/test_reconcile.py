@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from nsnet import names
+from nsnet import names, reconcile
 from nsnet.diff import diff, touched
 from nsnet.errors import NotReachedError
 from nsnet.model import Condition, Key, Object, ObjectMeta, Objects, Pod, PodStatus, by_key, is_ready, of
@@ -31,6 +31,7 @@ from nsnet.reconcile import (
     with_listeners,
 )
 from nsnet.state import (
+    KINDS,
     Address,
     Bridge,
     Chain,
@@ -257,6 +258,40 @@ def test_somebody_elses_write_in_between_is_taken(kernel: Kernel, rooms: Rooms, 
     report = sync(store, "demo", using=rooms._replace(complete=complete_late))
     assert chain(kernel) == (*BOTH, "-d 10.244.1.4 -j ACCEPT")
     assert report.revision == store.revision() == 4
+
+
+FILTERS = {("chain",), ("nft",), ("ipset",)}
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_large_load_of_rules_is_not_read_back_until_the_next_whole_look(
+    kernel: Kernel, rooms: Rooms, store: sqlite.SqliteStore, monkeypatch: pytest.MonkeyPatch, limited: bool
+) -> None:
+    monkeypatch.setattr(reconcile, "LOAD", 1)
+    memory = sync(store, "demo", using=rooms).memory
+    kernel.values[NODE] = {Netns("m")}
+    kernel.looks.clear()
+    kernel.forgetful = lambda change: isinstance(change.value, Chain)
+    if limited:
+        sync(store, "demo", using=rooms, only={NODE: frozenset()}, memory=memory)
+    else:
+        sync(store, "demo", using=rooms)
+    again = kernel.looks[-1]
+    assert again is not None
+    assert again[NODE] == {(kind,) for kind in KINDS} - FILTERS
+    assert Bridge("cni0", "0a:58:0a:f4:01:01") in kernel.values[NODE]
+    kernel.forgetful = lambda _: False
+    sync(store, "demo", using=rooms)
+    assert chain(kernel) == BOTH
+
+
+def test_what_was_refused_of_a_large_load_is_seen(
+    kernel: Kernel, rooms: Rooms, store: sqlite.SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "LOAD", 1)
+    kernel.stubborn = lambda change: isinstance(change.value, Chain)
+    with pytest.raises(NotReachedError, match="not permitted"):
+        sync(store, "demo", using=rooms)
 
 
 # --- UDP conntrack entries --------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from nsnet import names
 from nsnet.errors import MachineError
 from nsnet.kernel import conntrack, files, health, ipset, netns, process, refusals, rtnl, sockdiag, sysctl
 from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request
-from nsnet.state import SYSCTLS, Family, IpSet, Key, Listener, Netns, Scope, Sysctl, Value
+from nsnet.state import KINDS, SYSCTLS, Family, IpSet, Key, Listener, Netns, Scope, Sysctl, Value
 
 _LINKS = {"netns", "link", "port"}
 _DUMPS: Mapping[str, Request] = {
@@ -40,7 +40,6 @@ _DUMPS: Mapping[str, Request] = {
     "route": rtnl.GET_ROUTES,
 }
 _ROUTE_KINDS = {*_LINKS, *_DUMPS, "fdb"}
-_ALL = frozenset({*_ROUTE_KINDS, "sysctl", "chain", "ipset", "nft", "process", "file", "listener"})
 
 _NFT_GETTABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
 _NFGENMSG = Struct("=BBH")
@@ -106,7 +105,7 @@ def _observe(cluster: str, only: Scope | None) -> dict[str, frozenset[Value]]:
 def _kinds(only: Scope | None, name: str) -> frozenset[str]:
     """Which kinds of value must be read."""
     keys = frozenset[Key]() if only is None else only[name]
-    return frozenset(key[0] for key in keys) if keys else _ALL
+    return frozenset(key[0] for key in keys) if keys else KINDS
 
 
 def _nodes_first(name: str) -> tuple[bool, str]:
