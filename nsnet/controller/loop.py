@@ -125,7 +125,7 @@ class Loop:
         self.error: NsnetError | None = None
         self.failures = 0
         self.drift = 0
-        self.syncs = 0
+        self.syncs = self.looks = 0  # of these syncs, those that looked at everything
         self.started = _now()
         self.cost = 0.0  # processor seconds of the last look
         self.pace = Pace()
@@ -254,6 +254,7 @@ class Loop:
         self.memory, self.revision, self.pace = report.memory, report.revision, pace(report.memory.objects)
         self.error, self.failures = None, 0
         self.syncs += 1
+        self.looks += whole
 
     def _failed(self, error: NsnetError) -> None:
         if self.error is None or str(self.error) != str(error):
@@ -417,6 +418,7 @@ class Loop:
             "error": str(self.error or ""),
             "drift": self.drift,
             "syncs": self.syncs,
+            "looks": self.looks,
             "look": round(self.cost, 3),
             "watched": len(self.sockets) + len(self.programs),
         }

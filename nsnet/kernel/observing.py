@@ -23,7 +23,6 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
@@ -44,9 +43,6 @@ _ROUTE_KINDS = {*_LINKS, *_DUMPS, "fdb"}
 _NFT_GETTABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
 _NFGENMSG = Struct("=BBH")
 _NF_FAMILIES: Mapping[int, Family] = {2: "ip", 10: "ip6"}  # iptables' and ip6tables' tables
-_LEGACY: Mapping[Family, str] = {
-    "ip": "/proc/thread-self/net/ip_tables_names", "ip6": "/proc/thread-self/net/ip6_tables_names",
-}  # fmt: skip
 
 _FEW = 100  # namespaces, up to which their files are looked for one by one
 _WORKERS = max(2, os.cpu_count() or 1)
@@ -189,12 +185,14 @@ def _families(name: str, keys: frozenset[Key]) -> frozenset[Family]:
     """Of which families it is worth a process to read them."""
     asked = [key for key in keys if key[0] == "chain"]
     if asked and all(len(key) > 1 for key in asked):
-        return frozenset(family for family in _LEGACY if any(key[1] == family for key in asked))
+        return frozenset(family for family in _NF_FAMILIES.values() if any(key[1] == family for key in asked))
     return _with_tables(name) if asked or names.kind_of(name) != "pod" else frozenset()
 
 
 def _with_tables(name: str) -> frozenset[Family]:
     """The families that have any table."""
+    from nsnet.kernel.iptables import LEGACY_TABLES
+
     request = Request(_NFT_GETTABLE, 0, _NFGENMSG.pack(0, 0, 0))
     found: set[Family] = set()
     with netns.inside(name):
@@ -202,9 +200,9 @@ def _with_tables(name: str) -> frozenset[Family]:
             with Netlink(NETLINK_NETFILTER) as netfilter:
                 (tables,) = netfilter.dump([request])
             found |= {_NF_FAMILIES[data[start]] for _, data, start, _ in tables if data[start] in _NF_FAMILIES}
-        for family, path in _LEGACY.items():
+        for family, path in LEGACY_TABLES.items():
             with suppress(OSError):  # a kernel without the legacy tables
-                if family not in found and Path(path).read_bytes():
+                if family not in found and path.read_bytes():
                     found.add(family)
     return frozenset(found)
 
