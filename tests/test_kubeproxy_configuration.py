@@ -17,6 +17,7 @@ from nsnet.model import KubeProxyConfiguration, Node, NodeAddress, NodeSpec, Nod
 from nsnet.render import conntrack, proxy_iptables, proxy_nftables, render
 from nsnet.render.kubeproxy import LocalDetector, Told
 from nsnet.state import Chain, Conntrack, File, Nft, NftElement, Sysctl
+from nsnet.verify.world import world
 from tests.controlled import apply, delete, events, load, refused, stored, up
 
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
@@ -89,6 +90,20 @@ def test_kubeadms_own_file_is_taken_and_changes_nothing() -> None:
 def test_the_controllers_pace(words: str, soonest: float, latest: float) -> None:
     assert pace(up(f"{HEAD}{words}\n")) == Pace(soonest, latest)
     assert pace(up(CLUSTER)) == Pace(0, RESYNC)
+
+
+@pytest.mark.parametrize(
+    ("words", "plain"),
+    [
+        ("clusterCIDR: 10.244.0.0/16", True),
+        ("iptables: {masqueradeAll: true}", False),
+        ("nftables: {masqueradeAll: true}", True),  # which is not the mode
+        ("detectLocalMode: NodeCIDR", False),
+        ("mode: userspace", False),
+    ],
+)
+def test_verify_asks_who_is_seen_where_the_defaults_hold(words: str, plain: bool) -> None:
+    assert world(up(f"{HEAD}{words}\n")).plain is plain
 
 
 def test_userspace_modes_idle_time() -> None:

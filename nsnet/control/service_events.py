@@ -62,7 +62,7 @@ def _of_service(service: Service, cluster: Cluster) -> Iterator[tuple[str, str]]
     for message in ipfamilies.strangers(spec):
         yield "KubeProxyIncorrectIPVersion", message
     for port in spec.ports or ():
-        if port.protocol == "SCTP":
+        if port.protocol == "SCTP" and cluster.networking.kubeProxyMode != "userspace":
             yield (
                 "NotServed",
                 f"port {port.port}/SCTP: its rules are there, but stand-ins do not speak SCTP: none answers",
