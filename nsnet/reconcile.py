@@ -15,9 +15,10 @@ What the store holds is what `control.complete` left there (verbs complete befor
 
 A whole look costs a third of a second for 300 pods, so whoever syncs again and again (the controller) hands in the last
 report's `memory` and names what to look at: that, and what the changes of the objects since can touch, is all that is
-read then. Packet filters of several thousand values that were written at once are not read back at once, which would
-take half as long again: a transaction is whole or nothing. The memory is a cache of pure results; from time to time
-everything is looked at again without it having any say in what differs: the kernel has the last word.
+read then. Chains that are written whole whatever stands there are read after that, and not before. Packet filters of
+several thousand values that were written at once are not read back at once, which would take half as long again: a
+transaction is whole or nothing. The memory is a cache of pure results; from time to time everything is looked at again
+without it having any say in what differs: the kernel has the last word.
 
 Rules are asked for a connection's first packet only, so a last step follows them: UDP conntrack entries that still lead
 to an endpoint of before are deleted, in nodes whose rules were written and at every whole look. Nothing remembers which
@@ -337,7 +338,7 @@ class _Sync:
             old, before = memory.want, memory.listening
             scope = union(only, self._timed("diff", self.rooms.touched, old, want))
             scope = union(scope, released(memory.holds, self.holds))
-        have = self._observe(scope)
+        have = self._first_look(scope, old, want)
         listening = heard(have, scope, before)
         for number in range(1, ROUNDS + 1):
             changes = self._diff(have, want, scope, old)
@@ -355,9 +356,18 @@ class _Sync:
             if scope is not None:
                 scope = self._timed("diff", self.rooms.touched, old, want)
                 scope = union(scope, released(held, self.holds))
-                have = self._observe(scope)
+                have = self._first_look(scope, old, want)
                 listening = heard(have, scope, listening)
         raise self._unsettled(changes)
+
+    def _first_look(self, scope: Scope | None, old: State, want: State) -> State:
+        """Reads the scope, but for chains that are written whole whatever stands there: the next look has those."""
+        rewritten = self._timed("diff", rewritten_chains, scope or {}, old, want)
+        if scope is None or not rewritten:
+            return self._observe(scope)
+        less = {netns: (scope[netns] - chains.keys) | {("netns",)} for netns, chains in rewritten.items()}
+        seen = self._observe({**scope, **less})
+        return {**seen, **{netns: seen[netns] | rewritten[netns].old for netns in rewritten.keys() & seen.keys()}}
 
     def _look_again(
         self, changes: Sequence[Change], have: State, want: State, scope: Scope | None, listening: Listening
@@ -494,6 +504,34 @@ def scope_of(changes: Iterable[Change]) -> Scope:
         if isinstance(change.value, STRUCTURE):
             whole.add(change.netns)
     return {netns: WHOLE if netns in whole else frozenset(found) for netns, found in keys.items()}
+
+
+class Rewritten(NamedTuple):
+    """Chains of one namespace by their keys, and what they were, those that were there."""
+
+    keys: frozenset[Any]
+    old: frozenset[Chain]
+
+
+def rewritten_chains(scope: Scope, old: State, want: State) -> dict[str, Rewritten]:
+    """The chains in a scope that differ and are short: no reading changes how they are written (or deleted).
+
+    A long one may be edited by rule number, for which it must be known (`kernel.iptables`).
+    """
+    from nsnet.kernel.iptables import LONG_CHAIN
+
+    found = {}
+    for netns in scope.keys() & old.keys() & want.keys():
+        before, after = (_chains(one[netns] - other[netns]) for one, other in ((old, want), (want, old)))
+        long = {key for key, chain in before.items() if len(chain.rules) >= LONG_CHAIN}
+        keys = frozenset((before.keys() | after.keys()) & scope[netns]) - long
+        if keys:
+            found[netns] = Rewritten(keys, frozenset(before[key] for key in keys & before.keys()))
+    return found
+
+
+def _chains(values: Iterable[Value]) -> dict[Any, Chain]:
+    return {value.key: value for value in values if isinstance(value, Chain)}
 
 
 def released(before: Collection[Hold], now: Collection[Hold]) -> Scope:

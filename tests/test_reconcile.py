@@ -16,6 +16,7 @@ import pytest
 from nsnet import names, reconcile
 from nsnet.diff import diff, touched
 from nsnet.errors import NotReachedError
+from nsnet.kernel import iptables
 from nsnet.model import Condition, Key, Object, ObjectMeta, Objects, Pod, PodStatus, by_key, is_ready, of
 from nsnet.reconcile import (
     FLOWS,
@@ -345,10 +346,20 @@ def test_without_udp_nobody_looks(kernel: Kernel, rooms: Rooms, store: sqlite.Sq
 # --- a limited look ---------------------------------------------------------------------------------------------------
 
 
+KEY = ("chain", "ip", "nat", "KUBE-SVC-WEB")
+
+
+@pytest.mark.parametrize(("long", "first"), [(64, ("netns",)), (1, KEY)], ids=["short chains", "long chains"])
 def test_a_change_of_the_objects_is_looked_at_and_nothing_else(
-    kernel: Kernel, rooms: Rooms, store: sqlite.SqliteStore
+    kernel: Kernel,
+    rooms: Rooms,
+    store: sqlite.SqliteStore,
+    monkeypatch: pytest.MonkeyPatch,
+    long: int,
+    first: tuple[str, ...],
 ) -> None:
-    """A condition of a pod changed: one chain of one node is read, written, and read again."""
+    """A condition of a pod changed: one chain of one node is written, and read; a long one is read before, too."""
+    monkeypatch.setattr(iptables, "LONG_CHAIN", long)
     kernel._serve = lambda: None  # type: ignore[method-assign]
     for name in ("a", "b"):
         kernel.values[f"demo.pod.default.{name}"] = {Netns("m"), Listener("TCP", 80)}
@@ -358,9 +369,8 @@ def test_a_change_of_the_objects_is_looked_at_and_nothing_else(
     save_objects(store, PODS, by_key([pod("a", 2), pod("b", 3, "False")]), 1)
     deaf = rooms._replace(complete=lambda objects, _: dict(objects))
     report = sync(store, "demo", only={}, memory=memory, using=deaf)
-    key = ("chain", "ip", "nat", "KUBE-SVC-WEB")
-    assert kernel.looks == [{NODE: frozenset({key})}] * 2
-    assert [[change.value.key for change in batch] for batch in kernel.batches] == [[key]]
+    assert kernel.looks == [{NODE: {first}}, {NODE: {KEY}}]
+    assert [[change.value.key for change in batch] for batch in kernel.batches] == [[KEY]]
     assert chain(kernel) == ("-d 10.244.1.2 -j ACCEPT",)
     assert report.revision == 2
 
