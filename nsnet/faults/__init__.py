@@ -118,7 +118,7 @@ def _site(objects: Objects, fault: Fault, kind: Kind) -> Site:
 
 def standing(objects: Objects, now: str) -> Objects:
     """Without the faults whose time is over; `now` is RFC 3339 in UTC, empty: no clock."""
-    over = [key for key, obj in objects.items() if isinstance(obj, Fault) and obj.spec.until and obj.spec.until <= now]
+    over = {key for key, obj in model.keyed(objects, Fault).items() if obj.spec.until and obj.spec.until <= now}
     return {key: obj for key, obj in objects.items() if key not in over} if over else objects
 
 
@@ -223,4 +223,4 @@ def _check_needs(key: Key, kind: Kind, objects: Objects) -> None:
 
 def ends(objects: Objects) -> Iterable[str]:
     """When faults end by themselves, RFC 3339."""
-    return (obj.spec.until for obj in objects.values() if isinstance(obj, Fault) and obj.spec.until)
+    return (fault.spec.until for fault in model.of(objects, Fault) if fault.spec.until)
