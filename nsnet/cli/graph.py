@@ -10,8 +10,9 @@ from xml.sax.saxutils import escape, quoteattr
 import click
 import msgspec
 
-from nsnet import model
+from nsnet import model, names
 from nsnet.cli import options
+from nsnet.cli.columns import pod_netns
 from nsnet.cli.context import running
 from nsnet.cli.output import out, print_json
 from nsnet.model import Objects
@@ -21,7 +22,11 @@ FORMS = ("mermaid", "dot", "svg", "json")
 
 
 class Node(msgspec.Struct, frozen=True):
-    """A box. `kind` is network, node, host, pod or service; `inside` the box around it."""
+    """A box. `kind` is router, network, node, host, pod or service; `inside` the box around it.
+
+    A Service is ready when it has an endpoint. `netns` is the network namespace it stands for; a pod on its node's
+    network has its node's.
+    """
 
     id: str
     kind: str
@@ -29,6 +34,12 @@ class Node(msgspec.Struct, frozen=True):
     detail: str = ""
     inside: str = ""
     ready: bool = True
+    netns: str = ""
+
+    @property
+    def trouble(self) -> str:
+        """Words for what is not ready."""
+        return "" if self.ready else "no endpoints" if self.kind == "service" else "not ready"
 
 
 class Edge(msgspec.Struct, frozen=True):
@@ -78,27 +89,33 @@ def picture(objects: Objects, namespace: str = "") -> Picture:
 
 
 def _networks(cluster: model.Cluster) -> Iterator[Node]:
-    yield Node("router", "router", "router")
+    own = cluster.metadata.name
+    yield Node("router", "router", "router", netns=names.fabric_netns(own, "router"))
     for network in cluster.underlay.networks:
-        yield Node(f"network/{network.name}", "network", network.name, str(network.subnet or ""))
+        netns = names.fabric_netns(own, network.name)
+        yield Node(f"network/{network.name}", "network", network.name, str(network.subnet or ""), netns=netns)
 
 
 def _machines(objects: Objects, cluster: model.Cluster) -> Iterator[Node]:
+    own = cluster.metadata.name
     for node in model.of(objects, model.Node):
-        network = model.annotation(node, "nsnet/network")
+        name, inside = node.metadata.name, f"network/{model.annotation(node, 'nsnet/network')}"
         detail = f"{model.internal_ip(node)}, pods {node.spec.podCIDR}"
-        yield Node(f"node/{node.metadata.name}", "node", node.metadata.name, detail, f"network/{network}")
+        ready = all(item.status == "True" for item in node.status.conditions if item.type == "Ready")
+        yield Node(f"node/{name}", "node", name, detail, inside, ready, names.node_netns(own, name))
     for host in cluster.hosts or ():
-        yield Node(f"host/{host.name}", "host", host.name, host.address, f"network/{host.network}")
+        inside, netns = f"network/{host.network}", names.host_netns(own, host.name)
+        yield Node(f"host/{host.name}", "host", host.name, host.address, inside, netns=netns)
 
 
 def _pods(objects: Objects, namespace: str) -> Iterator[Node]:
+    own = model.cluster_of(objects).metadata.name
     for pod in model.of(objects, model.Pod):
         meta = pod.metadata
         if pod.spec.nodeName and namespace in ("", meta.namespace):
             name = meta.name if meta.namespace == "default" else f"{meta.namespace}/{meta.name}"
-            inside = f"node/{pod.spec.nodeName}"
-            yield Node(f"pod/{meta.namespace}/{meta.name}", "pod", name, pod.status.podIP, inside, model.is_ready(pod))
+            inside, found = f"node/{pod.spec.nodeName}", f"pod/{meta.namespace}/{meta.name}"
+            yield Node(found, "pod", name, pod.status.podIP, inside, model.is_ready(pod), pod_netns(pod, own))
 
 
 def _services(world: worlds.World, namespace: str) -> Iterator[tuple[Node, list[Edge]]]:
@@ -109,13 +126,14 @@ def _services(world: worlds.World, namespace: str) -> Iterator[tuple[Node, list[
             continue
         name = meta.name if meta.namespace == "default" else f"{meta.namespace}/{meta.name}"
         ports = " ".join(f"{port.port}{f':{port.nodePort}' if port.nodePort else ''}" for port in spec.ports or ())
-        box = Node(f"svc/{meta.namespace}/{meta.name}", "service", name, f"{spec.clusterIP} {ports}".strip())
-        served = dict.fromkeys(
-            f"pod/{owners[backend.address].name}"
+        found = {
+            backend.address: backend
             for port in spec.ports or ()
             for backend in worlds.usable(worlds.backends(world, service, port))
-            if backend.address in owners
-        )
+        }
+        detail = f"{spec.clusterIP} {ports}".strip()
+        box = Node(f"svc/{meta.namespace}/{meta.name}", "service", name, detail, ready=bool(found))
+        served = (f"pod/{owners[address].name}" for address in found if address in owners)
         yield box, [Edge(box.id, target, "serves") for target in served]
 
 
@@ -146,7 +164,7 @@ def mermaid(found: Picture) -> Iterator[str]:
 def _mermaid(boxes: dict[str, list[Node]], numbers: dict[str, str], parent: str, indent: str) -> Iterator[str]:
     for node in boxes.get(parent, ()):
         text = f"{node.name}<br/>{node.detail}" if node.detail else node.name
-        text = text.replace('"', "#quot;") + ("" if node.ready else "<br/>not ready")
+        text = text.replace('"', "#quot;") + (f"<br/>{node.trouble}" if node.trouble else "")
         if node.id in boxes or node.kind == "network":
             yield f'{indent}subgraph {numbers[node.id]}["{text}"]'
             yield from _mermaid(boxes, numbers, node.id, indent + "  ")
@@ -170,9 +188,7 @@ def dot(found: Picture) -> Iterator[str]:
 
 def _dot(boxes: dict[str, list[Node]], numbers: dict[str, str], parent: str, indent: str) -> Iterator[str]:
     for node in boxes.get(parent, ()):
-        label = _quoted(
-            "\\n".join(word for word in (node.name, node.detail, "" if node.ready else "not ready") if word)
-        )
+        label = _quoted("\\n".join(word for word in (node.name, node.detail, node.trouble) if word))
         shape = {"service": "ellipse", "network": "plaintext"}.get(node.kind, "box")
         if node.id in boxes:
             yield f"{indent}subgraph cluster_{numbers[node.id]} {{ label={label};"
@@ -269,7 +285,7 @@ def _drawn(box: _Box) -> Iterator[str]:
     frame = f'x="{box.x}" y="{box.y}" width="{box.width}" height="{box.height}" rx="5"'
     yield f'<rect {frame} fill="{fill}" stroke="#8796a5"/>'
     yield f'<text x="{box.x + 8}" y="{box.y + 15}" font-size="12">{escape(node.name)}</text>'
-    detail = node.detail if node.ready else f"{node.detail} not ready"
+    detail = f"{node.detail} {node.trouble}".strip()
     yield f'<text x="{box.x + 8}" y="{box.y + 28}" font-size="10" fill="#55606b">{escape(detail)}</text></g>'
 
 

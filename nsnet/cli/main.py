@@ -53,6 +53,7 @@ SECTIONS: dict[str, dict[str, Verb]] = {
         "trace": Verb("trace:trace", "Show the way a packet would take, hop by hop, and how it ends."),
         "capture": Verb("capture:capture", "Show or write the packets that pass, on one hop or on all."),
         "graph": Verb("graph:graph", "Draw the cluster: mermaid, dot, svg or json."),
+        "ui": Verb("ui:ui", "Show the live cluster as a page in a browser, with traces by two clicks."),
         "snapshot": Verb("snapshot:snapshot", "Keep what the kernel has now under a name."),
         "diff": Verb("snapshot:diff", "Show what changed in the kernel since a snapshot."),
         "explain": Verb(

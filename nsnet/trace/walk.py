@@ -11,6 +11,7 @@ Two facts that decide real failures, found by sending packets (facts/FAILURES.md
 """
 
 from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 
 import msgspec
 from msgspec.structs import replace
@@ -48,13 +49,20 @@ class Station(msgspec.Struct, frozen=True):
     port: str = ""  # of a bridge: the port by which it hears
 
 
-def walk(state: State, netns: str, packet: Packet, recent: Collection[tuple[str, str]] = ()) -> list[Way]:
-    """Every way the first packet of a connection can go that a process in `netns` opens.
+def walk(
+    state: State,
+    netns: str,
+    packet: Packet,
+    recent: Collection[tuple[str, str]] = (),
+    most: int | None = None,
+) -> list[Way]:
+    """Every way the first packet of a connection can go that a process in `netns` opens; no more than `most`.
 
     `recent`: what the xt_recent lists hold, as (list name, source address); by default nobody has been seen before.
     """
     world = World(state, recent, family=family_of(packet.dst))
-    return [end for way in _send(world, Trip(netns, packet)) for end in _through_process(world, way)]
+    ends = (end for way in _send(world, Trip(netns, packet)) for end in _through_process(world, way))
+    return list(islice(ends, most))
 
 
 def _through_process(world: World, way: Way) -> Iterator[Way]:
