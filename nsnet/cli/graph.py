@@ -25,7 +25,7 @@ class Node(msgspec.Struct, frozen=True):
     """A box. `kind` is router, network, node, host, pod or service; `inside` the box around it.
 
     A Service is ready when it has an endpoint. `netns` is the network namespace it stands for; a pod on its node's
-    network has its node's.
+    network has its node's. `faults`: what is broken there.
     """
 
     id: str
@@ -35,11 +35,14 @@ class Node(msgspec.Struct, frozen=True):
     inside: str = ""
     ready: bool = True
     netns: str = ""
+    faults: tuple[str, ...] = ()
 
     @property
-    def trouble(self) -> str:
-        """Words for what is not ready."""
-        return "" if self.ready else "no endpoints" if self.kind == "service" else "not ready"
+    def words(self) -> tuple[str, ...]:
+        """What is said in the box besides its name."""
+        trouble = "" if self.ready else "no endpoints" if self.kind == "service" else "not ready"
+        broken = f"broken: {', '.join(self.faults)}" if self.faults else ""
+        return tuple(word for word in (self.detail, trouble, broken) if word)
 
 
 class Edge(msgspec.Struct, frozen=True):
@@ -82,10 +85,23 @@ def picture(objects: Objects, namespace: str = "") -> Picture:
     cluster = model.cluster_of(objects)
     boxes = [*_networks(cluster), *_machines(objects, cluster), *_pods(objects, namespace)]
     there = {box.id for box in boxes}
+    marked = _faults(objects)
     services = list(_services(world, namespace))
     edges = [edge for _, edges in services for edge in edges if edge.target in there]
     joined = [Edge("router", f"network/{network.name}", "joined") for network in cluster.underlay.networks]
-    return Picture(cluster.metadata.name, (*boxes, *(box for box, _ in services)), (*joined, *edges))
+    every = (*boxes, *(box for box, _ in services))
+    drawn = (msgspec.structs.replace(box, faults=marked[box.id]) if box.id in marked else box for box in every)
+    return Picture(cluster.metadata.name, tuple(drawn), (*joined, *edges))
+
+
+def _faults(objects: Objects) -> dict[str, tuple[str, ...]]:
+    """Box → the faults on it; one that is everywhere is on every node."""
+    everywhere = tuple(f"node/{node.metadata.name}" for node in model.of(objects, model.Node))
+    found: dict[str, tuple[str, ...]] = {}
+    for fault in model.of(objects, model.Fault):
+        for place in (*(fault.spec.on or everywhere), *fault.spec.to):
+            found[place] = (*found.get(place, ()), fault.spec.fault)
+    return found
 
 
 def _networks(cluster: model.Cluster) -> Iterator[Node]:
@@ -163,8 +179,7 @@ def mermaid(found: Picture) -> Iterator[str]:
 
 def _mermaid(boxes: dict[str, list[Node]], numbers: dict[str, str], parent: str, indent: str) -> Iterator[str]:
     for node in boxes.get(parent, ()):
-        text = f"{node.name}<br/>{node.detail}" if node.detail else node.name
-        text = text.replace('"', "#quot;") + (f"<br/>{node.trouble}" if node.trouble else "")
+        text = "<br/>".join((node.name, *node.words)).replace('"', "#quot;")
         if node.id in boxes or node.kind == "network":
             yield f'{indent}subgraph {numbers[node.id]}["{text}"]'
             yield from _mermaid(boxes, numbers, node.id, indent + "  ")
@@ -188,7 +203,7 @@ def dot(found: Picture) -> Iterator[str]:
 
 def _dot(boxes: dict[str, list[Node]], numbers: dict[str, str], parent: str, indent: str) -> Iterator[str]:
     for node in boxes.get(parent, ()):
-        label = _quoted("\\n".join(word for word in (node.name, node.detail, node.trouble) if word))
+        label = _quoted("\\n".join((node.name, *node.words)))
         shape = {"service": "ellipse", "network": "plaintext"}.get(node.kind, "box")
         if node.id in boxes:
             yield f"{indent}subgraph cluster_{numbers[node.id]} {{ label={label};"
@@ -280,13 +295,13 @@ def _column(nodes: Sequence[Node], x: int, y: int) -> Iterator[_Box]:
 
 def _drawn(box: _Box) -> Iterator[str]:
     node = box.node
-    fill = _COLOURS[node.kind if node.ready else "broken"]
+    fill = _COLOURS["broken" if node.faults or not node.ready else node.kind]
     yield f"<g id={quoteattr(node.id)}><title>{escape(f'{node.id} {node.detail}'.strip())}</title>"
     frame = f'x="{box.x}" y="{box.y}" width="{box.width}" height="{box.height}" rx="5"'
     yield f'<rect {frame} fill="{fill}" stroke="#8796a5"/>'
     yield f'<text x="{box.x + 8}" y="{box.y + 15}" font-size="12">{escape(node.name)}</text>'
-    detail = f"{node.detail} {node.trouble}".strip()
-    yield f'<text x="{box.x + 8}" y="{box.y + 28}" font-size="10" fill="#55606b">{escape(detail)}</text></g>'
+    words = escape(" ".join(node.words))
+    yield f'<text x="{box.x + 8}" y="{box.y + 28}" font-size="10" fill="#55606b">{words}</text></g>'
 
 
 def _line(source: _Box, target: _Box, edge: Edge) -> str:

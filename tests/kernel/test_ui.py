@@ -161,6 +161,14 @@ def test_drift_is_shown_where_it_is_and_a_trace_says_what_it_does(page: Page) ->
     expect(page.locator(".mark.drift")).to_have_count(0)
 
 
+def test_a_fault_is_marked_where_it_is(page: Page) -> None:
+    nsnet("fault", "add", "ip-forward-off", "--on", "node/node2")
+    expect(page.locator('[data-id="node/node2"] .mark.fault')).to_have_text("ip-forward-off", timeout=SECONDS)
+    expect(page.locator("#faults li")).to_contain_text("The node does not forward")
+    nsnet("fault", "clear")
+    expect(page.locator(".mark.fault")).to_have_count(0, timeout=SECONDS)
+
+
 def test_it_ends_at_once_with_the_page_open_and_the_page_says_so(browser: Browser) -> None:
     context = browser.new_context()
     with begin("ui", "--no-open") as serving:

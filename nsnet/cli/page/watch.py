@@ -17,7 +17,8 @@ from nsnet.cli.graph import picture
 from nsnet.cli.health import health
 from nsnet.cli.page.feed import Feed
 from nsnet.errors import NsnetError
-from nsnet.model import Event, Key, Object, Objects
+from nsnet.faults import CATALOGUE
+from nsnet.model import Event, Fault, Key, Object, Objects
 from nsnet.store import sqlite
 from nsnet.store.objects import load_objects, refresh
 
@@ -62,6 +63,7 @@ def _follow(cluster: str, feed: Feed) -> str:
 def _draw(cluster: str, objects: dict[Key, Object], revision: int, feed: Feed) -> None:
     feed.put("picture", picture(objects))
     feed.put("events", list(_events(objects)))
+    feed.put("faults", list(_faults(objects)))
     feed.put("there", {"cluster": cluster, "there": True, "revision": revision})
 
 
@@ -71,6 +73,13 @@ def _events(objects: Objects) -> Iterator[dict[str, object]]:
         where = "" if about.namespace in {"", "default"} else f"{about.namespace}/"
         name = f"{about.kind.lower()}/{where}{about.name}"
         yield {"about": name, "type": event.type, "reason": event.reason, "message": event.message}
+
+
+def _faults(objects: Objects) -> Iterator[dict[str, object]]:
+    for fault in model.of(objects, Fault):
+        spec, kind = fault.spec, CATALOGUE.get(fault.spec.fault)
+        words = f"{kind.title}. {kind.symptom}" if kind else ""
+        yield {"name": fault.metadata.name, "where": [*spec.on, *spec.to], "words": words, "until": spec.until}
 
 
 class _Looks:

@@ -7,7 +7,6 @@ import { ask, forget, pause, place, wire } from "/way.js";
 const $ = (id) => document.getElementById(id);
 const KEPT = 200;   // lines of what happened
 let health = null;
-let faults = [];
 
 // --- the feed -----------------------------------------------------------------------------------------------------
 
@@ -20,7 +19,7 @@ function listen() {
   take("picture", (picture) => { happened(draw(picture)); ends(); counts(); marks(); });
   take("health", (found) => { health = found; state(); counts(); drift(); marks(); });
   take("events", events);
-  take("faults", (found) => { faults = found; broken(); marks(); });
+  take("faults", broken);
   stream.onerror = () => badge("no connection: nsnet ui has ended, or the machine sleeps", "bad");
   stream.onopen = () => state();
 }
@@ -101,11 +100,12 @@ function events(found) {
   }));
 }
 
-function broken() {
+function broken(faults) {
   $("faults").hidden = faults.length === 0;
   panel("faults", faults.map((fault) => {
-    const item = text("li", "");
-    item.append(text("b", `${fault.name} `), fault.where.join(", "), text("p", fault.words));
+    const item = text("li", "", "warning");
+    const until = fault.until ? ` until ${new Date(fault.until).toLocaleTimeString()}` : "";
+    item.append(text("b", `${fault.name} `), fault.where.map(target).join(", "), until, text("p", fault.words));
     return item;
   }));
 }
@@ -119,8 +119,7 @@ function marks() {
     break;
   }
   mark("drift", new Map([...numbers].map(([id, number]) => [id, `drift ${number}`])));
-  const hit = faults.flatMap((fault) => fault.boxes);
-  mark("fault", new Map(hit.map((id) => [id, "fault"])));
+  mark("fault", new Map([...shown].filter(([, one]) => one.node.faults.length).map(([id, one]) => [id, one.node.faults.join(", ")])));
 }
 
 function happened(news) {
@@ -145,6 +144,7 @@ function about(id) {
   if (!one) return;
   const node = one.node, word = target(id);
   const facts = [["address", node.detail]];
+  if (node.faults.length) facts.push(["broken", node.faults.join(", ")]);
   if (node.netns) facts.push(["namespace", node.netns]);
   if (["pod", "node", "host"].includes(node.kind)) facts.push(["a shell", `sudo nsnet shell ${word}`]);
   if (["pod", "node", "service"].includes(node.kind)) facts.push(["explained", `sudo nsnet explain ${word}`]);

@@ -138,8 +138,10 @@ function arrange(place, inner) {
   }
 }
 
-export function mark(kind, counts) {   // a small badge in the corner of nodes: Map(id → words)
-  for (const [id, one] of shown) if (one.inside) {
+export function mark(kind, counts) {   // a small badge in the corner of nodes, and a frame around the rest: Map(id → words)
+  for (const [id, one] of shown) {
+    one.element.classList.toggle(`has-${kind}`, counts.has(id));
+    if (!one.inside) continue;
     let badge = one.element.querySelector(`.mark.${kind}`);
     const words = counts.get(id);
     if (words && !badge) one.element.append(badge = text("span", "", `mark ${kind}`));
