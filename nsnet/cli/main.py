@@ -71,6 +71,7 @@ SECTIONS: dict[str, dict[str, Verb]] = {
     },
     "Break": {
         "fault": Verb("fault:fault", "Break it on purpose, list what is broken, mend it."),
+        "lab": Verb("lab:lab", "Learn to find and mend what breaks: labs with hints, checked with packets."),
     },
     "The tool": {
         "doctor": Verb("machine:doctor", "Show what this machine lacks, and what mends it."),
