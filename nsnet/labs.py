@@ -112,6 +112,7 @@ class Lab(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     `begin`: what is broken besides faults, and `undo`: what a reset puts back besides what nsnet watches anyway.
     `may_change`: objects a repair may touch. `spared`: a pattern of expectations that are not asked at the end.
+    `patience`: seconds until an answer must be there.
     """
 
     name: str = ""
@@ -124,6 +125,7 @@ class Lab(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     undo: tuple[Step, ...] = ()
     hints: tuple[str, str, str]
     traffic: tuple[Traffic, ...]
+    patience: float = 1.3
     state: tuple[State, ...] = ()
     may_change: tuple[str, ...] = msgspec.field(name="mayChange", default=())
     spared: str = ""

@@ -312,7 +312,7 @@ class _Sync:
         self.lines: list[str] = []
         self.refusals: list[Refusal] = []
         self.refused: set[Any] = set()
-        self.filtered: set[str] = set()  # namespaces whose packet filters were written
+        self.filtered: set[str] = set()  # namespaces whose packet filters were written, or no longer held
         self.holds: frozenset[Hold] = frozenset()
         self.made: set[str] = set()  # namespaces that were not there before: no connection is older than their rules
 
@@ -325,7 +325,7 @@ class _Sync:
         if only is not None and memory is not None:
             old, before = memory.want, memory.listening
             scope = union(only, self._timed("diff", self.rooms.touched, old, want))
-            scope = union(scope, released(memory.holds, self.holds))
+            scope = union(scope, self._released(memory.holds))
         have = self._observe(scope)
         listening = heard(have, scope, before)
         for number in range(1, ROUNDS + 1):
@@ -343,10 +343,16 @@ class _Sync:
             old, want = want, self._render(objects)
             if scope is not None:
                 scope = self._timed("diff", self.rooms.touched, old, want)
-                scope = union(scope, released(held, self.holds))
+                scope = union(scope, self._released(held))
                 have = self._observe(scope)
                 listening = heard(have, scope, listening)
         raise self._unsettled(changes)
+
+    def _released(self, held: Collection[Hold]) -> Scope:
+        """Where holds have ended since: all is looked at, and kube-proxy (if it was that) cleans up."""
+        scope = released(held, self.holds)
+        self.filtered.update(scope)
+        return scope
 
     def _look_again(
         self, changes: Sequence[Change], have: State, want: State, scope: Scope | None, listening: Listening

@@ -282,7 +282,7 @@ def results(one: Lab, now: Objects, *, retry: int = 1) -> list[Result]:
     questions = verify.checks(labs.asked(one, now))
     answers = [
         (item.title, result.ok, result.reason)
-        for item, result in zip(questions, verify.run(questions, retry=retry), strict=True)
+        for item, result in zip(questions, verify.run(questions, retry=retry, timeout=one.patience), strict=True)
     ]
     found += [*labs.counted(one, answers), *_states(one.state, now)]
     if all(good for _, good, _ in found):
