@@ -112,7 +112,7 @@ class Lab(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     `begin`: what is broken besides faults, and `undo`: what a reset puts back besides what nsnet watches anyway.
     `may_change`: objects a repair may touch. `spared`: a pattern of expectations that are not asked at the end.
-    `patience`: seconds until an answer must be there.
+    `patience`: seconds until an answer must be there; 0: as `verify` has it.
     """
 
     name: str = ""
@@ -125,7 +125,7 @@ class Lab(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     undo: tuple[Step, ...] = ()
     hints: tuple[str, str, str]
     traffic: tuple[Traffic, ...]
-    patience: float = 1.3
+    patience: float = 0
     state: tuple[State, ...] = ()
     may_change: tuple[str, ...] = msgspec.field(name="mayChange", default=())
     spared: str = ""
@@ -198,6 +198,11 @@ def places(word: str, objects: Objects) -> list[str]:
         own = (pod.metadata for pod in model.of(objects, Pod) if pod.spec.nodeName and not pod.spec.hostNetwork)
         return [f"pod/{meta.namespace}/{meta.name}" for meta in own]
     return [word]
+
+
+def told(objects: Objects) -> list[Fault]:
+    """The faults that nobody has to find."""
+    return [fault for fault in model.of(objects, Fault) if LABEL not in fault.metadata.labels]
 
 
 def running(cluster: Cluster) -> tuple[str, int]:

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape, quoteattr
 import click
 import msgspec
 
-from nsnet import model, names
+from nsnet import labs, model, names
 from nsnet.cli import options
 from nsnet.cli.columns import pod_netns
 from nsnet.cli.context import running
@@ -95,10 +95,10 @@ def picture(objects: Objects, namespace: str = "") -> Picture:
 
 
 def _faults(objects: Objects) -> dict[str, tuple[str, ...]]:
-    """Box → the faults on it; one that is everywhere is on every node."""
+    """Box → the faults on it; one that is everywhere is on every node. What a lab asks for is not given away."""
     everywhere = tuple(f"node/{node.metadata.name}" for node in model.of(objects, model.Node))
     found: dict[str, tuple[str, ...]] = {}
-    for fault in model.of(objects, model.Fault):
+    for fault in labs.told(objects):
         for place in (*(fault.spec.on or everywhere), *fault.spec.to):
             found[place] = (*found.get(place, ()), fault.spec.fault)
     return found

@@ -31,6 +31,7 @@ from nsnet.manifests import Loaded, Source, load
 from nsnet.model import Key, Object, Objects
 
 READY_SECONDS = 60.0
+TIMEOUT = 1.3  # s, as `verify`
 LEVELS = {1: "first steps", 2: "takes a while", 3: "hard"}
 CHECKOUT, INSTALLED = Path(__file__).parents[2] / "topologies" / "labs", Path(sys.prefix) / "share" / "nsnet" / "labs"
 
@@ -274,16 +275,18 @@ def checked(one: Lab, output: str | None = None) -> int:
     return 0 if solved else NotReachedError.exit_code
 
 
-def results(one: Lab, now: Objects, *, retry: int = 1) -> list[Result]:
-    """Is the cluster what it was? Then the lab's own questions; then whether all else works, too."""
+def results(one: Lab, now: Objects, patience: float = 0) -> list[Result]:
+    """Is the cluster what it was? Then the lab's own questions; then whether all else works, too.
+
+    What is not answered is asked once more, unless the lab has patience (or who calls).
+    """
     found = labs.as_it_was(one, wanted(loaded(one), {}), now)
     if not all(good for _, good, _ in found):
         return found
     questions = verify.checks(labs.asked(one, now))
-    answers = [
-        (item.title, result.ok, result.reason)
-        for item, result in zip(questions, verify.run(questions, retry=retry, timeout=one.patience), strict=True)
-    ]
+    seconds = patience or one.patience or TIMEOUT
+    told = verify.run(questions, retry=0 if patience or one.patience else 1, timeout=seconds)
+    answers = [(item.title, result.ok, result.reason) for item, result in zip(questions, told, strict=True)]
     found += [*labs.counted(one, answers), *_states(one.state, now)]
     if all(good for _, good, _ in found):
         found += _rest(one, now)

@@ -11,14 +11,14 @@ from contextlib import closing
 
 import msgspec
 
-from nsnet import model, names
+from nsnet import labs, model, names
 from nsnet.cli.context import Running
 from nsnet.cli.graph import picture
 from nsnet.cli.health import health
 from nsnet.cli.page.feed import Feed
 from nsnet.errors import NsnetError
 from nsnet.faults import CATALOGUE
-from nsnet.model import Event, Fault, Key, Object, Objects
+from nsnet.model import Event, Key, Object, Objects
 from nsnet.store import sqlite
 from nsnet.store.objects import load_objects, refresh
 
@@ -76,7 +76,7 @@ def _events(objects: Objects) -> Iterator[dict[str, object]]:
 
 
 def _faults(objects: Objects) -> Iterator[dict[str, object]]:
-    for fault in model.of(objects, Fault):
+    for fault in labs.told(objects):
         spec, kind = fault.spec, CATALOGUE.get(fault.spec.fault)
         words = f"{kind.title}. {kind.symptom}" if kind else ""
         yield {"name": fault.metadata.name, "where": [*spec.on, *spec.to], "words": words, "until": spec.until}
