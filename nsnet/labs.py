@@ -28,7 +28,6 @@ from nsnet.manifests import Loaded
 from nsnet.model import Check, Cluster, Fault, FaultSpec, Key, Object, ObjectMeta, Objects, Pod
 
 CLUSTER = "lab"  # one at a time, and its namespaces have short names
-LABEL = "nsnet/lab"
 HINTS = "nsnet/lab-hints"  # how many were given
 HANDS = "hands-off"
 DOCUMENTS = re.compile(r"^---\s*$", re.MULTILINE)
@@ -160,7 +159,7 @@ def parsed(text: str, name: str) -> Lab:
 def built(lab: Lab, topology: Loaded, own: Loaded) -> Loaded:
     """What `up` shall build: the topology, and the lab's objects over it."""
     said = model.cluster_of(topology.objects)
-    meta = replace(said.metadata, name=CLUSTER, annotations={**said.metadata.annotations, LABEL: lab.name})
+    meta = replace(said.metadata, name=CLUSTER, annotations={**said.metadata.annotations, model.LAB: lab.name})
     cluster = replace(said, metadata=meta)
     others = {key: obj for key, obj in {**topology.objects, **own.objects}.items() if key.kind != "Cluster"}
     objects: dict[Key, Object] = {**others, model.key_of(cluster): cluster}
@@ -181,7 +180,7 @@ def damage(lab: Lab, objects: Objects) -> dict[Key, Object]:
 
 
 def _meta(lab: Lab, number: int) -> ObjectMeta:
-    return ObjectMeta(name=f"lab-{number}", labels={LABEL: lab.name})
+    return ObjectMeta(name=f"lab-{number}", labels={model.LAB: lab.name})
 
 
 def _places(objects: Objects) -> Iterator[str]:
@@ -200,15 +199,10 @@ def places(word: str, objects: Objects) -> list[str]:
     return [word]
 
 
-def told(objects: Objects) -> list[Fault]:
-    """The faults that nobody has to find."""
-    return [fault for fault in model.of(objects, Fault) if LABEL not in fault.metadata.labels]
-
-
 def running(cluster: Cluster) -> tuple[str, int]:
     """The lab that a cluster is, and how many hints were given; ("", 0) for none."""
     said = cluster.metadata.annotations
-    return said.get(LABEL, ""), int(said.get(HINTS, "0"))
+    return said.get(model.LAB, ""), int(said.get(HINTS, "0"))
 
 
 def hinted(objects: Objects, count: int) -> dict[Key, Object]:

@@ -5,12 +5,13 @@ svg drawn here, without any other program: columns of boxes are all that racks, 
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import filterfalse
 from xml.sax.saxutils import escape, quoteattr
 
 import click
 import msgspec
 
-from nsnet import labs, model, names
+from nsnet import model, names
 from nsnet.cli import options
 from nsnet.cli.columns import pod_netns
 from nsnet.cli.context import running
@@ -98,7 +99,7 @@ def _faults(objects: Objects) -> dict[str, tuple[str, ...]]:
     """Box → the faults on it; one that is everywhere is on every node. What a lab asks for is not given away."""
     everywhere = tuple(f"node/{node.metadata.name}" for node in model.of(objects, model.Node))
     found: dict[str, tuple[str, ...]] = {}
-    for fault in labs.told(objects):
+    for fault in filterfalse(model.in_lab, model.of(objects, model.Fault)):
         for place in (*(fault.spec.on or everywhere), *fault.spec.to):
             found[place] = (*found.get(place, ()), fault.spec.fault)
     return found

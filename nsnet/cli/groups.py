@@ -1,12 +1,22 @@
 """Verbs with verbs of their own, such as `fault add`."""
 
+from inspect import cleandoc
+from typing import Any
+
 import click
 
 from nsnet.cli.words import did_you_mean
 
 
 class Group(click.Group):
-    """Its own verbs, with the nearest one in the error."""
+    r"""Its own verbs, with the nearest one in the error. A line `\b` in its help keeps the lines after it as they are."""
+
+    def __init__(self, *args: Any, help: str = "", **settings: Any) -> None:  # noqa: A002 - click's own word
+        super().__init__(*args, help=cleandoc(help).replace("\\b\n", "\b\n"), **settings)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Without a word the help is what is asked for."""
+        return super().parse_args(ctx, args or ["--help"])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

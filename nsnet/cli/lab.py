@@ -22,7 +22,7 @@ from nsnet.cli.groups import Group
 from nsnet.cli.output import coloured, note, out, print_json, print_table
 from nsnet.cli.plan import wanted
 from nsnet.cli.target import target
-from nsnet.cli.up import build, until_ready
+from nsnet.cli.up import build, going_on, until_ready
 from nsnet.cli.words import did_you_mean
 from nsnet.errors import InputError, NotReachedError
 from nsnet.kernel.run import typed
@@ -32,6 +32,9 @@ from nsnet.model import Key, Object, Objects
 
 READY_SECONDS = 60.0
 TIMEOUT = 1.3  # s, as `verify`
+FORGET_ALL = Step("conntrack -F", ("nodes",))
+# A new attempt that has the port of an old one goes its way, for two minutes: what never had an answer is forgotten.
+FORGET = tuple(Step(f"conntrack -D -p tcp --state {state}", ("nodes",)) for state in ("SYN_SENT", "SYN_RECV"))
 LEVELS = {1: "first steps", 2: "takes a while", 3: "hard"}
 CHECKOUT, INSTALLED = Path(__file__).parents[2] / "topologies" / "labs", Path(sys.prefix) / "share" / "nsnet" / "labs"
 
@@ -102,7 +105,9 @@ def start(name: str) -> None:
     """Build the lab's cluster (in the place of another lab's), break it, and tell the story."""
     one = named(name)
     changing("lab")
-    begin(one)
+    _not_ours()
+    with going_on(CLUSTER):
+        begin(one)
     for line in told(one):
         out(line)
 
@@ -130,7 +135,7 @@ def _break(one: Lab, change: Change) -> None:
         return {**there, **labs.damage(one, there)}
 
     _, after = write(CLUSTER, broken)
-    for step in (*one.undo, *one.begin):
+    for step in (FORGET_ALL, *one.undo, *one.begin):
         for said in steps(after, step):
             if said[0]:
                 raise NotReachedError(f"the lab cannot be set up: {labs.shown(step)}: {said[1].strip()}")
@@ -171,15 +176,33 @@ def reset() -> None:
 
 @lab.command("stop", cls=click.Command)
 def stop() -> None:
-    """Remove the lab's cluster; nothing there is success."""
+    """Remove the lab's cluster. Nothing there is success."""
     changing("lab")
+    _not_ours()
     remove(CLUSTER)
+
+
+def _not_ours() -> None:
+    """Raises InputError where somebody's own cluster has the name that labs use."""
+    there = _objects()
+    if there and not labs.running(model.cluster_of(there))[0]:
+        raise InputError(f"the cluster {CLUSTER} that is up is no lab", f"nsnet down {CLUSTER}, if it is not needed")
+
+
+def _objects() -> Objects:
+    """Of the cluster that labs use; empty where it is not up, or nothing was stored yet."""
+    if CLUSTER not in clusters():
+        return {}
+    try:
+        return running("lab", CLUSTER).objects
+    except InputError:
+        return {}
 
 
 def _current() -> tuple[Lab, Objects]:
     """The lab that runs. Raises InputError where none does."""
     need_root("lab")
-    now = running("lab", CLUSTER).objects if CLUSTER in clusters() else {}
+    now = _objects()
     name = labs.running(model.cluster_of(now))[0] if now else ""
     if not name:
         raise InputError("no lab is running", "nsnet lab list; nsnet lab start NAME")
@@ -208,7 +231,7 @@ def hint() -> None:
 @click.argument("number", required=False, type=click.IntRange(min=1), metavar="[N]")
 @click.option("--show", "only_show", is_flag=True, help="Show the ways, and run nothing.")
 def solve(number: int | None, only_show: bool) -> int:
-    """Mend it by the first way that the lab knows, or the Nth, typing each command; say what the lesson is."""
+    """Mend it by the first way that the lab knows, or the Nth, typing each command; and check it."""
     changing("lab")
     one, now = _current()
     if only_show:
@@ -223,7 +246,6 @@ def solve(number: int | None, only_show: bool) -> int:
     out(coloured(way.name, "cyan"))
     for words in walked(now, way):
         out(f"  {words}")
-    out(one.lesson.rstrip())
     return checked(one)
 
 
@@ -272,6 +294,8 @@ def checked(one: Lab, output: str | None = None) -> int:
             word = coloured("passed", "green") if good else coloured("FAILED", "red")
             out(f"{word}  {name}" + (f": {why}" if why else ""))
         out(coloured("solved", "green") if solved else coloured("not solved yet", "red") + ": nsnet lab hint")
+        if solved:
+            out(one.lesson.rstrip())
     return 0 if solved else NotReachedError.exit_code
 
 
@@ -283,6 +307,8 @@ def results(one: Lab, now: Objects, patience: float = 0) -> list[Result]:
     found = labs.as_it_was(one, wanted(loaded(one), {}), now)
     if not all(good for _, good, _ in found):
         return found
+    for step in FORGET:
+        list(steps(now, step))
     questions = verify.checks(labs.asked(one, now))
     seconds = patience or one.patience or TIMEOUT
     told = verify.run(questions, retry=0 if patience or one.patience else 1, timeout=seconds)

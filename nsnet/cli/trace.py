@@ -491,10 +491,17 @@ def _why(way: Way, look: Look, asked: Packet) -> str:
         if policy_of(last.rule):
             return f"by network policy, {_COMMENTED.findall(last.rule)[-1]}: {last.what}"
         service = _refused_service(way, look, asked)
-        return f"by rule {last.what}: {last.rule}" + (f" (Service {service})" if service else "")
+        return f"by rule {last.what}: {last.rule}" + (f" (Service {service}{_without(way)})" if service else "")
     if way.reason and (last is None or way.reason != last.rule):
         return f"because {way.reason}"
     return f"by a chain's policy: {last.what if last else 'drop'}"
+
+
+def _without(way: Way) -> str:
+    """What nftables mode does not write into its rules: why a Service's packets are refused or dropped."""
+    if not any("@no-endpoint-" in hop.rule for hop in way.hops[-3:]):
+        return ""
+    return " has no endpoints" if way.result == "refused" else " has no local endpoints"
 
 
 _COMMENTED = re.compile(r'"([^"]*)"')

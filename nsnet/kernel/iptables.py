@@ -155,12 +155,18 @@ def write(netns: str, changes: Sequence[Change]) -> list[Refusal]:
 
 
 def _tidy(changes: Sequence[Change]) -> None:
-    """The empty hooks of chains that are gone; what cannot go is as good as gone."""
+    """The empty hooks of chains that are gone, and a table without any chain; what cannot go is as good as gone."""
     gone = [_chain(change) for change in changes if change.verb == "delete" and _chain(change).name in BUILT_IN]
-    for chain in gone:
-        words = ["nft", "delete", "chain", chain.family, chain.table, chain.name]
-        with suppress(FileNotFoundError):
-            subprocess.run(words, capture_output=True, check=False)
+    with suppress(FileNotFoundError):
+        for chain in gone:
+            _nft("delete", "chain", chain.family, chain.table, chain.name)
+        for table in {(chain.family, chain.table) for chain in gone}:
+            if "chain " not in _nft("list", "table", *table):
+                _nft("delete", "table", *table)
+
+
+def _nft(*words: str) -> str:
+    return subprocess.run(["nft", *words], capture_output=True, text=True, check=False).stdout
 
 
 def _chain(change: Change) -> Chain:

@@ -140,7 +140,9 @@ def _rules(intent: Intent | None, way: Way) -> str:
     if intent is None or intent.want != "reach":
         return ""
     if not translated:
-        return f"no rule knows {intent.service}" if intent.service and way.result != "delivered" else ""
+        by_rule = bool(way.hops) and way.hops[-1].rule == way.reason
+        unknown = intent.service and way.result != "delivered" and not by_rule
+        return f"no rule knows {intent.service}" if unknown else ""
     return f"the rules send it to {way.packet.dst}"
 
 

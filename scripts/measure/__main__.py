@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import datapath
+import faults
 import floor
 import ingress
 import loadbalancer
@@ -412,6 +413,7 @@ MEASUREMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "ingress": measure_ingress,
     "see": measure_see,
     "labs": measure_labs,
+    "faults": faults.measure,
 }
 
 

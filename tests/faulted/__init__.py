@@ -22,7 +22,7 @@ from nsnet.cli.target import Target, target
 from nsnet.faults import CATALOGUE, check
 from nsnet.kernel.probe import Answer, Probe
 from nsnet.kernel.probe import probe as ask
-from nsnet.model import Fault, FaultSpec, Key, Object, ObjectMeta, Objects
+from nsnet.model import Fault, FaultSpec, Key, ObjectMeta, Objects
 from nsnet.reconcile import Memory
 from nsnet.state import Process, State, Value
 from nsnet.store.objects import load_objects, save_objects
@@ -287,11 +287,38 @@ def is_named(row: Row, words: str) -> bool:
     return _patterns()[str(row)].search(words) is not None
 
 
-def objects_with(stored: Objects, *more: Object) -> dict[Key, Object]:
-    return {**stored, **{model.key_of(obj): obj for obj in more}}
-
-
 def missing() -> Iterator[str]:
     """Kinds of the catalogue that the table does not try."""
     tried = {row.words[0] for row in rows()}
     yield from (name for name in CATALOGUE if name not in tried)
+
+
+# --- the proof --------------------------------------------------------------------------------------------------------
+
+
+def healthy(cluster: Cluster) -> dict[str, str]:
+    """Asks everything of the cluster without faults; what the kernel's own tools print of it."""
+    questions = sorted({question for row in rows() for question in (row.question, *row.well)}, key=str)
+    found = dict(zip(map(str, questions), outcomes(cluster.objects, questions, tries=3), strict=True))
+    assert {question: outcome for question, outcome in found.items() if outcome != "ok"} == {}
+    return texts()
+
+
+def proved(cluster: Cluster, before: Mapping[str, str], row: Row) -> None:
+    """The symptom, and only that; the cause named; predicted = observed; everything as it was afterwards."""
+    had = settled()
+    try:
+        cluster.add(row.words)
+        state, objects = kernel.observe(NAME), cluster.objects
+        (outcome,), well = outcomes(objects, [row.question]), outcomes(objects, row.well, tries=3)
+        words = said(objects, state, row.question)
+        apart = disagreement(objects, state, row.question)
+    finally:
+        cluster.clear()
+    assert outcome == row.outcome
+    assert well == ["ok"] * len(row.well)
+    assert is_named(row, words), words
+    assert apart == ""
+    now = settled()
+    assert {name: now[name] ^ had[name] for name in had if now[name] != had[name]} == {}
+    assert changes(before, texts()) == []

@@ -27,31 +27,18 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def before(cluster: Cluster) -> dict[str, str]:
-    """What the kernel's own tools print of the healthy cluster."""
-    questions = sorted({question for row in faulted.rows() for question in (row.question, *row.well)}, key=str)
-    found = dict(zip(map(str, questions), faulted.outcomes(cluster.objects, questions, tries=3), strict=True))
-    assert {question: outcome for question, outcome in found.items() if outcome != "ok"} == {}
-    return faulted.texts()
+    return faulted.healthy(cluster)
 
 
 @pytest.mark.parametrize("row", faulted.rows(), ids=str)
 def test_a_fault_is_seen_named_and_undone(cluster: Cluster, before: dict[str, str], row: Row) -> None:
-    healthy = faulted.settled()
-    try:
-        cluster.add(row.words)
-        state, objects = kernel.observe(faulted.NAME), cluster.objects
-        (outcome,), well = faulted.outcomes(objects, [row.question]), faulted.outcomes(objects, row.well, tries=3)
-        words = faulted.said(objects, state, row.question)
-        apart = faulted.disagreement(objects, state, row.question)
-    finally:
-        cluster.clear()
-    assert outcome == row.outcome
-    assert well == ["ok"] * len(row.well)
-    assert faulted.is_named(row, words), words
-    assert apart == ""
-    after = faulted.settled()
-    assert {name: after[name] ^ healthy[name] for name in healthy if after[name] != healthy[name]} == {}
-    assert faulted.changes(before, faulted.texts()) == []
+    faulted.proved(cluster, before, row)
+
+
+def test_the_whole_catalogue_is_tried() -> None:
+    """By the table, by a test of this file, or (what needs netem) by test_impaired.py and the machine that has it."""
+    here = {"stale-conntrack", "dns-slow", "kube-proxy-stopped", "flanneld-stopped"}
+    assert set(faulted.missing()) == here | {"delay", "rate", "duplicate", "reorder"}
 
 
 # --- faults that show only when something else happens ----------------------------------------------------------------

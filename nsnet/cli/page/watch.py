@@ -8,10 +8,11 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import filterfalse
 
 import msgspec
 
-from nsnet import labs, model, names
+from nsnet import model, names
 from nsnet.cli.context import Running
 from nsnet.cli.graph import picture
 from nsnet.cli.health import health
@@ -76,7 +77,7 @@ def _events(objects: Objects) -> Iterator[dict[str, object]]:
 
 
 def _faults(objects: Objects) -> Iterator[dict[str, object]]:
-    for fault in labs.told(objects):
+    for fault in filterfalse(model.in_lab, model.of(objects, model.Fault)):
         spec, kind = fault.spec, CATALOGUE.get(fault.spec.fault)
         words = f"{kind.title}. {kind.symptom}" if kind else ""
         yield {"name": fault.metadata.name, "where": [*spec.on, *spec.to], "words": words, "until": spec.until}
