@@ -9,6 +9,7 @@ from nsnet.cli.explain import flows
 from nsnet.cli.output import coloured, out, print_json
 from nsnet.cli.target import Target
 from nsnet.errors import NotReachedError
+from nsnet.model import Objects
 from nsnet.trace import Packet, Way
 from nsnet.trace.values import Flow, Result
 from nsnet.verify import parted
@@ -36,12 +37,7 @@ def watched(
     output: str | None,
 ) -> int:
     """Sends, prints, and gives the exit code. Raises as `verify.live.observe` does."""
-    port = int(model.cluster_of(now.objects).flannel.Backend.Port or 0)
-    ends = [one.way.netns for one in found if names.kind_of(one.way.netns) == "pod"]
-    seen = observe(look.state, start.netns, asked, port, ends)
-    intent = trace.promised(now.objects, start, asked, found)
-    ways = with_large(look.state, start.netns, asked, [trace.foretold(one, look) for one in found])
-    verdict = parted.compared(look.state, intent, ways, seen, look.place)
+    seen, verdict, intent = sent(now.objects, found, start, asked, look)
     if output == "json":
         print_json(document(seen, verdict, intent, found, start, end, asked, look))
     else:
@@ -49,6 +45,18 @@ def watched(
             out(line)
     arrived = RESULTS[seen.end] == "delivered" or (asked.protocol == "udp" and all(one.good for one in found))
     return 0 if verdict.agree and arrived else NotReachedError.exit_code
+
+
+def sent(
+    objects: Objects, found: Sequence[trace.Traced], start: Target, asked: Packet, look: trace.Look
+) -> tuple[Observed, Parting, Intent | None]:
+    """Sends the packet: what was seen, where it parts from what was predicted and intended, and what was intended."""
+    port = int(model.cluster_of(objects).flannel.Backend.Port or 0)
+    ends = [one.way.netns for one in found if names.kind_of(one.way.netns) == "pod"]
+    seen = observe(look.state, start.netns, asked, port, ends)
+    intent = trace.promised(objects, start, asked, found)
+    ways = with_large(look.state, start.netns, asked, [trace.foretold(one, look) for one in found])
+    return seen, parted.compared(look.state, intent, ways, seen, look.place), intent
 
 
 def way_of(seen: Observed, asked: Packet) -> Way:

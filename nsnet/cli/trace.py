@@ -112,20 +112,19 @@ def trace(
         from nsnet.cli.live import watched
 
         return watched(now, found, start, end, asked, look, output)
-    parting = compared(now.objects, start, asked, found, look) if request is None else Parting(True, "")
-    notes = tuple(remembered(found, asked, look))
+    parting = None if request else compared(now.objects, start, asked, found, look)
+    wanted, notes = tuple(_intended(now.objects, start, found, request)), tuple(remembered(found, asked, look))
     if output == "json":
-        wanted = tuple(_intended(now.objects, start, found, request))
-        said = {"agree": parting.agree, "verdict": parting.sentence, "notes": notes}
-        print_json({**document(found, start, end, asked, look), **said, **({"intended": wanted} if wanted else {})})
+        said = {"agree": parting.agree, "verdict": parting.sentence} if parting else {}
+        intent = {"intended": wanted} if wanted else {}
+        print_json({**document(found, start, end, asked, look), **said, "notes": notes, **intent})
     else:
-        for line in report(found, start, end, asked, look):
+        for line in (*report(found, start, end, asked, look), *wanted, *notes):
             out(line)
-        for line in (*_intended(now.objects, start, found, request), *notes):
-            out(line)
-        if not parting.agree:
+        if parting and not parting.agree:
             out(coloured(f"verdict: {parting.sentence}", "red"))
-    return 0 if parting.agree and all(one.good for one in found) else NotReachedError.exit_code
+    agree = parting is None or parting.agree
+    return 0 if agree and all(one.good for one in found) else NotReachedError.exit_code
 
 
 def compared(objects: Objects, start: Target, asked: Packet, found: Sequence[Traced], look: Look) -> Parting:
@@ -184,8 +183,8 @@ _KINDS = {
 }
 
 
-def looked(now: Running, start: Target, asked: Packet) -> tuple[State, list[Traced]]:
-    """The state and every way. Raises NotReachedError where the namespace it starts from is not there.
+def looked(now: Running, start: Target, asked: Packet, most: int | None = None) -> tuple[State, list[Traced]]:
+    """The state and every way (at most `most`). Raises NotReachedError where the namespace it starts from is not there.
 
     Of pods and nodes that should have no part in it little is read: pods are many, and rules long. Where the packet
     does not fare as promised, or passes one of these, everything is read and followed again.
@@ -198,24 +197,12 @@ def looked(now: Running, start: Target, asked: Packet) -> tuple[State, list[Trac
     state = _with(state, flows)
     if start.netns not in state:
         raise NotReachedError(f"{start.label} has no network namespace {start.netns}", "nsnet status")
-    found = traced(state, start, asked)
+    found = traced(state, start, asked, most)
     passed = {hop.netns for one in found for way in (one.way, *one.replies) for hop in way.hops}
     if passed & few.keys() or not all(one.good for one in found):
         state = _with(kernel.observe(now.cluster), flows)
-        found = traced(state, start, asked)
+        found = traced(state, start, asked, most)
     return state, found
-
-
-def _flows(cluster: str, every: Iterable[str], asked: Packet) -> State:
-    """UDP entries of conntrack: a client that keeps its port is led by them, whatever the rules say by now."""
-    if asked.protocol != "udp":
-        return {}
-    nodes = [name for name in every if names.kind_of(name) == "node"]
-    return kernel.observe(cluster, only=dict.fromkeys(nodes, frozenset({("conntrack", "udp")})))
-
-
-def _with(state: State, more: State) -> State:
-    return {netns: values | more.get(netns, frozenset()) for netns, values in state.items()} if more else state
 
 
 def _through_proxy(now: Running, start: Target, asked: Packet, request: Request) -> tuple[State, list[Traced]]:
@@ -228,6 +215,18 @@ def _through_proxy(now: Running, start: Target, asked: Packet, request: Request)
 def _asked(objects: Objects, url: str, request: Request) -> Destination:
     address = address_of(objects, request)
     return Destination(address, request.port, f"{url}, {socket_address(address, request.port)}")
+
+
+def _flows(cluster: str, every: Iterable[str], asked: Packet) -> State:
+    """UDP entries of conntrack: a client that keeps its port is led by them, whatever the rules say by now."""
+    if asked.protocol != "udp":
+        return {}
+    nodes = [name for name in every if names.kind_of(name) == "node"]
+    return kernel.observe(cluster, only=dict.fromkeys(nodes, frozenset({("conntrack", "udp")})))
+
+
+def _with(state: State, more: State) -> State:
+    return {netns: values | more.get(netns, frozenset()) for netns, values in state.items()} if more else state
 
 
 def _part(objects: Objects, start: str, asked: Packet) -> Iterator[str]:
@@ -244,9 +243,9 @@ def _part(objects: Objects, start: str, asked: Packet) -> Iterator[str]:
             yield names.node_netns(own, node.metadata.name)
 
 
-def traced(state: State, start: Target, asked: Packet) -> list[Traced]:
-    """Every way, with its replies."""
-    return [_traced(state, way, asked) for way in walk(state, start.netns, asked)]
+def traced(state: State, start: Target, asked: Packet, most: int | None = None) -> list[Traced]:
+    """Every way, with its replies; at most `most`."""
+    return [_traced(state, way, asked) for way in walk(state, start.netns, asked, most=most)]
 
 
 def _traced(state: State, way: Way, asked: Packet) -> Traced:
@@ -592,7 +591,7 @@ def _way_document(one: Traced, asked: Packet, look: Look) -> dict[str, object]:
             {
                 **_ended(reply, look),
                 "verdict": reply_verdict(one.way, reply, look),
-                "hops": [_hop_document(hop, look) for hop in reply.hops],
+                "hops": _hop_documents([(hop, "") for hop in reply.hops], look),
             }
             for reply in one.replies
         ],
@@ -601,17 +600,25 @@ def _way_document(one: Traced, asked: Packet, look: Look) -> dict[str, object]:
 
 def hop_documents(way: Way, asked: Packet, look: Look) -> list[dict[str, object]]:
     """One way's hops, as `document` has them."""
-    return [_hop_document(hop, look, changed) for hop, changed in _with_changes(way, asked)]
+    return _hop_documents(list(_with_changes(way, asked)), look)
+
+
+def _hop_documents(hops: Sequence[tuple[Hop, str]], look: Look) -> list[dict[str, object]]:
+    """`passed` marks rules that changed nothing, which `report` leaves out."""
+    telling = {id(hop) for hop, _ in _that_matter(hops)}
+    passed: dict[str, object] = {"passed": True}
+    return [{**_hop_document(hop, look, changed), **({} if id(hop) in telling else passed)} for hop, changed in hops]
 
 
 def _ended(way: Way, look: Look) -> dict[str, object]:
     return {"result": way.result, "where": look.place(way.netns), "packet": way.packet, "reason": way.reason}
 
 
-def _hop_document(hop: Hop, look: Look, changed: str = "") -> dict[str, object]:
+def _hop_document(hop: Hop, look: Look, changed: str) -> dict[str, object]:
     rule = hop.rule if _chain(hop) else ""
     more = {
         "rule": hop.rule,
+        "words": sentence(_chain(hop), rule, look.pods) if rule else "",
         "service": _service_of(hop) if rule else "",
         "policy": policy_of(rule),
         "changed": changed,

@@ -18,6 +18,7 @@ def _measured(mode: str) -> Iterator[Line]:
     from tests import faulted
 
     cluster = faulted.Cluster(mode)
+    faulted.healthy(cluster)  # and neighbours know each other
     named, agreed, cleared, rows = [], [], [], faulted.rows()
     for row in rows:
         cluster.add(row.words)
