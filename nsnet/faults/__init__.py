@@ -151,7 +151,7 @@ def check(fault: Fault, objects: Objects) -> None:
     kind = kind_of(fault)
     key, spec = model.key_of(fault), fault.spec
     if not spec.on and not kind.everywhere:
-        raise ObjectError(key, "spec.where", "is missing", f"{kind.name} is --on {WORDS[kind.places]}")
+        raise ObjectError(key, "spec.where", "is missing", f"say where: --on {WORDS[kind.places]}")
     for field, places in (("where", spec.on), ("to", spec.to)):
         for place in places:
             _check_place(key, f"spec.{field}", place, kind, objects)
