@@ -218,7 +218,9 @@ def _check_needs(key: Key, kind: Kind, objects: Objects) -> None:
     }
     for need in kind.needs:
         if wrong.get(need):
-            raise ObjectError(key, "spec.fault", f"{kind.name} cannot be here: {wrong[need]}", "nsnet fault show KIND")
+            raise ObjectError(
+                key, "spec.fault", f"{kind.name} cannot be here: {wrong[need]}", f"nsnet fault show {kind.name}"
+            )
 
 
 def ends(objects: Objects) -> Iterable[str]:

@@ -427,11 +427,14 @@ def _nobody(world: World, here: View, dev: str, mac: str | None, nexthop: str) -
 
 
 def _port_with(world: World, here: View, bridge: str, mac: str) -> str:
-    """The port of a bridge whose other end has a MAC, up or down."""
+    """The port of a bridge whose other end has a MAC, up or down. A node may have hundreds: plain code, no calls."""
     for port in here.ports.values():
-        other, _, dev = _leads_to(here, port.name).rpartition("/")
-        if port.bridge == bridge and other and world.here(other).mac(dev) == mac:
-            return port.name
+        link = here.links.get(port.name)
+        if port.bridge == bridge and isinstance(link, Veth):
+            other, _, dev = link.peer.rpartition("/")
+            far = world.here(other).links.get(dev)
+            if isinstance(far, Veth) and far.mac == mac:
+                return port.name
     return ""
 
 
