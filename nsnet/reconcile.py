@@ -13,6 +13,9 @@ after its last change; the second look is the same reading and the same comparis
 
 What the store holds is what `control.complete` left there (verbs complete before they write), so it can be rendered.
 
+Where nothing but rules and files change, the files of pods are written while the rules are still being read: what they
+say (names, mostly) is not later than it has to be.
+
 A whole look costs a third of a second for 300 pods, so whoever syncs again and again (the controller) hands in the last
 report's `memory` and names what to look at: that, and what the changes of the objects since can touch, is all that is
 read then. Chains that are written whole whatever stands there are read after that, and not before. Packet filters of
@@ -39,6 +42,7 @@ import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -338,7 +342,7 @@ class _Sync:
             old, before = memory.want, memory.listening
             scope = union(only, self._timed("diff", self.rooms.touched, old, want))
             scope = union(scope, released(memory.holds, self.holds))
-        have = self._first_look(scope, old, want)
+        have = self._first_look(scope, want, old)
         listening = heard(have, scope, before)
         for number in range(1, ROUNDS + 1):
             changes = self._diff(have, want, scope, old)
@@ -356,18 +360,42 @@ class _Sync:
             if scope is not None:
                 scope = self._timed("diff", self.rooms.touched, old, want)
                 scope = union(scope, released(held, self.holds))
-                have = self._first_look(scope, old, want)
+                have = self._first_look(scope, want, old)
                 listening = heard(have, scope, listening)
         raise self._unsettled(changes)
 
-    def _first_look(self, scope: Scope | None, old: State, want: State) -> State:
+    def _first_look(self, scope: Scope | None, want: State, old: State) -> State:
         """Reads the scope, but for chains that are written whole whatever stands there: the next look has those."""
         rewritten = self._timed("diff", rewritten_chains, scope or {}, old, want)
         if scope is None or not rewritten:
-            return self._observe(scope)
+            return self._names_beside(scope, scope or {}, want, old)
         less = {netns: (scope[netns] - chains.keys) | {("netns",)} for netns, chains in rewritten.items()}
-        seen = self._observe({**scope, **less})
+        seen = self._names_beside(scope, {**scope, **less}, want, old)
         return {**seen, **{netns: seen[netns] | rewritten[netns].old for netns in rewritten.keys() & seen.keys()}}
+
+    def _names_beside(self, scope: Scope | None, left: Scope, want: State, old: State) -> State:
+        """While the rules of nodes are read, what programs in pods read is written: names need not wait for them.
+
+        At ten thousand Services it takes a tenth of a second to read the rules that have to change. `left` is the scope
+        without what need not be read.
+        """
+        if scope is None:
+            return self._observe(None)
+        ahead = _written_ahead(scope) if any(key[0] in FILTER_KINDS for keys in left.values() for key in keys) else {}
+        if not ahead:
+            return self._observe(left)
+        with ThreadPoolExecutor(1) as beside:
+            files = beside.submit(self._write_ahead, ahead, want, old)
+            rules = self._observe({netns: keys for netns, keys in left.items() if netns not in ahead})
+        return {**rules, **files.result()}
+
+    def _write_ahead(self, scope: Scope, want: State, old: State) -> State:
+        have = self._observe(scope)
+        changes = self._diff(have, want, scope, old)
+        if not changes:
+            return have
+        self._apply(changes)
+        return self._observe(scope)
 
     def _look_again(
         self, changes: Sequence[Change], have: State, want: State, scope: Scope | None, listening: Listening
@@ -467,6 +495,14 @@ class _Sync:
             f"after {ROUNDS} rounds something still changes by itself: {first}",
             "is another program changing the cluster's namespaces?",
         )
+
+
+def _written_ahead(scope: Scope) -> Scope:
+    """Namespaces in which only files change, where all else that changes is rules; there the order does not matter."""
+    kinds = {netns: {key[0] for key in keys} for netns, keys in scope.items()}
+    if not all(kinds.values()) or not set().union(*kinds.values()) <= {"file", *FILTER_KINDS}:
+        return {}
+    return {netns: keys for netns, keys in scope.items() if kinds[netns] == {"file"} and names.kind_of(netns) == "pod"}
 
 
 def _asked(flow: object) -> frozenset[tuple[str, ...]]:
