@@ -858,6 +858,10 @@ class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mtu: int = 0
 
 
+IMPAIRED_BY = "nsnet/impaired-by"
+"""Annotation of the Cluster: `netem`, or `plain` where the kernel has none. `up` asks the kernel and writes it."""
+
+
 class Underlay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     networks: tuple[Network, ...] = ()
     links: tuple[LinkSpec, ...] = ()
@@ -1474,3 +1478,44 @@ def runs_proxy(pod: Pod) -> bool:
     """Is it one of the proxy's pods, in which HAProxy listens and no stand-in does?"""
     meta = pod.metadata
     return meta.namespace == PROXY_NAMESPACE and bool(meta.ownerReferences) and selects(PROXY_LABELS, meta.labels)
+
+
+# --- what an impairment says ------------------------------------------------------------------------------------------
+
+# tc's units (iproute2 `lib/utils.c`)
+_UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000}
+_UNITS |= {f"{unit}ec{plural}": factor for unit, factor in _UNITS.items() for plural in ("", "s")}
+_POWERS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+_POWERS |= {f"{power}i": 1024 ** (index + 1) for index, power in enumerate("kmgt")}
+_BITS = {f"{power}{unit}": by * size for power, by in _POWERS.items() for unit, size in (("bit", 1), ("bps", 8))}
+
+
+def _measured(text: str, units: Mapping[str, int]) -> float:
+    number = text.lower().rstrip("abcdefghijklmnopqrstuvwxyz")
+    return float(number) * units[text.lower()[len(number) :]]
+
+
+def micros(text: str) -> int:
+    """`5ms` as microseconds; empty: 0."""
+    return round(_measured(text, _UNITS)) if text else 0
+
+
+def bits(text: str) -> int:
+    """`100mbit` as bit/s; empty: 0."""
+    return round(_measured(text, _BITS)) if text else 0
+
+
+def percent(text: str) -> float:
+    """`1%` as 1.0; empty: 0."""
+    return float(text.rstrip("%")) if text else 0.0
+
+
+def lost_by_chance(share: float) -> str:
+    """The end of an iptables rule that drops so many percent of packets, as iptables-save prints it.
+
+    xt_statistic keeps 31 bits of a probability (iptables `extensions/libxt_statistic.c`).
+    """
+    if share >= 100:
+        return "-j DROP"
+    kept = round(share / 100 * 0x80000000) / 0x80000000
+    return f"-m statistic --mode random --probability {kept:.11f} -j DROP"

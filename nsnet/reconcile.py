@@ -328,7 +328,7 @@ class _Sync:
         self.lines: list[str] = []
         self.refusals: list[Refusal] = []
         self.refused: set[Any] = set()
-        self.filtered: set[str] = set()  # namespaces whose packet filters were written
+        self.filtered: set[str] = set()  # namespaces whose packet filters were written, or no longer held
         self.holds: frozenset[Hold] = frozenset()
         self.made: set[str] = set()  # namespaces that were not there before: no connection is older than their rules
 
@@ -341,8 +341,8 @@ class _Sync:
         if only is not None and memory is not None:
             old, before = memory.want, memory.listening
             scope = union(only, self._timed("diff", self.rooms.touched, old, want))
-            scope = union(scope, released(memory.holds, self.holds))
-        have = self._first_look(scope, want, old)
+            scope = union(scope, self._released(memory.holds))
+        have = self._first_look(scope, old, want)
         listening = heard(have, scope, before)
         for number in range(1, ROUNDS + 1):
             changes = self._diff(have, want, scope, old)
@@ -359,43 +359,46 @@ class _Sync:
             old, want = want, self._render(objects)
             if scope is not None:
                 scope = self._timed("diff", self.rooms.touched, old, want)
-                scope = union(scope, released(held, self.holds))
-                have = self._first_look(scope, want, old)
+                scope = union(scope, self._released(held))
+                have = self._first_look(scope, old, want)
                 listening = heard(have, scope, listening)
         raise self._unsettled(changes)
 
-    def _first_look(self, scope: Scope | None, want: State, old: State) -> State:
-        """Reads the scope, but for chains that are written whole whatever stands there: the next look has those."""
-        rewritten = self._timed("diff", rewritten_chains, scope or {}, old, want)
-        if scope is None or not rewritten:
-            return self._names_beside(scope, scope or {}, want, old)
-        less = {netns: (scope[netns] - chains.keys) | {("netns",)} for netns, chains in rewritten.items()}
-        seen = self._names_beside(scope, {**scope, **less}, want, old)
-        return {**seen, **{netns: seen[netns] | rewritten[netns].old for netns in rewritten.keys() & seen.keys()}}
-
-    def _names_beside(self, scope: Scope | None, left: Scope, want: State, old: State) -> State:
+    def _first_look(self, scope: Scope | None, old: State, want: State) -> State:
         """While the rules of nodes are read, what programs in pods read is written: names need not wait for them.
 
-        At ten thousand Services it takes a tenth of a second to read the rules that have to change. `left` is the scope
-        without what need not be read.
+        At ten thousand Services it takes a tenth of a second to read the rules that have to change.
         """
-        if scope is None:
-            return self._observe(None)
-        ahead = _written_ahead(scope) if any(key[0] in FILTER_KINDS for keys in left.values() for key in keys) else {}
+        rewritten = self._timed("diff", rewritten_chains, scope or {}, old, want)
+        ahead = _written_ahead(scope or {}, rewritten)
         if not ahead:
-            return self._observe(left)
+            return self._read(scope, rewritten)
         with ThreadPoolExecutor(1) as beside:
-            files = beside.submit(self._write_ahead, ahead, want, old)
-            rules = self._observe({netns: keys for netns, keys in left.items() if netns not in ahead})
+            files = beside.submit(self._write_ahead, ahead, old, want)
+            rules = self._read({netns: keys for netns, keys in (scope or {}).items() if netns not in ahead}, rewritten)
         return {**rules, **files.result()}
 
-    def _write_ahead(self, scope: Scope, want: State, old: State) -> State:
+    def _write_ahead(self, scope: Scope, old: State, want: State) -> State:
         have = self._observe(scope)
         changes = self._diff(have, want, scope, old)
         if not changes:
             return have
         self._apply(changes)
         return self._observe(scope)
+
+    def _read(self, scope: Scope | None, rewritten: Mapping[str, "Rewritten"]) -> State:
+        """Reads the scope, but for chains that are written whole whatever stands there: the next look has those."""
+        if scope is None or not rewritten:
+            return self._observe(scope)
+        less = {netns: (scope[netns] - chains.keys) | {("netns",)} for netns, chains in rewritten.items()}
+        seen = self._observe({**scope, **less})
+        return {**seen, **{netns: seen[netns] | rewritten[netns].old for netns in rewritten.keys() & seen.keys()}}
+
+    def _released(self, held: Collection[Hold]) -> Scope:
+        """Where holds have ended since: all is looked at, and kube-proxy (if it was that) cleans up."""
+        scope = released(held, self.holds)
+        self.filtered.update(scope)
+        return scope
 
     def _look_again(
         self, changes: Sequence[Change], have: State, want: State, scope: Scope | None, listening: Listening
@@ -497,11 +500,14 @@ class _Sync:
         )
 
 
-def _written_ahead(scope: Scope) -> Scope:
+def _written_ahead(scope: Scope, rewritten: Mapping[str, "Rewritten"]) -> Scope:
     """Namespaces in which only files change, where all else that changes is rules; there the order does not matter."""
     kinds = {netns: {key[0] for key in keys} for netns, keys in scope.items()}
     if not all(kinds.values()) or not set().union(*kinds.values()) <= {"file", *FILTER_KINDS}:
         return {}
+    unread = (keys - rewritten[netns].keys if netns in rewritten else keys for netns, keys in scope.items())
+    if not any(key[0] in FILTER_KINDS for keys in unread for key in keys):
+        return {}  # the rules are written at once, and names beside them
     return {netns: keys for netns, keys in scope.items() if kinds[netns] == {"file"} and names.kind_of(netns) == "pod"}
 
 

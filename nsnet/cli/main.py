@@ -72,7 +72,7 @@ SECTIONS: dict[str, dict[str, Verb]] = {
         "fault": Verb("fault:fault", "Break it on purpose, list what is broken, mend it."),
     },
     "The tool": {
-        "doctor": Verb("machine:doctor", "Show what this machine lacks, and what mends it."),
+        "doctor": Verb("doctor:doctor", "Show what this machine lacks, what it costs, and what mends it."),
         "completion": Verb("machine:completion", "Print the completion script of a shell."),
         "version": Verb("machine:version", "Print the version."),
     },

@@ -21,6 +21,7 @@ from nsnet.cli import check, options
 from nsnet.cli.change import facts
 from nsnet.cli.context import Running, changing, opened, waiting_for
 from nsnet.cli.files import load
+from nsnet.cli.impaired import equipped
 from nsnet.cli.output import error, note, out, progress, warning
 from nsnet.cli.plan import wanted
 from nsnet.cli.target import pods_of
@@ -104,13 +105,14 @@ def going_on(name: str) -> Iterator[None]:
 def _build(loaded: Loaded, name: str, *, recreate: bool) -> Built:
     started = time.perf_counter()
     with reconcile.lock(name, waiting=waiting_for(name, "up")):
+        equipped(loaded.objects)
         if recreate:
             wanted(loaded, {})  # what is wrong is found before anything is touched
             controller.stop(name)
             reconcile.destroy(name)
         with opened(name, create=True) as store:
             progress("writing the store")
-            update(store, lambda stored: wanted(loaded, stored, facts()), warning)
+            update(store, lambda stored: equipped(wanted(loaded, stored, facts())), warning)
             report = explained(lambda: _sync_and_start(store, name))
     progress("")
     objects = report.memory.objects

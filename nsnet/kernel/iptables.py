@@ -24,6 +24,7 @@ import struct
 import subprocess
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -144,14 +145,32 @@ def _is_void(chain: Chain) -> bool:
 def write(netns: str, changes: Sequence[Change]) -> list[Refusal]:
     """Make these changes of Chain values (one iptables-restore); what was refused, with the tool's sentence.
 
-    Deleting a chain that is not there is success. Raises MachineError when the tools are missing.
+    Deleting a chain that is not there is success. A built-in one that is not wanted any more goes altogether, where the
+    build has it made only when somebody needs it. Raises MachineError when the tools are missing.
     """
     refusals: list[Refusal] = []
     with inside(netns):
         for family in EVERY_FAMILY:
             mine = [change for change in changes if _chain(change).family == family]
             refusals += _write(mine, family)
+            if any(change.verb == "delete" and _chain(change).name in BUILT_IN for change in mine) and is_nft(family):
+                _tidy(mine)
     return refusals
+
+
+def _tidy(changes: Sequence[Change]) -> None:
+    """The empty hooks of chains that are gone, and a table without any chain; what cannot go is as good as gone."""
+    gone = [_chain(change) for change in changes if change.verb == "delete" and _chain(change).name in BUILT_IN]
+    with suppress(FileNotFoundError):
+        for chain in gone:
+            _nft("delete", "chain", chain.family, chain.table, chain.name)
+        for table in {(chain.family, chain.table) for chain in gone}:
+            if "chain " not in _nft("list", "table", *table):
+                _nft("delete", "table", *table)
+
+
+def _nft(*words: str) -> str:
+    return subprocess.run(["nft", *words], capture_output=True, text=True, check=False).stdout
 
 
 def _chain(change: Change) -> Chain:

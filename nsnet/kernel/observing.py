@@ -11,6 +11,7 @@ something:
 - nftables: other tables than iptables' are read by netlink, which costs a millisecond where there is none.
 - ipsets: of nodes, by one netlink dump; a set that is there without a rule that names it is found, too.
 - sysctls: where `state.SYSCTLS` names some.
+- queueing disciplines: the dump of links says their kind; only where it is one of a person's a process asks further.
 - conntrack entries: only where they are asked for by name; they are many, and no whole look needs them.
 - processes and files: one walk for the whole cluster.
 - health: asked of every exechealthz, and of the balancer's checks, whenever listeners are looked at.
@@ -28,11 +29,11 @@ from typing import NamedTuple
 
 from nsnet import names
 from nsnet.errors import MachineError
-from nsnet.kernel import conntrack, files, health, ipset, netns, process, refusals, rtnl, sockdiag, sysctl
+from nsnet.kernel import conntrack, files, health, ipset, netns, process, qdisc, refusals, rtnl, sockdiag, sysctl
 from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request
 from nsnet.state import KINDS, SYSCTLS, Family, IpSet, Key, Listener, Netns, Scope, Sysctl, Value
 
-_LINKS = {"netns", "link", "port"}
+_LINKS = {"netns", "link", "port", "qdisc", "segments"}
 _DUMPS: Mapping[str, Request] = {
     "address": rtnl.GET_ADDRESSES,
     "neighbour": rtnl.GET_NEIGHBOURS,
@@ -147,7 +148,8 @@ def _read_route(name: str, mark: str, route: Netlink, kinds: Collection[str]) ->
     links = rtnl.interfaces(heard)
     if links[rtnl.LO].alias != mark:
         return None
-    values: list[Value] = [Netns(mark), *rtnl.ports(links)]
+    values: list[Value] = [Netns(mark), *rtnl.ports(links), *rtnl.segments(links)]
+    values += qdisc.read(name, {one.name for one in links.values() if one.qdisc in qdisc.OURS})
     for kind, messages in zip(asked, answers, strict=True):
         values += _decode(kind, messages, links)
     if "fdb" in kinds:

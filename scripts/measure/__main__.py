@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import datapath
+import faults
 import floor
 import ingress
 import loadbalancer
@@ -405,6 +406,7 @@ MEASUREMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "dns": measure_dns,
     "ingress": measure_ingress,
     "see": measure_see,
+    "faults": faults.measure,
 }
 
 
