@@ -958,6 +958,9 @@ class Cluster(msgspec.Struct, frozen=True):
 # --- what is broken on purpose ----------------------------------------------------------------------------------------
 
 
+LAB = "nsnet/lab"  # the lab that a Cluster is, and that a Fault belongs to
+
+
 class FaultSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One thing that is broken: `fault` names its kind in the catalogue (`nsnet.faults`).
 
@@ -989,6 +992,11 @@ class Fault(msgspec.Struct, frozen=True):
     spec: FaultSpec
     status: FaultStatus = FaultStatus()
     raw: dict[str, Any] = {}
+
+
+def in_lab(fault: Fault) -> bool:
+    """Is it for a student to find? Then nobody gives it away unasked."""
+    return LAB in fault.metadata.labels
 
 
 # --- what kube-proxy is told ------------------------------------------------------------------------------------------

@@ -166,8 +166,10 @@ def rooms() -> Rooms:
     from nsnet.render import conntrack
 
     def complete(objects: Objects, listening: Listening) -> dict[Key, Object]:
+        """A damage is done when nothing else is left to do: its values are held from then on."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return dict(faults.marked(completed(objects, listening, now)))
+        found = completed(objects, listening, now)
+        return found if differences(objects, found) else dict(faults.marked(found))
 
     def render(objects: Objects) -> State:
         return wanted(objects).state

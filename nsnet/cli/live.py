@@ -39,12 +39,7 @@ def watched(
     output: str | None,
 ) -> int:
     """Sends, prints, and gives the exit code. Raises as `verify.live.observe` does."""
-    port = int(model.cluster_of(now.objects).flannel.Backend.Port or 0)
-    ends = [one.way.netns for one in found if names.kind_of(one.way.netns) == "pod"]
-    seen = observe(look.state, start.netns, asked, port, ends)
-    intent = promised(now.objects, start, asked, found)
-    ways = with_large(look.state, start.netns, asked, [foretold(one, look) for one in found])
-    verdict = parted.compared(look.state, intent, ways, seen, look.place)
+    seen, verdict, intent = sent(now.objects, found, start, asked, look)
     if output == "json":
         print_json(document(seen, verdict, intent, found, start, end, asked, look))
     else:
@@ -52,6 +47,18 @@ def watched(
             out(line)
     arrived = RESULTS[seen.end] == "delivered" or (asked.protocol == "udp" and all(one.good for one in found))
     return 0 if verdict.agree and arrived else NotReachedError.exit_code
+
+
+def sent(
+    objects: Objects, found: Sequence[trace.Traced], start: Target, asked: Packet, look: trace.Look
+) -> tuple[Observed, Parting, Intent | None]:
+    """Sends the packet: what was seen, where it parts from what was predicted and intended, and what was intended."""
+    port = int(model.cluster_of(objects).flannel.Backend.Port or 0)
+    ends = [one.way.netns for one in found if names.kind_of(one.way.netns) == "pod"]
+    seen = observe(look.state, start.netns, asked, port, ends)
+    intent = promised(objects, start, asked, found)
+    ways = with_large(look.state, start.netns, asked, [foretold(one, look) for one in found])
+    return seen, parted.compared(look.state, intent, ways, seen, look.place), intent
 
 
 def promised(objects: Objects, start: Target, asked: Packet, found: Sequence[trace.Traced]) -> Intent | None:

@@ -166,8 +166,8 @@ _KINDS = {
 }
 
 
-def looked(now: Running, start: Target, asked: Packet) -> tuple[State, list[Traced]]:
-    """The state and every way. Raises NotReachedError where the namespace it starts from is not there.
+def looked(now: Running, start: Target, asked: Packet, most: int | None = None) -> tuple[State, list[Traced]]:
+    """The state and every way (at most `most`). Raises NotReachedError where the namespace it starts from is not there.
 
     Of pods and nodes that should have no part in it little is read: pods are many, and rules long. Where the packet
     does not fare as promised, or passes one of these, everything is read and followed again.
@@ -180,11 +180,11 @@ def looked(now: Running, start: Target, asked: Packet) -> tuple[State, list[Trac
     state = _with(state, flows)
     if start.netns not in state:
         raise NotReachedError(f"{start.label} has no network namespace {start.netns}", "nsnet status")
-    found = traced(state, start, asked)
+    found = traced(state, start, asked, most)
     passed = {hop.netns for one in found for way in (one.way, *one.replies) for hop in way.hops}
     if passed & few.keys() or not all(one.good for one in found):
         state = _with(kernel.observe(now.cluster), flows)
-        found = traced(state, start, asked)
+        found = traced(state, start, asked, most)
     return state, found
 
 
@@ -226,9 +226,9 @@ def _part(objects: Objects, start: str, asked: Packet) -> Iterator[str]:
             yield names.node_netns(own, node.metadata.name)
 
 
-def traced(state: State, start: Target, asked: Packet) -> list[Traced]:
-    """Every way, with its replies."""
-    return [_traced(state, way, asked) for way in walk(state, start.netns, asked)]
+def traced(state: State, start: Target, asked: Packet, most: int | None = None) -> list[Traced]:
+    """Every way, with its replies; at most `most`."""
+    return [_traced(state, way, asked) for way in walk(state, start.netns, asked, most=most)]
 
 
 def _traced(state: State, way: Way, asked: Packet) -> Traced:
@@ -574,7 +574,7 @@ def _way_document(one: Traced, asked: Packet, look: Look) -> dict[str, object]:
             {
                 **_ended(reply, look),
                 "verdict": reply_verdict(one.way, reply, look),
-                "hops": [_hop_document(hop, look) for hop in reply.hops],
+                "hops": _hop_documents([(hop, "") for hop in reply.hops], look),
             }
             for reply in one.replies
         ],
@@ -583,17 +583,25 @@ def _way_document(one: Traced, asked: Packet, look: Look) -> dict[str, object]:
 
 def hop_documents(way: Way, asked: Packet, look: Look) -> list[dict[str, object]]:
     """One way's hops, as `document` has them."""
-    return [_hop_document(hop, look, changed) for hop, changed in _with_changes(way, asked)]
+    return _hop_documents(list(_with_changes(way, asked)), look)
+
+
+def _hop_documents(hops: Sequence[tuple[Hop, str]], look: Look) -> list[dict[str, object]]:
+    """`passed` marks rules that changed nothing, which `report` leaves out."""
+    telling = {id(hop) for hop, _ in _that_matter(hops)}
+    passed: dict[str, object] = {"passed": True}
+    return [{**_hop_document(hop, look, changed), **({} if id(hop) in telling else passed)} for hop, changed in hops]
 
 
 def _ended(way: Way, look: Look) -> dict[str, object]:
     return {"result": way.result, "where": look.place(way.netns), "packet": way.packet, "reason": way.reason}
 
 
-def _hop_document(hop: Hop, look: Look, changed: str = "") -> dict[str, object]:
+def _hop_document(hop: Hop, look: Look, changed: str) -> dict[str, object]:
     rule = hop.rule if _chain(hop) else ""
     more = {
         "rule": hop.rule,
+        "words": sentence(_chain(hop), rule, look.pods) if rule else "",
         "service": _service_of(hop) if rule else "",
         "policy": policy_of(rule),
         "changed": changed,

@@ -71,8 +71,8 @@ def up(files: tuple[str, ...], no_verify: bool, timeout: str, recreate: bool, cl
     with going_on(name):
         for line in loaded.notes:
             note(f"note: {line}")
-        built = _build(loaded, name, recreate=recreate)
-        built = _until_ready(built, seconds)
+        built = build(loaded, name, recreate=recreate)
+        built = until_ready(built, seconds)
         _print_built(built, time.perf_counter() - started)
         code = 0 if no_verify else check.after_up(built.running)
         _print_tries(built.running)
@@ -102,7 +102,8 @@ def going_on(name: str) -> Iterator[None]:
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
-def _build(loaded: Loaded, name: str, *, recreate: bool) -> Built:
+def build(loaded: Loaded, name: str, *, recreate: bool) -> Built:
+    """Writes the store, brings the kernel to it, starts the controller. Raises NsnetError."""
     started = time.perf_counter()
     with reconcile.lock(name, waiting=waiting_for(name, "up")):
         equipped(loaded.objects)
@@ -156,7 +157,7 @@ def show_phase(phase: str, count: int) -> None:
 # --- ready ------------------------------------------------------------------------------------------------------------
 
 
-def _until_ready(built: Built, seconds: float) -> Built:
+def until_ready(built: Built, seconds: float) -> Built:
     """Waits until every pod that can be ready is; the controller sees them become so."""
     deadline = time.monotonic() + seconds
     objects, revision = built.running.objects, built.running.revision

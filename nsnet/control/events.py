@@ -4,7 +4,7 @@ Events that manifests bring (a dump) are left alone.
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, filterfalse
 
 from nsnet import names
 from nsnet.control import kubeproxy, loadbalancer, namespaces, policy, service_events, userspace
@@ -33,6 +33,7 @@ from nsnet.model import (
     annotation,
     container_ports,
     families_of,
+    in_lab,
     is_unschedulable,
     key_of,
 )
@@ -67,7 +68,7 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
     for pod in of(table, Pod).values():
         if pod.spec.dnsConfig is not None:
             yield from ((pod, "DNSConfigForming", message, "Warning") for message in _cut(pod, pod.spec.dnsConfig))
-    for fault in of(table, Fault).values():
+    for fault in filterfalse(in_lab, of(table, Fault).values()):
         where = f" on {', '.join(fault.spec.on)}" if fault.spec.on else ""
         until = f" until {fault.spec.until}" if fault.spec.until else ""
         yield fault, "Broken", f"{fault.spec.fault}{where}{until}: on purpose, nsnet fault clear ends it", "Warning"

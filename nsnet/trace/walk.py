@@ -11,6 +11,7 @@ Two facts that decide real failures, found by sending packets (facts/FAILURES.md
 """
 
 from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 
 import msgspec
 from msgspec.structs import replace
@@ -54,15 +55,22 @@ class Station(msgspec.Struct, frozen=True):
 
 
 def walk(
-    state: State, netns: str, packet: Packet, recent: Collection[tuple[str, str]] = (), *, size: int = 0
+    state: State,
+    netns: str,
+    packet: Packet,
+    recent: Collection[tuple[str, str]] = (),
+    *,
+    size: int = 0,
+    most: int | None = None,
 ) -> list[Way]:
-    """Every way the first packet of a connection can go that a process in `netns` opens.
+    """Every way the first packet of a connection can go that a process in `netns` opens; no more than `most`.
 
     `recent`: what the xt_recent lists hold, as (list name, source address); by default nobody has been seen before.
     `size`: of the whole IP packet in bytes, which may not be fragmented; 0: a small one.
     """
     world = World(state, recent, family=family_of(packet.dst))
-    return [end for way in _send(world, Trip(netns, packet, size=size)) for end in _through_process(world, way)]
+    ends = (end for way in _send(world, Trip(netns, packet, size=size)) for end in _through_process(world, way))
+    return list(islice(ends, most))
 
 
 def _through_process(world: World, way: Way) -> Iterator[Way]:
