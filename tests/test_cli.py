@@ -1,5 +1,6 @@
 """The command as a person meets it: exit code, stdout and stderr, whole; and the pure parts behind it."""
 
+import json
 import os
 import re
 import signal
