@@ -23,6 +23,7 @@ from nsnet.cli.change import facts
 from nsnet.cli.context import Running, changing, opened, waiting_for
 from nsnet.cli.failing import guarded
 from nsnet.cli.files import load
+from nsnet.cli.impaired import equipped
 from nsnet.cli.output import error, note, out, progress, warning
 from nsnet.cli.plan import wanted
 from nsnet.cli.target import pods_of
@@ -82,8 +83,8 @@ def up(
         with going_on(name):
             for line in loaded.notes:
                 note(f"note: {line}")
-            built = _build(loaded, name, recreate=recreate)
-            built = _until_ready(built, seconds)
+            built = build(loaded, name, recreate=recreate)
+            built = until_ready(built, seconds)
             _print_built(built, time.perf_counter() - started)
             code = 0 if no_verify else check.after_up(built.running, further)
             _print_tries(built.running)
@@ -115,16 +116,18 @@ def going_on(name: str) -> Iterator[None]:
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
-def _build(loaded: Loaded, name: str, *, recreate: bool) -> Built:
+def build(loaded: Loaded, name: str, *, recreate: bool) -> Built:
+    """Writes the store, brings the kernel to it, starts the controller. Raises NsnetError."""
     started = time.perf_counter()
     with reconcile.lock(name, waiting=waiting_for(name, "up")):
+        equipped(loaded.objects)
         if recreate:
             wanted(loaded, {})  # what is wrong is found before anything is touched
             controller.stop(name)
             reconcile.destroy(name)
         with opened(name, create=True) as store:
             progress("writing the store")
-            update(store, lambda stored: wanted(loaded, stored, facts()), warning)
+            update(store, lambda stored: equipped(wanted(loaded, stored, facts())), warning)
             report = explained(lambda: _sync_and_start(store, name))
     progress("")
     objects = report.memory.objects
@@ -168,7 +171,7 @@ def show_phase(phase: str, count: int) -> None:
 # --- ready ------------------------------------------------------------------------------------------------------------
 
 
-def _until_ready(built: Built, seconds: float) -> Built:
+def until_ready(built: Built, seconds: float) -> Built:
     """Waits until every pod that can be ready is; the controller sees them become so."""
     deadline = time.monotonic() + seconds
     objects, revision = built.running.objects, built.running.revision
