@@ -36,7 +36,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import msgspec
 
@@ -44,12 +44,12 @@ from nsnet import names
 from nsnet.errors import MachineError, NotReachedError
 from nsnet.model import Key, Object, Objects
 from nsnet.state import (
-    Bridge,
     BridgePort,
     Chain,
     Change,
     File,
     IpSet,
+    Link,
     Listener,
     Loopback,
     Netns,
@@ -57,14 +57,11 @@ from nsnet.state import (
     NftElement,
     NftSet,
     NftTable,
-    OtherLink,
     Process,
     Refusal,
     Scope,
     State,
     Value,
-    Veth,
-    Vxlan,
 )
 from nsnet.store import Conflict, Store
 from nsnet.store.objects import differences, load_objects, refresh, save_objects
@@ -79,15 +76,7 @@ WHOLE: frozenset[tuple[str, ...]] = frozenset()  # in a Scope: the whole namespa
 LISTENERS = frozenset({("listener",)})
 FLOWS = frozenset({("conntrack",)})
 FILTERS = (Chain, NftTable, NftSet, NftChain, NftElement, IpSet)
-STRUCTURE = (
-    Netns,
-    Loopback,
-    Bridge,
-    Veth,
-    Vxlan,
-    OtherLink,
-    BridgePort,
-)  # what takes other values with it when it goes
+STRUCTURE = (Netns, Loopback, *get_args(Link), BridgePort)  # what takes other values with it when it goes
 
 
 def _no_flows(_objects: Objects) -> Mapping[str, Any]:

@@ -25,6 +25,7 @@ FLOORS = {
 # (importing module or room, imported room or module): why
 DOORS = {
     ("programs", "kernel.netns"): "what runs inside namespaces enters them the one way there is",
+    ("programs", "kernel.tun"): "and attaches to a device the one way there is",
     ("cli", "controller"): "verbs start, ask and stop it",
 }
 

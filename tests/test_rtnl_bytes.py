@@ -78,7 +78,7 @@ LINKS: dict[str, tuple[Request, dict[str, Any], Attributes]] = {
         [("IFLA_MTU", 1450)],
     ),
     "vxlan": (
-        rtnl.vxlan(Vxlan("flannel.1", "92:b9:4a:a4:ec:62", 1450, 7, "172.18.0.2", "eth0"), 4, 2),
+        rtnl.tunnel(Vxlan("flannel.1", "92:b9:4a:a4:ec:62", 1450, 7, "172.18.0.2", "eth0"), 4, 2),
         {"index": 4, **UP},
         [
             *shape("flannel.1", "92:b9:4a:a4:ec:62", 1450),

@@ -38,7 +38,7 @@ def watched(
     output: str | None,
 ) -> int:
     """Sends, prints, and gives the exit code. Raises as `verify.live.observe` does."""
-    port = int(model.cluster_of(now.objects).flannel.Backend.Port or 0)
+    port = model.cluster_of(now.objects).flannel.Backend.port
     ends = [one.way.netns for one in found if names.kind_of(one.way.netns) == "pod"]
     seen = observe(look.state, start.netns, asked, port, ends)
     intent = _promised(now.objects, start, asked, found)

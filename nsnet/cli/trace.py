@@ -124,7 +124,9 @@ def _protocol(*, udp: bool, icmp: bool, source_port: int | None) -> str:
 
 _KINDS = {
     "pod": frozenset({("netns",), ("link",), ("port",)}),
-    "node": frozenset({("netns",), ("link",), ("port",), ("address",), ("route",), ("neighbour",), ("fdb",)}),
+    "node": frozenset(
+        (word,) for word in ("netns", "link", "port", "address", "route", "neighbour", "fdb", "wireguard")
+    ),
 }
 
 
@@ -372,7 +374,7 @@ def _hop_lines(hop: Hop, changed: str, look: Look) -> Iterator[str]:
 def _chain(hop: Hop) -> str:
     """The chain whose rule it is; empty for a device, a route or an end."""
     first, _, rest = hop.what.partition(" ")
-    return "" if first in {"in", "out", "bridge", "vxlan", "delivered"} or " " in rest else rest
+    return "" if first in {"in", "out", "bridge", "vxlan", "ipip", "wireguard", "delivered"} or " " in rest else rest
 
 
 def _service_of(hop: Hop) -> str:

@@ -127,6 +127,17 @@ def inner(payload: bytes) -> dict[int, bytes]:
     return attributes(payload, 0, len(payload))
 
 
+def listed(payload: bytes) -> Iterator[bytes]:
+    """The payloads of a list: attributes whose types say nothing, or all the same."""
+    start, unpack = 0, _ATTRIBUTE.unpack_from
+    while start + 4 <= len(payload):
+        length, _ = unpack(payload, start)
+        if length < 4:
+            break
+        yield payload[start + 4 : start + length]
+        start += (length + 3) & ~3
+
+
 class Netlink:
     """A netlink socket of the namespace it was opened in; it stays there whatever its thread does afterwards."""
 

@@ -11,6 +11,7 @@ something:
 - nftables: other tables than iptables' are read by netlink, which costs a millisecond where there is none.
 - ipsets: of nodes, by one netlink dump; a set that is there without a rule that names it is found, too.
 - sysctls: where `state.SYSCTLS` names some.
+- WireGuard's keys and peers: where there is such a device; offloads: of the cables of nodes, hosts and the fabric.
 - conntrack entries: only where they are asked for by name; they are many, and no whole look needs them.
 - processes and files: one walk for the whole cluster.
 - health: asked of every exechealthz, and of the balancer's checks, whenever listeners are looked at.
@@ -29,7 +30,7 @@ from typing import NamedTuple
 
 from nsnet import names
 from nsnet.errors import MachineError
-from nsnet.kernel import conntrack, files, health, ipset, netns, process, refusals, rtnl, sockdiag, sysctl
+from nsnet.kernel import conntrack, ethtool, files, health, ipset, netns, process, refusals, rtnl, sockdiag, sysctl
 from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request
 from nsnet.state import SYSCTLS, Family, IpSet, Key, Listener, Netns, Scope, Sysctl, Value
 
@@ -39,7 +40,7 @@ _DUMPS: Mapping[str, Request] = {
     "neighbour": rtnl.GET_NEIGHBOURS,
     "route": rtnl.GET_ROUTES,
 }
-_ROUTE_KINDS = {*_LINKS, *_DUMPS, "fdb"}
+_ROUTE_KINDS = {*_LINKS, *_DUMPS, "fdb", "wireguard", "offload"}
 _ALL = frozenset({*_ROUTE_KINDS, "sysctl", "chain", "ipset", "nft", "process", "file", "listener"})
 
 _NFT_GETTABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
@@ -86,7 +87,7 @@ def _observe(cluster: str, only: Scope | None) -> dict[str, frozenset[Value]]:
             look, further = _look(name, names.mark(cluster), wanted[name])
             if look is None:
                 continue
-            looks[name], more[name] = look, list(further)
+            looks[name], more[name] = look, [*further, *_devices(look, wanted[name])]
             keys = frozenset() if only is None else only[name]
             if "chain" in wanted[name] and (families := _families(name, keys)):
                 filters.append((name, pool.submit(_read_chains, name, keys, families)))
@@ -106,7 +107,8 @@ def _observe(cluster: str, only: Scope | None) -> dict[str, frozenset[Value]]:
 def _kinds(only: Scope | None, name: str) -> frozenset[str]:
     """Which kinds of value must be read."""
     keys = frozenset[Key]() if only is None else only[name]
-    return frozenset(key[0] for key in keys) if keys else _ALL
+    everything = _ALL - {"offload"} if names.kind_of(name) == "pod" else _ALL
+    return frozenset(key[0] for key in keys) if keys else everything
 
 
 def _nodes_first(name: str) -> tuple[bool, str]:
@@ -170,6 +172,18 @@ def _decode(kind: str, messages: list[Message], links: rtnl.Interfaces) -> Itera
             yield from rtnl.neighbours(messages, links)
         case _:
             yield from rtnl.routes(messages, links)
+
+
+def _devices(look: _Look, kinds: Collection[str]) -> Iterator[Value]:
+    """What devices tell by ways of their own."""
+    by_kind = {kind: [one.name for one in look.links.values() if one.kind == kind] for kind in ("wireguard", "veth")}
+    if "wireguard" in kinds and by_kind["wireguard"]:
+        from nsnet.kernel import wireguard
+
+        yield from wireguard.read(look.netns, by_kind["wireguard"])
+    if "offload" in kinds and by_kind["veth"]:
+        cables = by_kind["veth"] if names.kind_of(look.netns) == "fabric" else ["eth0"]
+        yield from ethtool.read(look.netns, set(cables) & set(by_kind["veth"]))
 
 
 def _sysctls(name: str, keys: frozenset[Key]) -> frozenset[Sysctl]:

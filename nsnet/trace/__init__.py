@@ -11,7 +11,8 @@ back. A way names each device and each rule that mattered; `service_of` finds th
     netfilter.py  chains: a hook of a namespace, NAT and conntrack included
     view.py       one namespace, indexed: links, addresses, routes, neighbours
     process.py    kube-proxy's userspace process: what it would do with a connection
-    walk.py       routing, bridges, veth pairs, VXLAN: from namespace to namespace
+    walk.py       routing, bridges, veth pairs: from namespace to namespace
+    tunnels.py    what carries a packet, and takes it out again: VXLAN, IPIP, WireGuard, flannel's process
 """
 
 from nsnet.trace.rules import policy_of, service_of
