@@ -885,13 +885,14 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An impairment of the link between a node (or host) and its network."""
+    """The link between a node (or host) and its network. `offload: off`: checksums and packet sizes are real on it."""
 
     between: tuple[str, str]
     delay: str = ""
     loss: str = ""
     rate: str = ""
     mtu: int = 0
+    offload: bool = True
 
 
 class Underlay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -907,6 +908,7 @@ class NodeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     podCIDR: str = ""
     labels: Labels = {}
     taints: tuple[Taint, ...] = ()
+    sysctls: dict[str, int | str] = {}  # as in sysctl.conf, over what kubelet, CNI and kube-proxy set
 
 
 class HostEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

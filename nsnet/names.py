@@ -83,6 +83,11 @@ def wireguard_psk_file(netns: str) -> Path:
     return flannel_dir(netns) / "wgpsk"
 
 
+def sysctl_file(netns: str) -> Path:
+    """Which sysctls a topology sets in a node, as a real one has them in /etc/sysctl.d."""
+    return netns_run_dir(netns) / "sysctl.conf"
+
+
 def etc_dir(netns: str) -> Path:
     """What lies over /etc inside the namespace: `ip netns exec` binds these files."""
     return ETC_NETNS / netns

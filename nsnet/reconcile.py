@@ -222,6 +222,36 @@ def _is_at(fd: int, path: Path) -> bool:
     return os.path.samestat(os.fstat(fd), there)
 
 
+# --- before anything is done ------------------------------------------------------------------------------------------
+
+
+def possible(objects: dict[Key, Object]) -> dict[Key, Object]:
+    """The objects themselves, if this machine can be what they want; asked before they are stored.
+
+    Raises MachineError (what the kernel lacks, by its option), ObjectError as render does. Needs root.
+    """
+    from nsnet.kernel import demands
+    from nsnet.render import render
+
+    lacking = demands.lacking(render(objects))
+    if lacking:
+        first, *more = lacking
+        why = f" ({first.why})" if first.why else ""
+        further = f", nor {', '.join(item.name for item in more)}" if more else ""
+        raise MachineError(f"this machine has no {first.name}{why}{further}; nothing was changed", first.mend)
+    return objects
+
+
+@contextlib.contextmanager
+def nothing_left(store: Store, cluster: str) -> Iterator[None]:
+    """Whatever ends the first writing of a store, before it, leaves no empty store behind."""
+    try:
+        yield
+    finally:
+        if store.revision() == 0:
+            shutil.rmtree(names.state_dir(cluster), ignore_errors=True)
+
+
 # --- sync -------------------------------------------------------------------------------------------------------------
 
 

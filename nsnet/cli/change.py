@@ -32,14 +32,18 @@ def facts() -> control.Facts:
     return control.Facts(listening=None, now=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
 
 
-def write(cluster: str, change: Change) -> tuple[Objects, Objects]:
-    """Changes the stored objects, all or nothing, and waits until the kernel has followed; before and after."""
+def write(cluster: str, change: Change, *, judged: bool = False) -> tuple[Objects, Objects]:
+    """Changes the stored objects, all or nothing, and waits until the kernel has followed; before and after.
+
+    `judged`: what this machine cannot do is refused (MachineError), and nothing is written.
+    """
     before: Objects = {}
 
     def compute(stored: Objects) -> Objects:
         nonlocal before
         before = stored
-        return control.complete(change(stored), facts())
+        completed = control.complete(change(stored), facts())
+        return reconcile.possible(completed) if judged else completed
 
     with opened(cluster) as store:
         after, revision = update(store, compute, warning)
@@ -68,7 +72,9 @@ def apply(filenames: tuple[str, ...], cluster: str | None) -> None:
     name, loaded, incoming = for_running(filenames, cluster)
     for line in loaded.notes:
         note(f"note: {line}")
-    before, after = placed(loaded, lambda: write(name, lambda stored: control.admit(stored, incoming, whole=False)))
+    before, after = placed(
+        loaded, lambda: write(name, lambda stored: control.admit(stored, incoming, whole=False), judged=True)
+    )
     for key in incoming:
         out(f"{_named(key)} {_what_happened(key, before, after)}")
 

@@ -104,12 +104,13 @@ def _build(loaded: Loaded, name: str, *, recreate: bool) -> Built:
     started = time.perf_counter()
     with reconcile.lock(name, waiting=waiting_for(name, "up")):
         if recreate:
-            wanted(loaded, {})  # what is wrong is found before anything is touched
+            reconcile.possible(wanted(loaded, {}))  # what is wrong is found before anything is touched
             controller.stop(name)
             reconcile.destroy(name)
         with opened(name, create=True) as store:
             progress("writing the store")
-            update(store, lambda stored: wanted(loaded, stored, facts()), warning)
+            with reconcile.nothing_left(store, name):
+                update(store, lambda stored: reconcile.possible(wanted(loaded, stored, facts())), warning)
             report = explained(lambda: _sync_and_start(store, name))
     progress("")
     objects = report.memory.objects

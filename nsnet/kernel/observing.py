@@ -189,7 +189,7 @@ def _devices(look: _Look, kinds: Collection[str]) -> Iterator[Value]:
 def _sysctls(name: str, keys: frozenset[Key]) -> frozenset[Sysctl]:
     some = [key[1] for key in keys if key[0] == "sysctl" and len(key) > 1]
     all_of_them = not keys or len(some) < _count(keys, "sysctl")
-    wanted = SYSCTLS.get(names.kind_of(name), ()) if all_of_them else some
+    wanted = (*SYSCTLS.get(names.kind_of(name), ()), *sysctl.further(name)) if all_of_them else some
     return sysctl.read(name, wanted) if wanted else frozenset()
 
 

@@ -84,7 +84,7 @@ def decoded(netns: str, dev: str, messages: Iterable[Message]) -> Iterator[Value
     for _, data, start, end in messages:
         found = attributes(data, start + _GENL.size, end)
         if WGDEVICE_A_PUBLIC_KEY in found:
-            file = _origin(names.wireguard_key_file(netns), found.get(WGDEVICE_A_PRIVATE_KEY, NO_KEY))
+            file = _origin(names.wireguard_key_file(netns), found.get(WGDEVICE_A_PRIVATE_KEY, NO_KEY), private=True)
             port = _U16.unpack(found[WGDEVICE_A_LISTEN_PORT])[0]
             yield WireguardKey(dev, _words(found[WGDEVICE_A_PUBLIC_KEY]), port, file)
         for payload in listed(found.get(WGDEVICE_A_PEERS, b"")):
@@ -108,12 +108,17 @@ def _words(key: bytes) -> str:
     return b64encode(key).decode()
 
 
-def _origin(file: Path, key: bytes) -> str:
-    """The file, where the key stands in it."""
+def _origin(file: Path, key: bytes, *, private: bool = False) -> str:
+    """The file, where the key stands in it. Of a private key the kernel sets three bits and clears two (RFC 7748)."""
     try:
-        return str(file) if _key_in(file) == key else ""
+        said = _key_in(file)
+        return str(file) if (_clamped(said) if private else said) == key else ""
     except (OSError, ValueError):
         return ""
+
+
+def _clamped(key: bytes) -> bytes:
+    return bytes((key[0] & 0xF8, *key[1:31], key[31] & 0x7F | 0x40))
 
 
 def _key_in(file: Path | str) -> bytes:

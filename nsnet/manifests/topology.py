@@ -43,6 +43,7 @@ _LOSS = re.compile(r"[0-9]+(\.[0-9]+)?%")
 _RATE = re.compile(r"[0-9]+(\.[0-9]+)?([kmgt]i?)?(bit|bps)", re.IGNORECASE)
 _KEY = re.compile(r"[A-Za-z0-9+/]{43}=")
 _RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
+_SYSCTL = re.compile(r"net(\.[A-Za-z0-9_/@:-]+){2,}")
 _TARGET = re.compile(r"(tcp|udp|http|icmp)://\S+")
 
 
@@ -246,10 +247,21 @@ def nodes(at: At) -> None:
         labels(item["labels"])
         for further in item["addresses"].each():
             address(further)
+        for entry in item["sysctls"].each():
+            _sysctl(entry)
         for taint in item["taints"].each():
             label_key(taint["key"])
             label_value(taint["value"])
             one_of(taint["effect"], EFFECTS)
+
+
+def _sysctl(at: At) -> None:
+    """The key of a mapping: a sysctl of the network, with dots (a dot in a device's name is written /)."""
+    name = str(at.path[-1])
+    if not _SYSCTL.fullmatch(name):
+        at.wrong(f'"{shown(name)}" is not a sysctl of the network', "as net.ipv4.conf.all.rp_filter", key=True)
+    elif "\n" in str(at.value):
+        at.wrong("has a line break in it", "one line, as `sysctl` prints it")
 
 
 def expectation(at: At) -> None:

@@ -27,12 +27,14 @@ from nsnet import names
 from nsnet.model import family_of
 from nsnet.render.view import MEMO, Machine, Network, View, default_route
 from nsnet.state import (
+    OFFLOADS,
     Address,
     Bridge,
     BridgePort,
     Loopback,
     Neighbour,
     Netns,
+    Offload,
     Route,
     Sysctl,
     Value,
@@ -107,7 +109,13 @@ def _switch(network: Network, machines: tuple[Machine, ...], router: str) -> tup
     values: list[Value] = [bridge, *_port(network, ROUTER, f"{router}/{names.device(network.name)}", network.mtu)]
     for machine in machines:
         values += _port(network, _port_name(machine), f"{machine.netns}/eth0", machine.mtu)
+        values += _offload(machine, _port_name(machine))
     return tuple(values)
+
+
+def _offload(machine: Machine, dev: str) -> tuple[Offload, ...]:
+    """Both ends of the cable: what one leaves to the other would not be done at all."""
+    return () if machine.offload else (Offload(dev, OFFLOADS),)
 
 
 def _port_name(machine: Machine) -> str:
@@ -152,6 +160,7 @@ def _machine(machine: Machine, machines: tuple[Machine, ...]) -> tuple[Value, ..
     port = f"{network.netns}/{_port_name(machine)}"
     return (
         Veth("eth0", port, machine.mac, machine.mtu),
+        *_offload(machine, "eth0"),
         *(Address("eth0", network.cidr(ip)) for ip in machine.ips),
         *(Route(default_route(leg.family), "eth0", via=leg.gateway) for leg in network.legs),
         *(Neighbour("eth0", gateway, gateway_mac(network)) for gateway in network.gateways),

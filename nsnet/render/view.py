@@ -64,7 +64,10 @@ class Network(msgspec.Struct, frozen=True):
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """A node, or a host outside the cluster: what has an `eth0` on the underlay. `more`: its further addresses."""
+    """A node, or a host outside the cluster: what has an `eth0` on the underlay. `more`: its further addresses.
+
+    `offload`: of its cable.
+    """
 
     kind: str  # node or host
     name: str
@@ -73,6 +76,7 @@ class Machine(msgspec.Struct, frozen=True):
     network: Network
     mtu: int
     more: tuple[str, ...] = ()
+    offload: bool = True
 
     @property
     def mac(self) -> str:
@@ -242,13 +246,19 @@ def _link_mtu(cluster: model.Cluster, machine: str, network: Network) -> int:
     return next(said, network.mtu)
 
 
+def _offload(cluster: model.Cluster, machine: str, network: Network) -> bool:
+    """Whether the link is left as it is made, with offloads on: no `underlay.links` says that they are off."""
+    return all(link.offload for link in cluster.underlay.links if set(link.between) == {machine, network.name})
+
+
 def _node(cluster: model.Cluster, networks: Mapping[str, Network], node: model.Node, objects: model.Objects) -> Node:
     key, name = model.key_of(node), node.metadata.name
     network = _on(cluster, networks, key, model.annotation(node, "nsnet/network"))
     ip = model.internal_ip(node)
     more = {item.address: None for item in node.status.addresses if item.type != "Hostname" and item.address != ip}
     mtu = _link_mtu(cluster, name, network)
-    machine = Machine("node", name, names.node_netns(cluster.metadata.name, name), ip, network, mtu, tuple(more))
+    netns, offload = names.node_netns(cluster.metadata.name, name), _offload(cluster, name, network)
+    machine = Machine("node", name, netns, ip, network, mtu, tuple(more), offload)
     legs = tuple(_leg(cidr, with_length=True) for cidr in masked(",".join(model.pod_cidrs(node))))
     secret = objects.get(model.wireguard_secret(name)) if cluster.flannel.Backend.kind == "wireguard" else None
     private = model.wireguard_key(secret) if isinstance(secret, model.Other) else ""
@@ -269,7 +279,8 @@ def _host(cluster: model.Cluster, networks: Mapping[str, Network], host: model.H
     network = _on(cluster, networks, model.key_of(cluster), host.network)
     netns = names.host_netns(cluster.metadata.name, host.name)
     mtu = _link_mtu(cluster, host.name, network)
-    return Machine("host", host.name, netns, host.address, network, mtu, host.addresses)
+    offload = _offload(cluster, host.name, network)
+    return Machine("host", host.name, netns, host.address, network, mtu, host.addresses, offload)
 
 
 def _leases(lease: model.SubnetLease) -> Iterator[Lease]:
