@@ -132,7 +132,7 @@ def rooms() -> Rooms:
 
     def complete(objects: Objects, listening: Listening) -> dict[Key, Object]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return control.complete(objects, control.Facts(listening=listening, now=now))
+        return control.complete(objects, control.Facts(listening=listening, now=now, entropy=os.urandom(32)))
 
     return Rooms(
         kernel.observe, kernel.apply, render.render, complete, diff.diff, diff.touched, conntrack.flows, conntrack.stale

@@ -55,7 +55,11 @@ ALLOWED = {
     ("cli.main", "tempfile"): "the traceback of a bug goes to a file",
 }
 SPEAKING_ROOMS = {"cli", "programs", "controller", "__main__"}
-ENDING = {"kernel.probe": "a forked child ends by os._exit, or it would run its parent's clean-up"}
+ENDING = {
+    "kernel.probe": "a forked child ends by os._exit, or it would run its parent's clean-up",
+    "kernel.rootless": "and so do the processes between a verb and its namespaces",
+    "kernel.holder": "process 1 of a home, a program of its own",
+}
 SPEAKING = {"print", "input", "exit", "quit"}
 STREAMS = {"stdout", "stderr", "stdin", "exit"}
 

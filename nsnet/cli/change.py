@@ -5,6 +5,7 @@ and starts one. What `control` refuses changes nothing.
 """
 
 import json
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -29,7 +30,8 @@ Change = Callable[[Objects], dict[Key, Object]]
 
 def facts() -> control.Facts:
     """What control may assume while a verb writes: every port listens, until the controller has looked."""
-    return control.Facts(listening=None, now=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return control.Facts(listening=None, now=now, entropy=os.urandom(32))
 
 
 def write(cluster: str, change: Change, *, judged: bool = False) -> tuple[Objects, Objects]:

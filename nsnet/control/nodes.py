@@ -8,6 +8,7 @@ made (or the document read anew); after that the Node says what they are, so tha
 import msgspec
 
 from nsnet.control import flannel, wireguard
+from nsnet.control.facts import Facts
 from nsnet.control.table import Table, of, owned_by, owner
 from nsnet.model import (
     Cluster,
@@ -36,13 +37,13 @@ def declared(table: Table) -> dict[Key, Node]:
     return {key: node for key, node in of(table, Node).items() if not owned_by(node, "Cluster")}
 
 
-def write(table: Table, cluster: Cluster) -> None:
+def write(table: Table, cluster: Cluster, facts: Facts) -> None:
     """All Node objects, with their subnets, and the leases. Raises ObjectError where a subnet does not fit."""
     assert isinstance(cluster.nodes, tuple)
     nodes = of(table, Node)
     there = {node.metadata.name: node for node in nodes.values()}
     subnets = flannel.subnets(cluster, there, of(table, SubnetLease))
-    keys = wireguard.public_keys(table, cluster)
+    keys = wireguard.public_keys(table, cluster, facts.entropy)
     wanted: dict[Key, Node] = {}
     for entry in cluster.nodes:
         key = Key("Node", "", entry.name)

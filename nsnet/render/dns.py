@@ -32,7 +32,16 @@ from nsnet.render.etc import has_authority
 from nsnet.render.view import Machine, View
 from nsnet.state import File, Process, Value
 
-DNSMASQ = ("dnsmasq", "-k", "--conf-file=/dev/null", "--no-hosts", "--no-resolv", "--pid-file=", "--user=root")
+DNSMASQ = (
+    "dnsmasq",
+    "-k",
+    "--conf-file=/dev/null",
+    "--no-hosts",
+    "--no-resolv",
+    "--pid-file=",
+    "--user=root",
+    "--group=",
+)
 CACHE = ("--cache-size=1000", "--no-negcache", "--log-facility=-", "--server=127.0.0.1#10053")
 SERVICE_NAME = "kubernetes.io/service-name"
 CONFIG_MAP = Key("ConfigMap", "kube-system", "kube-dns")
