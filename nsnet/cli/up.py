@@ -24,7 +24,7 @@ from nsnet.cli.files import load
 from nsnet.cli.output import error, note, out, progress, warning
 from nsnet.cli.plan import wanted
 from nsnet.errors import MachineError, NotReachedError
-from nsnet.kernel import features
+from nsnet.kernel import features, rootless
 from nsnet.manifests import Loaded
 from nsnet.model import Event, Ingress, Node, Objects, Pod, Service
 from nsnet.reconcile import Report
@@ -218,8 +218,9 @@ def counted(number: int, noun: str) -> str:
 
 
 def command() -> str:
-    """What to type to run this very nsnet with root's rights."""
-    return f"sudo {quote(os.environ.get('NSNET_INVOKED_AS') or 'nsnet')}"
+    """What to type to run this very nsnet with root's rights, or without them as now."""
+    name = quote(os.environ.get("NSNET_INVOKED_AS") or "nsnet")
+    return f"{name} --rootless" if rootless.INSIDE in os.environ else f"sudo {name}"
 
 
 def _print_tries(running: Running) -> None:
