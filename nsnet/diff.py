@@ -39,6 +39,7 @@ from nsnet.state import (
     Conntrack,
     FdbEntry,
     File,
+    Hold,
     Ipip,
     IpSet,
     Key,
@@ -66,11 +67,9 @@ from nsnet.state import (
     Wireguard,
     WireguardKey,
     WireguardPeer,
+    begins,
     in_place,
 )
-
-Hold = tuple[str, Key]
-"""(namespace, beginning of a key): what is not touched. `()` holds the whole namespace, `("link", "cni0")` a link."""
 
 Device = tuple[str, str]  # namespace, device
 
@@ -160,7 +159,7 @@ class _Held:
                     self._devices |= {(netns, value.name), *_peer(value)}
 
     def _said(self, netns: str, key: Key) -> bool:
-        return any(key[: len(prefix)] == prefix for prefix in self._prefixes.get(netns, ()))
+        return any(begins(key, prefix) for prefix in self._prefixes.get(netns, ()))
 
     def covers(self, netns: str, value: Value) -> bool:
         if not self._prefixes:

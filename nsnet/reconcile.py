@@ -1,6 +1,6 @@
 """sync(): ask the kernel what is there, write the difference to what is wanted, and look again until nothing differs.
 
-    store ─→ objects ─render→ want ┐
+    store ─→ objects ─render→ want ┐  with the faults among the objects
                                    ├─diff→ changes ─apply→ kernel ─┐
     kernel ──────────────observe→ have                             │ look again
       ↑            listeners in it │                               │
@@ -22,6 +22,9 @@ Rules are asked for a connection's first packet only, so a last step follows the
 to an endpoint of before are deleted, in nodes whose rules were written and at every whole look. Nothing remembers which
 those are; the objects and the entries say it. In a cluster with `policy.flushConntrack` the entries of what a policy
 denies go with them, of every protocol.
+
+What is broken on purpose is no exception to all this: a Fault among the objects changes what is wanted (`wanted`), or
+holds keys that `diff` then skips. It ends by not being there.
 
 One writer: whoever holds the cluster's `lock`. It is a lock on a file outside the cluster's own run directory, so that
 `down` can remove that; the kernel drops it when its holder dies, however that happens.
@@ -48,6 +51,7 @@ from nsnet.state import (
     Chain,
     Change,
     File,
+    Hold,
     IpSet,
     Link,
     Listener,
@@ -62,6 +66,7 @@ from nsnet.state import (
     Scope,
     State,
     Value,
+    is_held,
 )
 from nsnet.store import Conflict, Store
 from nsnet.store.objects import differences, load_objects, refresh, save_objects
@@ -87,8 +92,15 @@ def _none_stale(_flows: Mapping[str, Any], _have: State) -> list[Change]:
     return []
 
 
+def _no_holds(_objects: Objects) -> frozenset[Hold]:
+    return frozenset()
+
+
 class Rooms(NamedTuple):
-    """The rooms a sync goes through; tests may furnish their own."""
+    """The rooms a sync goes through; tests may furnish their own. `render` is `wanted`, with what is broken on purpose.
+
+    `complete` says what follows from the objects once the kernel is as they want it.
+    """
 
     observe: Callable[..., Mapping[str, frozenset[Value]]]
     apply: Callable[[Sequence[Change]], list[Refusal]]
@@ -98,6 +110,7 @@ class Rooms(NamedTuple):
     touched: Callable[[State, State], Scope]
     flows: Callable[[Objects], Mapping[str, Any]] = _no_flows  # netns → what `stale` compares its UDP entries with
     stale: Callable[[Mapping[str, Any], State], list[Change]] = _none_stale
+    holds: Callable[[Objects], frozenset[Hold]] = _no_holds  # what nobody touches
 
 
 class Memory(NamedTuple):
@@ -107,6 +120,7 @@ class Memory(NamedTuple):
     revision: int
     want: State
     listening: Listening
+    holds: frozenset[Hold] = frozenset()
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -127,16 +141,45 @@ class BusyError(NotReachedError):
 
 def rooms() -> Rooms:
     """The real rooms."""
-    from nsnet import control, diff, kernel, render
+    from nsnet import diff, faults, kernel
     from nsnet.render import conntrack
 
     def complete(objects: Objects, listening: Listening) -> dict[Key, Object]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return control.complete(objects, control.Facts(listening=listening, now=now, entropy=os.urandom(32)))
+        return dict(faults.marked(completed(objects, listening, now)))
+
+    def render(objects: Objects) -> State:
+        return wanted(objects).state
+
+    def holds(objects: Objects) -> frozenset[Hold]:
+        return wanted(objects).holds if any(key.kind == "Fault" for key in objects) else frozenset()
 
     return Rooms(
-        kernel.observe, kernel.apply, render.render, complete, diff.diff, diff.touched, conntrack.flows, conntrack.stale
+        kernel.observe, kernel.apply, render, complete, diff.diff, diff.touched, conntrack.flows, conntrack.stale, holds
     )
+
+
+class Wanted(NamedTuple):
+    """What shall stand on the machine, and what is left alone whatever it is."""
+
+    state: State
+    holds: frozenset[Hold] = frozenset()
+
+
+def wanted(objects: Objects) -> Wanted:
+    """What follows from completed objects for the kernel, with the faults that stand among them."""
+    from nsnet import faults, render
+
+    healthy = render.render(faults.asked(objects))
+    return Wanted(faults.broken(healthy, objects), faults.holds(healthy, objects))
+
+
+def completed(objects: Objects, listening: Listening | None, now: str) -> dict[Key, Object]:
+    """`control.complete`, with what faults do to what it makes; those whose time is over are gone."""
+    from nsnet import control, faults
+
+    standing = faults.standing(objects, now)
+    return dict(faults.derived(control.complete(standing, control.Facts(listening, now, os.urandom(32)))))
 
 
 def quiet(_phase: str, _count: int) -> None: ...
@@ -231,9 +274,8 @@ def possible(objects: dict[Key, Object]) -> dict[Key, Object]:
     Raises MachineError (what the kernel lacks, by its option), ObjectError as render does. Needs root.
     """
     from nsnet.kernel import demands
-    from nsnet.render import render
 
-    lacking = demands.lacking(render(objects))
+    lacking = demands.lacking(wanted(objects).state)
     if lacking:
         first, *more = lacking
         why = f" ({first.why})" if first.why else ""
@@ -287,6 +329,7 @@ class _Sync:
         self.refusals: list[Refusal] = []
         self.refused: set[Any] = set()
         self.filtered: set[str] = set()  # namespaces whose packet filters were written
+        self.holds: frozenset[Hold] = frozenset()
         self.made: set[str] = set()  # namespaces that were not there before: no connection is older than their rules
 
     def run(self, only: Scope | None, memory: Memory | None) -> Report:
@@ -298,6 +341,7 @@ class _Sync:
         if only is not None and memory is not None:
             old, before = memory.want, memory.listening
             scope = union(only, self._timed("diff", self.rooms.touched, old, want))
+            scope = union(scope, released(memory.holds, self.holds))
         have = self._observe(scope)
         listening = heard(have, scope, before)
         for number in range(1, ROUNDS + 1):
@@ -309,11 +353,13 @@ class _Sync:
             completed = self._timed("control", self.rooms.complete, objects, listening)
             if not self._differ(objects, completed):
                 self._forget_flows(objects, None if scope is None else self.filtered)
-                return self._report(number, Memory(objects, revision, want, listening))
+                return self._report(number, Memory(objects, revision, want, listening, self.holds))
             objects, revision = self._save(objects, completed, revision)
+            held = self.holds
             old, want = want, self._render(objects)
             if scope is not None:
                 scope = self._timed("diff", self.rooms.touched, old, want)
+                scope = union(scope, released(held, self.holds))
                 have = self._observe(scope)
                 listening = heard(have, scope, listening)
         raise self._unsettled(changes)
@@ -345,6 +391,7 @@ class _Sync:
         if not scope:
             return
         stale = self._timed("diff", self.rooms.stale, flows, self._observe(scope))
+        stale = [change for change in stale if not is_held(self.holds, change.netns, change.value.key)]
         if stale:
             self._apply(stale)
 
@@ -356,6 +403,7 @@ class _Sync:
 
     def _render(self, objects: Objects) -> State:
         self.progress("render", len(objects))
+        self.holds = self._timed("render", self.rooms.holds, objects)
         return self._timed("render", self.rooms.render, objects)
 
     def _observe(self, scope: Scope | None) -> State:
@@ -366,7 +414,7 @@ class _Sync:
 
     def _diff(self, have: State, want: State, scope: Scope | None, old: State) -> list[Change]:
         aim = want if scope is None else narrowed(have, want, scope, old)
-        return self._timed("diff", self.rooms.diff, have, aim, only=scope)
+        return self._timed("diff", self.rooms.diff, have, aim, only=scope, holds=self.holds)
 
     def _apply(self, changes: Sequence[Change]) -> None:
         self.progress("apply", len(changes))
@@ -447,6 +495,11 @@ def scope_of(changes: Iterable[Change]) -> Scope:
         if isinstance(change.value, STRUCTURE):
             whole.add(change.netns)
     return {netns: WHOLE if netns in whole else frozenset(found) for netns, found in keys.items()}
+
+
+def released(before: Collection[Hold], now: Collection[Hold]) -> Scope:
+    """Where something is no longer held: nobody knows what became of it meanwhile."""
+    return dict.fromkeys({netns for netns, _ in set(before) - set(now)}, WHOLE)
 
 
 def narrowed(have: State, want: State, scope: Scope, old: State) -> State:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import click
 import msgspec
 
-from nsnet import control, controller, manifests, model, reconcile
+from nsnet import control, controller, faults, manifests, model, reconcile
 from nsnet.cli import options
 from nsnet.cli.context import changing, chosen, clusters, opened
 from nsnet.cli.files import load, placed, says_cluster, sources
@@ -44,13 +44,22 @@ def write(cluster: str, change: Change, *, judged: bool = False) -> tuple[Object
     def compute(stored: Objects) -> Objects:
         nonlocal before
         before = stored
-        completed = control.complete(change(stored), facts())
+        asked = change(stored)
+        _check_faults(stored, asked)
+        completed = reconcile.completed(asked, None, facts().now)
         return reconcile.possible(completed) if judged else completed
 
     with opened(cluster) as store:
         after, revision = update(store, compute, warning)
     settled(cluster, revision)
     return before, after
+
+
+def _check_faults(stored: Objects, asked: Objects) -> None:
+    """Those that are new or changed can be in this cluster."""
+    for key, obj in asked.items():
+        if isinstance(obj, model.Fault) and (key not in stored or stored[key] != obj):
+            faults.check(obj, asked)
 
 
 def settled(cluster: str, revision: int) -> None:

@@ -1,7 +1,7 @@
 """Which kernel tests ran on which kernel, from pytest's JUnit files (`-o junit_family=xunit1`: with file names).
 
-    ran.py skipped FILE         the tests that were skipped there, one a line, as pytest takes them
-    ran.py report FILE…         what was skipped on each kernel and why; exit code 1 when a test ran on none
+ran.py skipped FILE         the tests that were skipped there, one a line, as pytest takes them
+ran.py report FILE…         what was skipped on each kernel and why; exit code 1 when a test ran on none
 """
 
 import sys
