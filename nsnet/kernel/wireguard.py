@@ -186,7 +186,7 @@ def _set(dev: str, *parts: bytes) -> bytes:
 def _peers(public: str, *parts: bytes) -> bytes:
     """The list of peers, with one in it."""
     key = attribute(WGPEER_A_PUBLIC_KEY, b64decode(public))
-    return nested(WGDEVICE_A_PEERS | NLA_F_NESTED, nested(0 | NLA_F_NESTED, key, *parts))
+    return nested(WGDEVICE_A_PEERS | NLA_F_NESTED, nested(1 | NLA_F_NESTED, key, *parts))
 
 
 def _peer_parts(peer: WireguardPeer) -> Iterator[bytes]:
@@ -194,7 +194,9 @@ def _peer_parts(peer: WireguardPeer) -> Iterator[bytes]:
     yield attribute(WGPEER_A_FLAGS, _U32.pack(WGPEER_F_REPLACE_ALLOWEDIPS))
     yield attribute(WGPEER_A_ENDPOINT, _packed_endpoint(peer.endpoint))
     yield attribute(WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL, _U16.pack(peer.keepalive))
-    yield nested(WGPEER_A_ALLOWEDIPS | NLA_F_NESTED, *map(_allowed, peer.allowed_ips))
+    yield nested(
+        WGPEER_A_ALLOWEDIPS | NLA_F_NESTED, *(_allowed(number, cidr) for number, cidr in enumerate(peer.allowed_ips, 1))
+    )
 
 
 def _packed_endpoint(words: str) -> bytes:
@@ -205,11 +207,12 @@ def _packed_endpoint(words: str) -> bytes:
     return _U16.pack(AF_INET) + port + inet_pton(AF_INET, address) + bytes(8)
 
 
-def _allowed(cidr: str) -> bytes:
+def _allowed(number: int, cidr: str) -> bytes:
+    """One of a list: the kernel does not ask for its number."""
     address, _, length = cidr.partition("/")
     family = AF_INET6 if ":" in address else AF_INET
     return nested(
-        0 | NLA_F_NESTED,
+        number | NLA_F_NESTED,
         attribute(WGALLOWEDIP_A_FAMILY, _U16.pack(family)),
         attribute(WGALLOWEDIP_A_IPADDR, inet_pton(family, address)),
         attribute(WGALLOWEDIP_A_CIDR_MASK, bytes([int(length)])),

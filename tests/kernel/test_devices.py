@@ -47,7 +47,7 @@ OWN, PEER, OTHER = wireguard_pair("n"), wireguard_pair("peer"), wireguard_pair("
 KEYS = (File(KEY_FILE, f"{OWN[0]}\n", 0o400), File(PSK_FILE, f"{OTHER[0]}\n", 0o400))
 IDENTITY = WireguardKey("flannel-wg", OWN[1], 51820, KEY_FILE)
 NEAR = WireguardPeer("flannel-wg", PEER[1], "172.18.0.3:51820", ("10.2.0.0/24",))
-MANY = tuple(sorted(f"10.{number >> 8}.{number & 255}.0/24" for number in range(2000)))
+MANY = tuple(sorted(f"10.{100 + (number >> 8)}.{number & 255}.0/24" for number in range(2000)))
 
 VIA = Route("10.2.0.0/24", "flannel.ipip", "172.18.0.3", onlink=True)
 WHOLE = Route("10.0.0.0/8", "flannel0", scope="global")
