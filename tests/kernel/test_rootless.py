@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -47,6 +48,16 @@ class User:
         return self.run(*NSNET, "--rootless", *words, code=code)
 
 
+class Up(NamedTuple):
+    """Their cluster, and what the machine was like before it."""
+
+    user: User
+    before: dict[str, str]
+
+    def nsnet(self, *words: str, code: int | None = 0) -> str:
+        return self.user.nsnet(*words, code=code)
+
+
 @pytest.fixture(scope="module")
 def user() -> Iterator[User]:
     found = rootless.user_namespaces()
@@ -64,9 +75,11 @@ def user() -> Iterator[User]:
 
 
 @pytest.fixture(scope="module")
-def up(user: User) -> User:
-    assert "checks passed" in user.nsnet("up", QUICKSTART)
-    return user
+def up(user: User) -> Up:
+    """With Services, DNS (the real dnsmasq), an Ingress (the real HAProxy) and a load balancer, all of it verified."""
+    before = machine()
+    assert "checks passed" in user.nsnet("up", str(ROOT / "topologies" / "ingress.yaml"))
+    return Up(user, before)
 
 
 def machine() -> dict[str, str]:
@@ -91,18 +104,6 @@ def homes() -> int:
     return count
 
 
-def test_a_cluster_comes_and_goes_and_the_machine_is_as_it_was(user: User) -> None:
-    before = machine()
-    assert "checks passed" in user.nsnet("up", QUICKSTART)
-    assert machine() == before
-    assert homes() == 1
-    said = user.nsnet("down")
-    assert "cluster quickstart is gone" in said
-    assert machine() == before
-    _until_no_home()
-    assert list((user.home / ".local/state/nsnet").iterdir()) == []
-
-
 def _until_no_home() -> None:
     deadline = time.monotonic() + 20
     while homes() and time.monotonic() < deadline:
@@ -110,58 +111,61 @@ def _until_no_home() -> None:
     assert homes() == 0
 
 
-def test_later_verbs_join_it(up: User) -> None:
-    pods = up.nsnet("get", "po", "-o", "name").split()
-    assert up.nsnet("exec", pods[0], "--", "curl", "-s", "http://web/hostname").startswith("web-")
-    assert up.nsnet("exec", pods[0], "--", "hostname").strip() == pods[0].removeprefix("pod/")
-    assert up.nsnet("exec", "host/client", "--", "curl", "-s", "http://172.18.0.3:30080/hostname").startswith("web-")
-    up.nsnet("exec", pods[0], "--", "sh", "-c", "exit 7", code=7)
+def test_the_machine_is_as_it_was(up: Up) -> None:
+    assert machine() == up.before
     assert homes() == 1
 
 
-def test_a_packet_is_traced_sent_and_seen(up: User) -> None:
+def test_later_verbs_join_it(up: Up) -> None:
     pod = up.nsnet("get", "po", "-o", "name").split()[0]
-    assert "delivered to" in up.nsnet("trace", pod, "svc/web")
-    assert "intended, predicted and observed agree" in up.nsnet("trace", pod, "svc/web", "--live")
+    assert up.nsnet("exec", pod, "--", "curl", "-s", "http://service-b/hostname").startswith("b-")
+    assert up.nsnet("exec", pod, "--", "hostname").strip() == pod.removeprefix("pod/")
+    assert up.nsnet("exec", "host/client", "--", "curl", "-s", "http://app.sample.com/hostname").startswith("a-")
+    up.nsnet("exec", pod, "--", "sh", "-c", "exit 7", code=7)
+    assert homes() == 1
 
 
-def test_the_flag_stands_anywhere_and_in_the_environment(up: User) -> None:
-    for words, env in ((("status", "--rootless"), {}), (("status",), {"NSNET_ROOTLESS": "1"})):
-        assert "healthy" in up.run(*NSNET, *words, env=env)
-    assert "needs root" in up.run(*NSNET, "status", code=5)
+def test_a_packet_is_predicted_sent_and_seen(up: Up) -> None:
+    pod = up.nsnet("get", "po", "-o", "name").split()[0]
+    assert "intended, predicted and observed agree" in up.nsnet("trace", pod, "svc/service-b", "--live")
 
 
-def test_files_are_read_and_written_where_one_stands(up: User) -> None:
-    (up.home / "topo.yaml").write_text(
-        "apiVersion: v1\nkind: Pod\nmetadata: {name: extra}\nspec: {containers: [{name: c}]}\n"
-    )
-    script = f'cd {up.home} && exec "$@"'
-    up.run("sh", "-c", script, "sh", *NSNET, "--rootless", "apply", "-f", "topo.yaml")
-    up.run("sh", "-c", script, "sh", *NSNET, "--rootless", "graph", "-o", "mermaid")
+@pytest.mark.parametrize(("words", "env"), [(("status", "--rootless"), {}), (("status",), {"NSNET_ROOTLESS": "1"})])
+def test_the_flag_stands_behind_the_verb_and_in_the_environment(up: Up, words: tuple[str], env: dict[str, str]) -> None:
+    assert "healthy" in up.user.run(*NSNET, *words, env=env)
+
+
+def test_without_it_the_error_says_so(up: Up) -> None:
+    assert "or without root: nsnet --rootless status" in up.user.run(*NSNET, "status", code=5)
+
+
+def test_files_are_read_and_written_where_one_stands(up: Up) -> None:
+    (up.user.home / "pod.yaml").write_text(POD)
+    up.nsnet("apply", "-f", "pod.yaml")
     assert "extra" in up.nsnet("get", "po")
+    up.nsnet("capture", "pod/extra", "--duration", "0.2s", "-w", "seen.pcapng")
+    assert (up.user.home / "seen.pcapng").stat().st_uid == UID
 
 
-def test_without_its_controllers_it_is_over_and_up_goes_on_from_the_store(up: User) -> None:
-    """It lives as long as its controller: whoever kills that (and what would start it again) ends all of it."""
-    pids = up.run("pgrep", "-u", str(UID), "-f", "nsnet.controller").split()
-    assert len(pids) == 2
-    up.run("kill", "-9", *pids)
+def test_down_leaves_nothing(up: Up) -> None:
+    assert "cluster ingress is gone" in up.nsnet("down")
+    assert machine() == up.before
     _until_no_home()
-    assert "quickstart" in up.nsnet("list")
-    assert "is up" in up.nsnet("up", "--no-verify", QUICKSTART)
+    assert list((up.user.home / ".local/state/nsnet").iterdir()) == []
 
 
-def test_ingress_and_names(user: User) -> None:
-    """The real HAProxy and dnsmasq run in there as well, and every check that follows from the objects passes."""
-    user.nsnet("down", "--all")
-    assert "checks passed" in user.nsnet("up", str(ROOT / "topologies" / "ingress.yaml"))
-    user.nsnet("down", "--all")
+def test_it_lives_as_long_as_its_controller(user: User) -> None:
+    """Whoever kills that, and what would start it again, ends all of it; only the store is left to go on from."""
+    user.nsnet("up", "--no-verify", QUICKSTART)
+    user.run("kill", "-9", *user.run("pgrep", "-u", str(UID), "-f", "nsnet.controller").split())
+    _until_no_home()
+    assert "quickstart" in user.nsnet("list")
 
 
 def test_where_user_namespaces_are_off_the_switch_is_named(user: User) -> None:
     """The limit is one of a user namespace: here of one of the test's own, so that the machine keeps its."""
-    off = ("unshare", "--user", "--map-current-user", "sh", "-c")
-    script = 'echo 0 >/proc/sys/user/max_user_namespaces; exec "$@"'
+    off = ("unshare", "--user", "--map-root-user", "sh", "-c")
+    script = 'echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"'
     said = user.run(*off, script, "sh", *NSNET, "--rootless", "up", QUICKSTART, code=5)
-    assert "user namespaces are not to be had: a user namespace: No space left on device" in said
+    assert "user namespaces are not to be had: a user namespace: unshare: No space left on device" in said
     assert "hint: sudo sysctl -w user.max_user_namespaces=" in said
