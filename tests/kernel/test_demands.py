@@ -51,4 +51,4 @@ def test_up_refuses_with_the_kernel_option_and_leaves_nothing(tmp_path: Path, ba
     assert said.startswith(f"error: this machine has no {backend} (flannel's backend {backend}); nothing was changed\n")
     assert f"CONFIG_{'NET_IPIP' if backend == 'ipip' else 'WIREGUARD'}" in said
     assert not Path("/var/lib/nsnet/lacking").exists()
-    assert not [name for name in Path("/run").rglob("lacking.*")]
+    assert not list(Path("/run").rglob("lacking.*"))
