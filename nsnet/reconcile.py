@@ -13,6 +13,9 @@ after its last change; the second look is the same reading and the same comparis
 
 What the store holds is what `control.complete` left there (verbs complete before they write), so it can be rendered.
 
+Where nothing but rules and files change, the files of pods are written while the rules are still being read: what they
+say (names, mostly) is not later than it has to be.
+
 A whole look costs a third of a second for 300 pods, so whoever syncs again and again (the controller) hands in the last
 report's `memory` and names what to look at: that, and what the changes of the objects since can touch, is all that is
 read then. The memory is a cache of pure results; from time to time everything is looked at again without it having any
@@ -37,6 +40,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
@@ -80,6 +84,7 @@ SHOWN = 5  # refusals that an error names
 WHOLE: frozenset[tuple[str, ...]] = frozenset()  # in a Scope: the whole namespace
 LISTENERS = frozenset({("listener",)})
 FLOWS = frozenset({("conntrack",)})
+RULES = ("chain", "nft", "ipset")
 FILTERS = (Chain, NftTable, NftSet, NftChain, NftElement, IpSet)
 STRUCTURE = (Netns, Loopback, *get_args(Link), BridgePort)  # what takes other values with it when it goes
 
@@ -342,7 +347,7 @@ class _Sync:
             old, before = memory.want, memory.listening
             scope = union(only, self._timed("diff", self.rooms.touched, old, want))
             scope = union(scope, released(memory.holds, self.holds))
-        have = self._observe(scope)
+        have = self._first_look(scope, want, old)
         listening = heard(have, scope, before)
         for number in range(1, ROUNDS + 1):
             changes = self._diff(have, want, scope, old)
@@ -363,6 +368,27 @@ class _Sync:
                 have = self._observe(scope)
                 listening = heard(have, scope, listening)
         raise self._unsettled(changes)
+
+    def _first_look(self, scope: Scope | None, want: State, old: State) -> State:
+        """While the rules of nodes are read, what programs in pods read is written: names need not wait for them.
+
+        At ten thousand Services it takes a tenth of a second to read the rules that have to change.
+        """
+        ahead = _written_ahead(scope or {})
+        if not ahead:
+            return self._observe(scope)
+        with ThreadPoolExecutor(1) as beside:
+            files = beside.submit(self._write_ahead, ahead, want, old)
+            rules = self._observe({netns: keys for netns, keys in (scope or {}).items() if netns not in ahead})
+        return {**rules, **files.result()}
+
+    def _write_ahead(self, scope: Scope, want: State, old: State) -> State:
+        have = self._observe(scope)
+        changes = self._diff(have, want, scope, old)
+        if not changes:
+            return have
+        self._apply(changes)
+        return self._observe(scope)
 
     def _look_again(
         self, changes: Sequence[Change], have: State, want: State, scope: Scope | None, listening: Listening
@@ -458,6 +484,14 @@ class _Sync:
             f"after {ROUNDS} rounds something still changes by itself: {first}",
             "is another program changing the cluster's namespaces?",
         )
+
+
+def _written_ahead(scope: Scope) -> Scope:
+    """Namespaces in which only files change, where all else that changes is rules; there the order does not matter."""
+    kinds = {netns: {key[0] for key in keys} for netns, keys in scope.items()}
+    if not all(kinds.values()) or not set().union(*kinds.values()) <= {"file", *RULES}:
+        return {}
+    return {netns: keys for netns, keys in scope.items() if kinds[netns] == {"file"} and names.kind_of(netns) == "pod"}
 
 
 def _asked(flow: object) -> frozenset[tuple[str, ...]]:

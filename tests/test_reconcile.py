@@ -330,6 +330,28 @@ def test_a_change_of_the_objects_is_looked_at_and_nothing_else(
     assert report.revision == 2
 
 
+def named(objects: Objects) -> State:
+    """As `render`; and a file in the pod `a` says which pods are ready, as kubedns' does."""
+    want, reader = render(objects), "demo.pod.default.a"
+    ready = File("/names.json", " ".join(pod.metadata.name for pod in of(objects, Pod) if is_ready(pod)))
+    return {**want, reader: want[reader] | {ready}}
+
+
+def test_what_a_pod_reads_does_not_wait_for_the_rules(kernel: Kernel, rooms: Rooms, store: sqlite.SqliteStore) -> None:
+    """It is written in a batch of its own, while the chain is read; where a pod is new, all goes in one batch."""
+    rooms = rooms._replace(render=named)
+    memory = sync(store, "demo", using=rooms).memory
+    kernel.batches.clear()
+    save_objects(store, PODS, by_key([pod("a", 2), pod("b", 3, "False")]), 1)
+    deaf = rooms._replace(complete=lambda objects, _: dict(objects))
+    memory = sync(store, "demo", only={}, memory=memory, using=deaf).memory
+    assert [[change.value.key[0] for change in batch] for batch in kernel.batches] == [["file"], ["chain"]]
+    kernel.batches.clear()
+    save_objects(store, memory.objects, {**memory.objects, **by_key([pod("c", 4)])}, 2)
+    sync(store, "demo", only={}, memory=memory, using=deaf)
+    assert {"file", "chain", "netns"} <= {change.value.key[0] for change in kernel.batches[0]}
+
+
 def test_a_new_pod_with_a_limited_look(kernel: Kernel, rooms: Rooms, store: sqlite.SqliteStore) -> None:
     memory = sync(store, "demo", using=rooms).memory
     save_objects(store, PODS, {**PODS, **by_key([pod("c", 4)])}, 1)

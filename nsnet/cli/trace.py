@@ -20,6 +20,7 @@ from nsnet.cli.decided import intended
 from nsnet.cli.explain import addresses, service_addresses
 from nsnet.cli.kinds import kind_named
 from nsnet.cli.output import Colour, coloured, out, print_json
+from nsnet.cli.proxied import Request, address_of, legs, onward, request_of
 from nsnet.cli.sentences import sentence
 from nsnet.cli.target import Target, target
 from nsnet.errors import InputError, NotReachedError
@@ -66,7 +67,7 @@ class Look(msgspec.Struct, frozen=True):
 
 @options.verb("trace")
 @click.argument("source", metavar="FROM")
-@click.argument("to", metavar="TO[:PORT]")
+@click.argument("to", metavar="TO[:PORT]|URL")
 @click.option("--udp", is_flag=True, help="A UDP packet instead of TCP's first.")
 @click.option("--icmp", is_flag=True, help="A ping.")
 @click.option("--live", is_flag=True, help="Send the packet and watch it on every hop, beside what is predicted.")
@@ -88,30 +89,42 @@ def trace(
     """Show the way a packet would take now, hop by hop, with every device and rule, and how it ends.
 
     FROM is a pod, node/N or host/H; TO is one of these, an address, or svc/NAME, which is its clusterIP. Without PORT
-    it is the first one served there. No packet is sent but with --live. Rules that change nothing are shown by -o json
-    alone. Exit code 1 where a way does not arrive, or its reply does not; with --live, where what is intended,
-    predicted and observed part.
+    it is the first one served there. A URL, as http://app.sample.com/path, is followed through the HTTP proxy to the
+    pods that may answer it. No packet is sent but with --live. Rules that change nothing are shown by -o json alone.
+    Exit code 1 where a way does not arrive, or its reply does not; with --live, where what is intended, predicted and
+    observed part.
     """
-    protocol = _protocol(udp=udp, icmp=icmp, source_port=source_port)
+    protocol, request = _protocol(udp=udp, icmp=icmp, source_port=source_port), request_of(to)
+    if request and (live or protocol != "tcp"):
+        raise InputError("a URL is asked over TCP, and followed without a packet", "leave out --udp, --icmp, --live")
     now = running("trace", cluster)
     start = target(now.objects, source, namespace)
-    end = destination(now.objects, to, namespace, protocol)
+    end = _asked(now.objects, to, request) if request else destination(now.objects, to, namespace, protocol)
     asked = Packet(protocol, end.address, end.port, sport=source_port or 0)
-    state, found = looked(now, start, asked)
+    state, found = _through_proxy(now, start, asked, request) if request else looked(now, start, asked)
     look = look_of(state, now.objects, namespace)
     if live:
         from nsnet.cli.live import watched
 
         return watched(now, found, start, end, asked, look, output)
     if output == "json":
-        wanted = tuple(intended(now.objects, start, (one.way for one in found)))
+        wanted = tuple(_intended(now.objects, start, found, request))
         print_json({**document(found, start, end, asked, look), **({"intended": wanted} if wanted else {})})
     else:
         for line in report(found, start, end, asked, look):
             out(line)
-        for line in intended(now.objects, start, (one.way for one in found)):
+        for line in _intended(now.objects, start, found, request):
             out(line)
     return 0 if all(one.good for one in found) else NotReachedError.exit_code
+
+
+def _intended(objects: Objects, start: Target, found: Sequence[Traced], request: Request | None) -> Iterator[str]:
+    """What policies intend for the packet; for a request, for each of the two connections."""
+    if request is None:
+        yield from intended(objects, start, (one.way for one in found))
+        return
+    parts = (part for one in found for part in legs(objects, start, one.way))
+    yield from dict.fromkeys(line for who, way in parts for line in intended(objects, who, (way,)))
 
 
 def _protocol(*, udp: bool, icmp: bool, source_port: int | None) -> str:
@@ -148,6 +161,18 @@ def looked(now: Running, start: Target, asked: Packet) -> tuple[State, list[Trac
         state = kernel.observe(now.cluster)
         found = traced(state, start, asked)
     return state, found
+
+
+def _through_proxy(now: Running, start: Target, asked: Packet, request: Request) -> tuple[State, list[Traced]]:
+    """The same for a request, which may end at any pod: all is looked at."""
+    state = kernel.observe(now.cluster)
+    ways = (on for way in walk(state, start.netns, asked) for on in onward(now.objects, state, way, request))
+    return state, [_traced(state, way, asked) for way in ways]
+
+
+def _asked(objects: Objects, url: str, request: Request) -> Destination:
+    address = address_of(objects, request)
+    return Destination(address, request.port, f"{url}, {socket_address(address, request.port)}")
 
 
 def _part(objects: Objects, start: str, asked: Packet) -> Iterator[str]:

@@ -23,10 +23,11 @@ from nsnet.cli.context import Running, changing, opened, waiting_for
 from nsnet.cli.files import load
 from nsnet.cli.output import error, note, out, progress, warning
 from nsnet.cli.plan import wanted
+from nsnet.cli.target import pods_of
 from nsnet.errors import MachineError, NotReachedError
 from nsnet.kernel import features, rootless
 from nsnet.manifests import Loaded
-from nsnet.model import Event, Ingress, Node, Objects, Pod, Service
+from nsnet.model import Event, HTTPRoute, Ingress, Node, Objects, Pod, Service
 from nsnet.reconcile import Report
 from nsnet.store import Store
 from nsnet.store.objects import load_objects, update
@@ -243,14 +244,33 @@ def tries(objects: Objects) -> Iterator[str]:
         yield f"exec{flag} {caller.metadata.name} -- {_call(inside, _by_name(objects, inside, caller), None)}"
     outside = next((item for item in services if any(port.nodePort for port in item.spec.ports or ())), None)
     hosts = model.cluster_of(objects).hosts
+    if outside and hosts and (door := _door(objects, outside)):
+        yield f"exec host/{hosts[0].name} -- {_call(outside, *door)}"
+    if hosts and (url := next(_urls(objects), "")):
+        yield f"exec host/{hosts[0].name} -- curl -s {quote(url)}"
+
+
+def _door(objects: Objects, service: Service) -> tuple[str, str | None] | None:
+    """Where a host comes in: the balancer's address, else a node that has a pod of it, where only those serve."""
+    if model.balanced_nodes(service):
+        return model.balanced_addresses(service)[0], None
+    if service.spec.externalTrafficPolicy == "Local":
+        return next(((pod.status.hostIP, "node") for pod in pods_of(objects, service) if model.is_ready(pod)), None)
     nodes = model.of(objects, Node)
-    if outside and hosts and nodes:
-        yield f"exec host/{hosts[0].name} -- {_call(outside, model.internal_ip(nodes[-1]), 'node')}"
-    served = next((item for item in model.of(objects, Ingress) if item.status.loadBalancer.ingress), None)
-    rule = next((rule for rule in (served.spec.rules or ()) if rule.host), None) if served else None
-    if rule and rule.host and hosts:
-        path = rule.http.paths[0].path if rule.http and rule.http.paths else ""
-        yield f"exec host/{hosts[0].name} -- curl -s {quote(f'http://{rule.host}{path}')}"
+    return (model.internal_ip(nodes[-1]), "node") if nodes else None
+
+
+def _urls(objects: Objects) -> Iterator[str]:
+    """What the HTTP proxy serves by name, the first path of each Ingress, and HTTPRoutes."""
+    for served in model.of(objects, Ingress):
+        for rule in (served.spec.rules or ()) if served.status.loadBalancer.ingress else ():
+            if rule.host:
+                yield f"http://{rule.host}{(rule.http.paths[0].path or '') if rule.http and rule.http.paths else ''}"
+    for route in model.of(objects, HTTPRoute):
+        sends = route.status.parents and any(rule.backendRefs for rule in route.spec.rules or ())
+        for host in (route.spec.hostnames or ()) if sends else ():
+            if not host.startswith("*"):
+                yield f"http://{host}/"
 
 
 def _by_name(objects: Objects, service: Service, caller: Pod) -> str:

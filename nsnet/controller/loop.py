@@ -2,8 +2,9 @@
 
 What wakes it: the store's socket; notifications of node and fabric namespaces (pods have too many, and what happens to
 a pod's link shows at its node's end); pidfds of the programs that run; clients; and time. A hint leads to a look at the
-namespace it came from, a change of the store to a look at what it touches, and every few seconds everything is looked
-at. Hints that our own changes caused are read away after each sync.
+namespace it came from (first of all where a program has ended, for somebody may be waiting for it), a change of the
+store to a look at what it touches, and every few seconds everything is looked at. Hints that our own changes caused are
+read away after each sync.
 
 Looking must not cost more than a tenth of a processor: after a look that took 0.3 s of processor time, the next that
 nobody asked for comes 3 s later at the earliest. Changes of the store and clients never wait for that.
@@ -129,11 +130,12 @@ class Loop:
         self.started = _now()
         self.cost = 0.0  # processor seconds of the last look
         self.hints: Hints = {}
+        self.urgent = False  # a program has ended: its namespace is looked at before anything else
         self.clients: set[Client] = set()
         self.sockets: dict[str, socket.socket] = {}  # namespace → its notifications
         self.places: dict[str, object] = {}  # namespace → which one it was when subscribed to
         self.rooms = reconcile.rooms()._replace(apply=self._apply)
-        self.programs: dict[int, int] = {}  # pid → pidfd
+        self.programs: dict[int, tuple[int, str]] = {}  # pid → pidfd, namespace
         self.health: socket.socket | None = None  # on which the balancer's checks tell of a change
         self.selector = selectors.EpollSelector()
         self.due = self.resync = time.monotonic()
@@ -155,7 +157,7 @@ class Loop:
             client.answer({"error": "the controller ends", "exit_code": 1})
         for listener in self.sockets.values():
             listener.close()
-        for handle in self.programs.values():
+        for handle, _ in self.programs.values():
             os.close(handle)
         if self.health is not None:
             self.health.close()
@@ -201,8 +203,8 @@ class Loop:
     # --- syncing ------------------------------------------------------------------------------------------------------
 
     def _sync(self) -> None:
-        whole = self.memory is None or time.monotonic() >= self.resync
-        hints, self.hints = self.hints, {}
+        whole = self.memory is None or (time.monotonic() >= self.resync and not self.urgent)
+        hints, self.hints, self.urgent = self.hints, {}, False
         began, cpu = time.monotonic(), _cpu()
         try:
             with reconcile.lock(self.cluster, timeout=0):
@@ -346,25 +348,29 @@ class Loop:
 
     def _watch_programs(self) -> None:
         living = {found.pid: found.netns for found in process.running(self.cluster)}
-        for pid in self.programs.keys() - living.keys():
-            self._forget(pid)
+        for pid in self.programs.keys() - living.keys():  # ended by the sync, or while it looked elsewhere
+            self._hint(self._forget(pid), 0)
         for pid in living.keys() - self.programs.keys():
             with contextlib.suppress(ProcessLookupError):
-                handle = self.programs[pid] = os.pidfd_open(pid)
-                self.selector.register(handle, selectors.EVENT_READ, self._when_dead(pid, living[pid]))
+                handle = os.pidfd_open(pid)
+                self.programs[pid] = handle, living[pid]
+                self.selector.register(handle, selectors.EVENT_READ, self._when_dead(pid))
 
-    def _when_dead(self, pid: int, netns: str) -> Callable[[], None]:
+    def _when_dead(self, pid: int) -> Callable[[], None]:
         def died() -> None:
-            self._forget(pid)
+            netns = self._forget(pid)
             _log(self.cluster, f"process {pid} in {netns} has ended")
+            self.urgent = True
             self._hint(netns, 0)
 
         return died
 
-    def _forget(self, pid: int) -> None:
-        handle = self.programs.pop(pid)
+    def _forget(self, pid: int) -> str:
+        """Where it was."""
+        handle, netns = self.programs.pop(pid)
         self.selector.unregister(handle)
         os.close(handle)
+        return netns
 
     # --- clients ------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ The authority answers for the names the topology gives (`dns.records`), for node
 HTTP proxy serves, which are at its address; any other name does not
 exist there, so that no question ever leaves for the machine's resolvers. With `dns.upstreams` it asks those.
 
-The ConfigMap kube-system/kube-dns acts as in kube-dns: `stubDomains` are added, `upstreamNameservers` replace.
+The ConfigMap kube-system/kube-dns acts as in kube-dns: `stubDomains` are added, `upstreamNameservers` replace. A server
+is an address, that of a stub domain also a Service's name; what is neither is left out.
 """
 
 import hashlib
@@ -116,9 +117,12 @@ def _outside(view: View) -> _Outside:
     data = (there.raw.get("data") or {}) if isinstance(there, model.Other) else {}
     stubs = dict(said.stubDomains) | _read(data.get("stubDomains"), dict[str, tuple[str, ...]], {})
     upstreams = _read(data.get("upstreamNameservers"), tuple[str, ...], ())[:3] or said.upstreams
-    return _Outside(
-        tuple(filter(_is_server, upstreams)), {name: tuple(filter(_is_server, to)) for name, to in stubs.items()}
-    )
+    zone = f".{view.cluster.networking.dnsDomain.strip('.')}"
+    kept = {
+        name: tuple(one for one in to if _is_server(one) or one.rstrip(".").endswith(zone))
+        for name, to in stubs.items()
+    }
+    return _Outside(tuple(filter(_is_server, upstreams)), kept)
 
 
 def _read(text: object, kind: Any, default: Any) -> Any:

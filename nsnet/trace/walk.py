@@ -67,7 +67,7 @@ def _through_process(world: World, way: Way) -> Iterator[Way]:
     else:
         for packet in process.asked(item):
             for onward in _send(world, Trip(way.netns, packet)):
-                yield process.joined(way, item, onward)
+                yield process.joined(way, process.picks(way, item), onward, 1 / len(item.endpoints))
 
 
 def answer(state: State, way: Way, asked: Packet) -> list[Way]:
