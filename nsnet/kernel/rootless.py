@@ -12,6 +12,7 @@ Both forks are needed: who enters a user namespace cannot come back, and only ch
 Sources: user_namespaces(7), pid_namespaces(7), setns(2) (a pidfd, since Linux 5.8), ioctl_nsfs(2).
 """
 
+import ctypes
 import fcntl
 import os
 import signal
@@ -30,6 +31,10 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID = 0x10000000, 0x20000000
 INNER = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
 NS_GET_PARENT = 0xB702
+
+PR_SET_PDEATHSIG = 1
+
+_libc = ctypes.CDLL(None)
 
 INSIDE = "NSNET_INSIDE_ROOTLESS"  # in the environment of what runs in a home
 GONE = 125  # how the process in between tells that the home ended just now
@@ -195,12 +200,18 @@ def _go_in(home: int) -> None:
         verb = os.fork()
     except OSError:
         os._exit(GONE)
+    _end_with_parent()
     if verb:
         os._exit(_outlive(verb))
     with suppress(OSError):
         os.chdir(at)  # entering a mount namespace leads to its root
     os.environ.pop("NSNET_ROOTLESS", None)
     os.environ[INSIDE] = "1"
+
+
+def _end_with_parent() -> None:
+    """Whoever kills the one who waits ends us as well. To be said inside: who enters a user namespace forgets it."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def _working_directory() -> Path:
@@ -210,11 +221,16 @@ def _working_directory() -> Path:
         return Path("/")
 
 
+def _pass_on(child: int, number: int) -> None:
+    with suppress(ProcessLookupError):  # it has gone, and we are about to
+        os.kill(child, number)
+
+
 def _outlive(child: int) -> int:
     """Waits for the child, passing on what ends us; a Ctrl-C reaches it by itself. Its exit code."""
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     for number in PASSED_ON:
-        signal.signal(number, lambda got, _: os.kill(child, got))
+        signal.signal(number, lambda got, _: _pass_on(child, got))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return code if code >= 0 else 128 - code
