@@ -23,7 +23,10 @@ CONTROLLER = "controller"
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What `status` finds. `drift`: the lines that would repair it; `programs`: each one's name, and how many run."""
+    """What `status` finds. `programs`: each one's name, and how many run.
+
+    `drift`: the lines that would repair it; `drifting`: how many of them in which network namespace.
+    """
 
     cluster: str
     revision: int
@@ -32,6 +35,7 @@ class Health(msgspec.Struct, frozen=True):
     services: int
     without_endpoints: tuple[str, ...]
     drift: tuple[str, ...]
+    drifting: dict[str, int]
     controller: dict[str, Any] | None
     programs: tuple[tuple[str, int], ...]
     warnings: tuple[str, ...]
@@ -75,6 +79,7 @@ def health(now: Running) -> Health:
         services=len(model.of(now.objects, Service)),
         without_endpoints=tuple(_without_endpoints(now.objects)),
         drift=tuple(str(change).split("\n")[0] for change in changes),
+        drifting=dict(Counter(change.netns for change in changes)),
         controller=controller.status(now.cluster),
         programs=tuple(sorted(_programs(have).items())),
         warnings=tuple(_warning(event) for event in model.of(now.objects, Event) if _is_warning(event)),

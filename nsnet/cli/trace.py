@@ -26,10 +26,13 @@ from nsnet.cli.target import Target, target
 from nsnet.errors import InputError, NotReachedError
 from nsnet.kernel import netns
 from nsnet.model import Objects, Pod, Service
-from nsnet.state import Chain, NftChain, State, socket_address
+from nsnet.state import State, socket_address
 from nsnet.trace import Hop, Packet, Way, answer, policy_of, service_of, walk
+from nsnet.trace.further import stale
 from nsnet.trace.listening import is_open
 from nsnet.verify.intent import intended as promise
+from nsnet.verify.parted import Parting, predicted
+from nsnet.verify.why import with_large
 
 
 class Destination(msgspec.Struct, frozen=True):
@@ -107,15 +110,37 @@ def trace(
         from nsnet.cli.live import watched
 
         return watched(now, found, start, end, asked, look, output)
+    parting = None if request else compared(now.objects, start, asked, found, look)
+    wanted, notes = tuple(_intended(now.objects, start, found, request)), tuple(remembered(found, asked, look))
     if output == "json":
-        wanted = tuple(_intended(now.objects, start, found, request))
-        print_json({**document(found, start, end, asked, look), **({"intended": wanted} if wanted else {})})
+        said = {"agree": parting.agree, "verdict": parting.sentence} if parting else {}
+        intent = {"intended": wanted} if wanted else {}
+        print_json({**document(found, start, end, asked, look), **said, "notes": notes, **intent})
     else:
-        for line in report(found, start, end, asked, look):
+        for line in (*report(found, start, end, asked, look), *wanted, *notes):
             out(line)
-        for line in _intended(now.objects, start, found, request):
-            out(line)
-    return 0 if all(one.good for one in found) else NotReachedError.exit_code
+        if parting and not parting.agree:
+            out(coloured(f"verdict: {parting.sentence}", "red"))
+    agree = parting is None or parting.agree
+    return 0 if agree and all(one.good for one in found) else NotReachedError.exit_code
+
+
+def compared(objects: Objects, start: Target, asked: Packet, found: Sequence[Traced], look: Look) -> Parting:
+    """What the objects promise against what is predicted, packets of full size included."""
+    from nsnet.cli.live import foretold, promised
+
+    ways = with_large(look.state, start.netns, asked, [foretold(one, look) for one in found])
+    return predicted(look.state, promised(objects, start, asked, found), ways, look.place)
+
+
+def remembered(found: Sequence[Traced], asked: Packet, look: Look) -> Iterator[str]:
+    """What conntrack keeps of this client's connections of before, where it leads elsewhere."""
+    for where, entry in stale(look.state, asked, [one.way for one in found]):
+        port = f"source port {entry.sport}"
+        yield (
+            f"note: conntrack on {look.place(where)} still leads {port} to {entry.answerer}, where no new connection "
+            f"goes: a client that keeps its port gets no answer"
+        )
 
 
 def _intended(objects: Objects, start: Target, found: Sequence[Traced], request: Request | None) -> Iterator[str]:
@@ -143,8 +168,8 @@ _KINDS = {
 }
 
 
-def looked(now: Running, start: Target, asked: Packet) -> tuple[State, list[Traced]]:
-    """The state and every way. Raises NotReachedError where the namespace it starts from is not there.
+def looked(now: Running, start: Target, asked: Packet, most: int | None = None) -> tuple[State, list[Traced]]:
+    """The state and every way (at most `most`). Raises NotReachedError where the namespace it starts from is not there.
 
     Of pods and nodes that should have no part in it little is read: pods are many, and rules long. Where the packet
     does not fare as promised, or passes one of these, everything is read and followed again.
@@ -153,13 +178,15 @@ def looked(now: Running, start: Target, asked: Packet) -> tuple[State, list[Trac
     every = netns.candidates(now.cluster)
     few = {name: _KINDS[names.kind_of(name)] for name in every if names.kind_of(name) in _KINDS and name not in part}
     state: State = kernel.observe(now.cluster, only={name: few.get(name, frozenset()) for name in every})
+    flows = _flows(now.cluster, every, asked)
+    state = _with(state, flows)
     if start.netns not in state:
         raise NotReachedError(f"{start.label} has no network namespace {start.netns}", "nsnet status")
-    found = traced(state, start, asked)
+    found = traced(state, start, asked, most)
     passed = {hop.netns for one in found for way in (one.way, *one.replies) for hop in way.hops}
     if passed & few.keys() or not all(one.good for one in found):
-        state = kernel.observe(now.cluster)
-        found = traced(state, start, asked)
+        state = _with(kernel.observe(now.cluster), flows)
+        found = traced(state, start, asked, most)
     return state, found
 
 
@@ -173,6 +200,18 @@ def _through_proxy(now: Running, start: Target, asked: Packet, request: Request)
 def _asked(objects: Objects, url: str, request: Request) -> Destination:
     address = address_of(objects, request)
     return Destination(address, request.port, f"{url}, {socket_address(address, request.port)}")
+
+
+def _flows(cluster: str, every: Iterable[str], asked: Packet) -> State:
+    """UDP entries of conntrack: a client that keeps its port is led by them, whatever the rules say by now."""
+    if asked.protocol != "udp":
+        return {}
+    nodes = [name for name in every if names.kind_of(name) == "node"]
+    return kernel.observe(cluster, only=dict.fromkeys(nodes, frozenset({("conntrack", "udp")})))
+
+
+def _with(state: State, more: State) -> State:
+    return {netns: values | more.get(netns, frozenset()) for netns, values in state.items()} if more else state
 
 
 def _part(objects: Objects, start: str, asked: Packet) -> Iterator[str]:
@@ -189,9 +228,9 @@ def _part(objects: Objects, start: str, asked: Packet) -> Iterator[str]:
             yield names.node_netns(own, node.metadata.name)
 
 
-def traced(state: State, start: Target, asked: Packet) -> list[Traced]:
-    """Every way, with its replies."""
-    return [_traced(state, way, asked) for way in walk(state, start.netns, asked)]
+def traced(state: State, start: Target, asked: Packet, most: int | None = None) -> list[Traced]:
+    """Every way, with its replies; at most `most`."""
+    return [_traced(state, way, asked) for way in walk(state, start.netns, asked, most=most)]
 
 
 def _traced(state: State, way: Way, asked: Packet) -> Traced:
@@ -399,7 +438,8 @@ def _hop_lines(hop: Hop, changed: str, look: Look) -> Iterator[str]:
 def _chain(hop: Hop) -> str:
     """The chain whose rule it is; empty for a device, a route or an end."""
     first, _, rest = hop.what.partition(" ")
-    return "" if first in {"in", "out", "bridge", "vxlan", "ipip", "wireguard", "delivered"} or " " in rest else rest
+    ends = {"in", "out", "bridge", "vxlan", "ipip", "wireguard", "delivered", "qdisc"}
+    return "" if first in ends or " " in rest else rest
 
 
 def _service_of(hop: Hop) -> str:
@@ -478,10 +518,17 @@ def _why(way: Way, look: Look, asked: Packet) -> str:
         if policy_of(last.rule):
             return f"by network policy, {_COMMENTED.findall(last.rule)[-1]}: {last.what}"
         service = _refused_service(way, look, asked)
-        return f"by rule {last.what}: {last.rule}" + (f" (Service {service})" if service else "")
+        return f"by rule {last.what}: {last.rule}" + (f" (Service {service}{_without(way)})" if service else "")
     if way.reason and (last is None or way.reason != last.rule):
         return f"because {way.reason}"
-    return f"by a chain's policy: {', '.join(_closed(look.state.get(way.netns, frozenset()))) or 'drop'}"
+    return f"by a chain's policy: {last.what if last else 'drop'}"
+
+
+def _without(way: Way) -> str:
+    """What nftables mode does not write into its rules: why a Service's packets are refused or dropped."""
+    if not any("@no-endpoint-" in hop.rule for hop in way.hops[-3:]):
+        return ""
+    return " has no endpoints" if way.result == "refused" else " has no local endpoints"
 
 
 _COMMENTED = re.compile(r'"([^"]*)"')
@@ -493,12 +540,6 @@ def _refused_service(way: Way, look: Look, asked: Packet) -> str:
     named = _service_of(way.hops[-1])
     ports = (socket_address(asked.dst, asked.dport), f":{asked.dport}")
     return named or next((look.services[port] for port in ports if port in look.services), "")
-
-
-def _closed(values: frozenset[object]) -> list[str]:
-    closed = [f"{item.table} {item.name}" for item in values if isinstance(item, Chain) and item.policy == "DROP"]
-    closed += [f"{item.table} {item.name}" for item in values if isinstance(item, NftChain) and "drop" in item.hook]
-    return sorted(closed)
 
 
 def reply_verdict(way: Way, reply: Way, look: Look) -> str:
@@ -536,7 +577,7 @@ def _way_document(one: Traced, asked: Packet, look: Look) -> dict[str, object]:
             {
                 **_ended(reply, look),
                 "verdict": reply_verdict(one.way, reply, look),
-                "hops": [_hop_document(hop, look) for hop in reply.hops],
+                "hops": _hop_documents([(hop, "") for hop in reply.hops], look),
             }
             for reply in one.replies
         ],
@@ -545,17 +586,25 @@ def _way_document(one: Traced, asked: Packet, look: Look) -> dict[str, object]:
 
 def hop_documents(way: Way, asked: Packet, look: Look) -> list[dict[str, object]]:
     """One way's hops, as `document` has them."""
-    return [_hop_document(hop, look, changed) for hop, changed in _with_changes(way, asked)]
+    return _hop_documents(list(_with_changes(way, asked)), look)
+
+
+def _hop_documents(hops: Sequence[tuple[Hop, str]], look: Look) -> list[dict[str, object]]:
+    """`passed` marks rules that changed nothing, which `report` leaves out."""
+    telling = {id(hop) for hop, _ in _that_matter(hops)}
+    passed: dict[str, object] = {"passed": True}
+    return [{**_hop_document(hop, look, changed), **({} if id(hop) in telling else passed)} for hop, changed in hops]
 
 
 def _ended(way: Way, look: Look) -> dict[str, object]:
     return {"result": way.result, "where": look.place(way.netns), "packet": way.packet, "reason": way.reason}
 
 
-def _hop_document(hop: Hop, look: Look, changed: str = "") -> dict[str, object]:
+def _hop_document(hop: Hop, look: Look, changed: str) -> dict[str, object]:
     rule = hop.rule if _chain(hop) else ""
     more = {
         "rule": hop.rule,
+        "words": sentence(_chain(hop), rule, look.pods) if rule else "",
         "service": _service_of(hop) if rule else "",
         "policy": policy_of(rule),
         "changed": changed,

@@ -21,6 +21,7 @@ from nsnet.cli import check, options
 from nsnet.cli.change import facts
 from nsnet.cli.context import Running, changing, opened, waiting_for
 from nsnet.cli.files import load
+from nsnet.cli.impaired import equipped
 from nsnet.cli.output import error, note, out, progress, warning
 from nsnet.cli.plan import wanted
 from nsnet.cli.target import pods_of
@@ -70,8 +71,8 @@ def up(files: tuple[str, ...], no_verify: bool, timeout: str, recreate: bool, cl
     with going_on(name):
         for line in loaded.notes:
             note(f"note: {line}")
-        built = _build(loaded, name, recreate=recreate)
-        built = _until_ready(built, seconds)
+        built = build(loaded, name, recreate=recreate)
+        built = until_ready(built, seconds)
         _print_built(built, time.perf_counter() - started)
         code = 0 if no_verify else check.after_up(built.running)
         _print_tries(built.running)
@@ -101,9 +102,11 @@ def going_on(name: str) -> Iterator[None]:
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
-def _build(loaded: Loaded, name: str, *, recreate: bool) -> Built:
+def build(loaded: Loaded, name: str, *, recreate: bool) -> Built:
+    """Writes the store, brings the kernel to it, starts the controller. Raises NsnetError."""
     started = time.perf_counter()
     with reconcile.lock(name, waiting=waiting_for(name, "up")):
+        equipped(loaded.objects)
         if recreate:
             reconcile.possible(wanted(loaded, {}))  # what is wrong is found before anything is touched
             controller.stop(name)
@@ -111,7 +114,7 @@ def _build(loaded: Loaded, name: str, *, recreate: bool) -> Built:
         with opened(name, create=True) as store:
             progress("writing the store")
             with reconcile.nothing_left(store, name):
-                update(store, lambda stored: reconcile.possible(wanted(loaded, stored, facts())), warning)
+                update(store, lambda stored: reconcile.possible(equipped(wanted(loaded, stored, facts()))), warning)
             report = explained(lambda: _sync_and_start(store, name))
     progress("")
     objects = report.memory.objects
@@ -155,7 +158,7 @@ def show_phase(phase: str, count: int) -> None:
 # --- ready ------------------------------------------------------------------------------------------------------------
 
 
-def _until_ready(built: Built, seconds: float) -> Built:
+def until_ready(built: Built, seconds: float) -> Built:
     """Waits until every pod that can be ready is; the controller sees them become so."""
     deadline = time.monotonic() + seconds
     objects, revision = built.running.objects, built.running.revision

@@ -60,7 +60,7 @@ from nsnet.model import (
     WorkloadSpec,
 )
 from nsnet.names import pod_netns
-from nsnet.routes import READ, Compiled, compiled
+from nsnet.routes import ASKING, READ, Compiled, compiled
 from nsnet.routes import gateway as gateways
 from nsnet.routes import ingress as ingresses
 from nsnet.routes.gateway import Verdict
@@ -79,7 +79,8 @@ Said = tuple[Object, str, str, str]
 
 
 def routes_of(table: Table) -> Compiled:
-    return compiled({key: obj for kind in READ for key, obj in table.get(kind, {}).items()})
+    asked = READ if any(table.get(kind) for kind in ASKING) else ()
+    return compiled({key: obj for kind in asked for key, obj in table.get(kind, {}).items()})
 
 
 def write(table: Table, cluster: Cluster) -> None:

@@ -13,7 +13,7 @@ The order, and why (figures: shared facts, FLOOR.md):
 
     5a bridges, then veth pairs              from the side that is a bridge port: enslaved and up in the same message
     6a one send per namespace                VXLAN, the far ends, ports, addresses, neighbours, FDB, routes
-    7a sysctls of devices, and their offloads
+    7a sysctls of devices, their offloads, then queueing disciplines
     5b files                                 and programs are started; they get ready while iptables runs, but for those
                                              of a node that was there: its rules will lead to them at once
     6b ipsets, iptables and nftables         the processes of several namespaces side by side; of two modes the
@@ -41,7 +41,7 @@ from pathlib import Path
 
 from nsnet import names
 from nsnet.errors import NsnetError
-from nsnet.kernel import conntrack, ethtool, files, netns, process, sysctl, wireguard
+from nsnet.kernel import conntrack, ethtool, files, netns, process, qdisc, sysctl, wireguard
 from nsnet.kernel.places import Places
 from nsnet.kernel.wiring import WIRED, Wiring
 from nsnet.state import (
@@ -59,6 +59,7 @@ from nsnet.state import (
     Offload,
     OtherLink,
     Process,
+    Qdisc,
     Refusal,
     Sysctl,
     Value,
@@ -69,7 +70,7 @@ from nsnet.state import (
 _WORKERS = max(2, os.cpu_count() or 1)
 _NFT = (NftTable, NftSet, NftChain, NftElement)
 _WRITTEN = {
-    *WIRED, Netns, Sysctl, Chain, *_NFT, IpSet, Process, File, Conntrack, Offload, WireguardKey, WireguardPeer,
+    *WIRED, Qdisc, Netns, Sysctl, Chain, *_NFT, IpSet, Process, File, Conntrack, Offload, WireguardKey, WireguardPeer,
 }  # fmt: skip
 _OBSERVED = {OtherLink, Listener}  # deleting a foreign link is wiring's; a listener goes with its program
 
@@ -108,6 +109,7 @@ class _Apply:
             self.wiring.configure()
             self._write_sysctls(of_interfaces=True)
             self._write_with(ethtool.write, Offload)
+            self._write_with(qdisc.write, Qdisc)
         started = others.result()
         self._write_with(wireguard.write, WireguardKey, WireguardPeer)
         self._await(started)

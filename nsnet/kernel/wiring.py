@@ -34,6 +34,7 @@ from nsnet.state import (
     Loopback,
     Neighbour,
     Route,
+    Segments,
     Tun,
     Veth,
     Vxlan,
@@ -48,11 +49,13 @@ _ABSENT = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENXIO, errno.EADDRNOTA
 
 # The order inside one send. Addresses go before others come: with a primary one the secondaries of its subnet go too.
 _ADDS: Mapping[type, int] = {
-    Loopback: 1, Bridge: 2, Veth: 2, Vxlan: 3, Ipip: 3, Tun: 3, Wireguard: 3, BridgePort: 4, Address: 5, Neighbour: 6,
-    FdbEntry: 7, Route: 8,
+    Loopback: 1, Bridge: 2, Veth: 2, Vxlan: 3, Ipip: 3, Tun: 3, Wireguard: 3, BridgePort: 4, Segments: 4, Address: 5,
+    Neighbour: 6, FdbEntry: 7, Route: 8,
 }  # fmt: skip
 WIRED = frozenset(_ADDS)
-_DELETES: Mapping[type, int] = {Address: 0, Route: 10, FdbEntry: 11, Neighbour: 12, BridgePort: 13, Loopback: 14}
+_DELETES: Mapping[type, int] = {Address: 0, Route: 10, FdbEntry: 11, Neighbour: 12, BridgePort: 13, Segments: 13,
+    Loopback: 14,
+}  # fmt: skip
 
 
 class _Pair(NamedTuple):
@@ -237,7 +240,10 @@ class Wiring:
     # --- everything else that is netlink ---
 
     def configure(self) -> None:
-        kinds = (Loopback, Bridge, Veth, Vxlan, Ipip, Tun, Wireguard, BridgePort, Address, Neighbour, FdbEntry, Route)
+        kinds = (
+            Loopback, Bridge, Veth, Vxlan, Ipip, Tun, Wireguard, BridgePort, Segments, Address, Neighbour, FdbEntry,
+            Route,
+        )  # fmt: skip
         changes = [change for change in self._of(*kinds) if self._is_left(change)]
         for name, place, some in self.places.each(changes):
             messages = (

@@ -24,17 +24,19 @@ from functools import lru_cache
 from ipaddress import ip_network
 
 from nsnet import names
-from nsnet.model import family_of
+from nsnet.model import bits, family_of, lost_by_chance, micros, percent
 from nsnet.render.view import MEMO, Machine, Network, View, default_route
 from nsnet.state import (
     OFFLOADS,
     Address,
     Bridge,
     BridgePort,
+    Chain,
     Loopback,
     Neighbour,
     Netns,
     Offload,
+    Qdisc,
     Route,
     Sysctl,
     Value,
@@ -110,12 +112,34 @@ def _switch(network: Network, machines: tuple[Machine, ...], router: str) -> tup
     for machine in machines:
         values += _port(network, _port_name(machine), f"{machine.netns}/eth0", machine.mtu)
         values += _offload(machine, _port_name(machine))
+        values += _impaired(_port_name(machine), machine)
     return tuple(values)
 
 
 def _offload(machine: Machine, dev: str) -> tuple[Offload, ...]:
     """Both ends of the cable: what one leaves to the other would not be done at all."""
-    return () if machine.offload else (Offload(dev, OFFLOADS),)
+    return () if machine.link is None or machine.link.offload else (Offload(dev, OFFLOADS),)
+
+
+def _impaired(dev: str, machine: Machine) -> Iterator[Value]:
+    """What the link does to frames that leave by one of its ends: each way is impaired."""
+    link = machine.link
+    if link is None:
+        return
+    loss = 0.0 if machine.plain else percent(link.loss)
+    kind = "tbf" if machine.plain else "netem"
+    qdisc = Qdisc(dev, kind, delay=micros(link.delay), loss=loss, rate=bits(link.rate))
+    if qdisc.words:
+        yield qdisc
+
+
+def _lossy(machine: Machine) -> Iterator[Value]:
+    """Without netem the machine itself drops what comes and goes, by chance."""
+    if machine.plain and machine.link is not None and machine.link.loss:
+        rule = lost_by_chance(percent(machine.link.loss))
+        for leg in machine.network.legs:
+            yield Chain("mangle", "PREROUTING", (f"-i eth0 {rule}",), "ACCEPT", leg.family)
+            yield Chain("mangle", "POSTROUTING", (f"-o eth0 {rule}",), "ACCEPT", leg.family)
 
 
 def _port_name(machine: Machine) -> str:
@@ -161,6 +185,8 @@ def _machine(machine: Machine, machines: tuple[Machine, ...]) -> tuple[Value, ..
     return (
         Veth("eth0", port, machine.mac, machine.mtu),
         *_offload(machine, "eth0"),
+        *_impaired("eth0", machine),
+        *_lossy(machine),
         *(Address("eth0", network.cidr(ip)) for ip in machine.ips),
         *(Route(default_route(leg.family), "eth0", via=leg.gateway) for leg in network.legs),
         *(Neighbour("eth0", gateway, gateway_mac(network)) for gateway in network.gateways),

@@ -64,10 +64,7 @@ class Network(msgspec.Struct, frozen=True):
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """A node, or a host outside the cluster: what has an `eth0` on the underlay. `more`: its further addresses.
-
-    `offload`: of its cable.
-    """
+    """A node, or a host outside the cluster: what has an `eth0` on the underlay. `more`: its further addresses."""
 
     kind: str  # node or host
     name: str
@@ -76,7 +73,8 @@ class Machine(msgspec.Struct, frozen=True):
     network: Network
     mtu: int
     more: tuple[str, ...] = ()
-    offload: bool = True
+    link: model.LinkSpec | None = None
+    plain: bool = False  # the kernel has no netem: what the link says is done without
 
     @property
     def mac(self) -> str:
@@ -194,7 +192,7 @@ def view_of(objects: model.Objects) -> View:
     networks = {item.name: _network(cluster, item) for item in cluster.underlay.networks}
     nodes = tuple(_node(cluster, networks, item, objects) for item in model.of(objects, model.Node))
     hosts = tuple(_host(cluster, networks, item) for item in cluster.hosts or ())
-    services = {key: item for key, item in objects.items() if isinstance(item, model.Service)}
+    services = model.keyed(objects, model.Service)
     dns = model.dns_service(services, cluster)
     return View(
         objects=objects,
@@ -215,10 +213,6 @@ def _refuse_what_is_not_built(cluster: model.Cluster) -> None:
     if backend.kind not in OVERHEAD:
         hint = f"use one of: {', '.join(OVERHEAD)}"
         raise ObjectError(key, "flannel.Backend.Type", f"there is no backend {backend.Type} here", hint)
-    for number, link in enumerate(cluster.underlay.links):
-        for field in ("delay", "loss", "rate"):
-            if getattr(link, field):
-                raise ObjectError(key, f"underlay.links[{number}].{field}", "is not built yet", "only mtu is")
 
 
 def _network(cluster: model.Cluster, item: model.Network) -> Network:
@@ -240,15 +234,15 @@ def _on(cluster: model.Cluster, networks: Mapping[str, Network], key: model.Key,
     return found
 
 
-def _link_mtu(cluster: model.Cluster, machine: str, network: Network) -> int:
-    """The MTU of a machine's link: what `underlay.links` says of it, else its network's."""
-    said = (link.mtu for link in cluster.underlay.links if set(link.between) == {machine, network.name} and link.mtu)
-    return next(said, network.mtu)
+def _link(cluster: model.Cluster, machine: str, network: Network) -> model.LinkSpec:
+    """What `underlay.links` says of a machine's link; its MTU is its network's where nothing else is said."""
+    said = (link for link in cluster.underlay.links if set(link.between) == {machine, network.name})
+    link = next(said, model.LinkSpec((machine, network.name)))
+    return link if link.mtu else msgspec.structs.replace(link, mtu=network.mtu)
 
 
-def _offload(cluster: model.Cluster, machine: str, network: Network) -> bool:
-    """Whether the link is left as it is made, with offloads on: no `underlay.links` says that they are off."""
-    return all(link.offload for link in cluster.underlay.links if set(link.between) == {machine, network.name})
+def _is_plain(cluster: model.Cluster) -> bool:
+    return cluster.metadata.annotations.get(model.IMPAIRED_BY) == "plain"
 
 
 def _node(cluster: model.Cluster, networks: Mapping[str, Network], node: model.Node, objects: model.Objects) -> Node:
@@ -256,9 +250,9 @@ def _node(cluster: model.Cluster, networks: Mapping[str, Network], node: model.N
     network = _on(cluster, networks, key, model.annotation(node, "nsnet/network"))
     ip = model.internal_ip(node)
     more = {item.address: None for item in node.status.addresses if item.type != "Hostname" and item.address != ip}
-    mtu = _link_mtu(cluster, name, network)
-    netns, offload = names.node_netns(cluster.metadata.name, name), _offload(cluster, name, network)
-    machine = Machine("node", name, netns, ip, network, mtu, tuple(more), offload)
+    link = _link(cluster, name, network)
+    mtu, netns = link.mtu, names.node_netns(cluster.metadata.name, name)
+    machine = Machine("node", name, netns, ip, network, mtu, tuple(more), link, _is_plain(cluster))
     legs = tuple(_leg(cidr, with_length=True) for cidr in masked(",".join(model.pod_cidrs(node))))
     secret = objects.get(model.wireguard_secret(name)) if cluster.flannel.Backend.kind == "wireguard" else None
     private = model.wireguard_key(secret) if isinstance(secret, model.Other) else ""
@@ -278,9 +272,8 @@ def _overhead(cluster: model.Cluster) -> int:
 def _host(cluster: model.Cluster, networks: Mapping[str, Network], host: model.HostEntry) -> Machine:
     network = _on(cluster, networks, model.key_of(cluster), host.network)
     netns = names.host_netns(cluster.metadata.name, host.name)
-    mtu = _link_mtu(cluster, host.name, network)
-    offload = _offload(cluster, host.name, network)
-    return Machine("host", host.name, netns, host.address, network, mtu, host.addresses, offload)
+    link = _link(cluster, host.name, network)
+    return Machine("host", host.name, netns, host.address, network, link.mtu, host.addresses, link, _is_plain(cluster))
 
 
 def _leases(lease: model.SubnetLease) -> Iterator[Lease]:

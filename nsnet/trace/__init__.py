@@ -11,6 +11,7 @@ back, `joined` makes one way of a proxy's two connections. A way names each devi
     netfilter.py  chains: a hook of a namespace, NAT and conntrack included
     view.py       one namespace, indexed: links, addresses, routes, neighbours
     process.py    kube-proxy's userspace process: what it would do with a connection
+    further.py    packets of full size, and what conntrack remembers of before
     walk.py       routing, bridges, veth pairs: from namespace to namespace
     tunnels.py    what carries a packet, and takes it out again: VXLAN, IPIP, WireGuard, flannel's process
 """

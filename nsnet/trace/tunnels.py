@@ -20,6 +20,8 @@ from nsnet.trace.view import View, family_of
 
 Tunnel = Vxlan | Ipip | Wireguard | Tun
 PROGRAM = "nsnet.programs.flannel_udp"
+_VXLAN = {"ip": 50, "ip6": 70}  # the inner Ethernet header, VXLAN, UDP and the outer IP header
+_WIREGUARD = {"ip": 60, "ip6": 80}  # type, key index, nonce and tag, UDP and the outer IP header
 
 
 class NotCarriedError(Exception):
@@ -32,6 +34,7 @@ class Carried(msgspec.Struct, frozen=True):
     outer: Packet
     hop: Hop
     name: str  # what the outer packet is called
+    overhead: int  # bytes that it has more
     token: str = ""
 
 
@@ -51,7 +54,7 @@ def carried(state: State, trip: Trip, here: View, nexthop: str) -> Carried:
             return _by_vxlan(trip, here, link, nexthop)
         case Ipip():
             outer = Packet("ipip", link.remote or nexthop, src=link.local)
-            return Carried(outer, Hop(trip.netns, f"ipip to {outer.dst}"), "IPIP")
+            return Carried(outer, Hop(trip.netns, f"ipip to {outer.dst}"), "IPIP", 20)
         case Wireguard():
             return _by_wireguard(trip, here, link)
     assert isinstance(link, Tun)
@@ -66,7 +69,7 @@ def _by_vxlan(trip: Trip, here: View, link: Vxlan, nexthop: str) -> Carried:
     if vtep is None:
         raise NotCarriedError(f"{link.name} has no FDB entry for {mac}, the MAC of {nexthop}")
     hop = Hop(trip.netns, f"vxlan id {link.vni} to {vtep}", f"fdb {mac} dst {vtep}")
-    return Carried(Packet("udp", vtep, link.port, link.local), hop, "VXLAN", mac)
+    return Carried(Packet("udp", vtep, link.port, link.local), hop, "VXLAN", _VXLAN[family_of(vtep)], mac)
 
 
 def _by_wireguard(trip: Trip, here: View, link: Wireguard) -> Carried:
@@ -79,7 +82,8 @@ def _by_wireguard(trip: Trip, here: View, link: Wireguard) -> Carried:
     if not port:
         raise NotCarriedError(f"the peer {peer.public_key} of {link.name} has no endpoint")
     hop = Hop(trip.netns, f"wireguard to {peer.endpoint}", f"peer {peer.public_key}")
-    return Carried(Packet("udp", address.strip("[]"), int(port)), hop, "WireGuard", peer.public_key)
+    outer = Packet("udp", address.strip("[]"), int(port))
+    return Carried(outer, hop, "WireGuard", _WIREGUARD[family_of(outer.dst)], peer.public_key)
 
 
 def _key(here: View, dev: str) -> WireguardKey | None:
@@ -104,7 +108,7 @@ def _by_process(state: State, trip: Trip, link: Tun) -> Carried:
     if node is None:
         raise NotCarriedError(f"process flannel_udp has no lease for {trip.packet.dst}")
     hop = Hop(trip.netns, f"process flannel_udp: to {socket_address(node, config.listen[1])}")
-    return Carried(Packet("udp", node, config.listen[1], *config.listen), hop, "UDP")
+    return Carried(Packet("udp", node, config.listen[1], *config.listen), hop, "UDP", 28)
 
 
 def _configs(state: State, netns: str) -> Iterator[_UdpConfig]:
@@ -147,10 +151,16 @@ def _out_of_vxlan(link: Vxlan, sent: Carried, end: Way, there: View) -> str:
         and family_of(one.local) == family_of(end.packet.dst)
     ]
     if not same or not same[0].up:
-        raise NotCarriedError(f"no VXLAN device with id {link.vni} and port {link.port} is up here")
+        raise NotCarriedError(_no_vxlan(there, link))
     if same[0].mac != sent.token:
         raise NotCarriedError(f"the frame is for {sent.token}, and {same[0].name} has {same[0].mac}")
     return same[0].name
+
+
+def _no_vxlan(there: View, link: Vxlan) -> str:
+    others = [one for one in there.links.values() if isinstance(one, Vxlan)]
+    has = (f"{one.name} has id {one.vni} and port {one.port}{'' if one.up else ' and is down'}" for one in others)
+    return f"no VXLAN device with id {link.vni} and port {link.port} is up here: {', '.join(has) or 'there is none'}"
 
 
 def _out_of_ipip(end: Way, there: View) -> str:

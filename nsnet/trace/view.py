@@ -15,6 +15,7 @@ from nsnet.state import (
     Bridge,
     BridgePort,
     Chain,
+    Conntrack,
     Family,
     FdbEntry,
     IpSet,
@@ -25,6 +26,7 @@ from nsnet.state import (
     NftSet,
     NftTable,
     OtherLink,
+    Qdisc,
     Route,
     Sysctl,
     Value,
@@ -69,6 +71,8 @@ class View(msgspec.Struct, frozen=True, eq=False):
     chains: dict[tuple[str, str], Chain]
     nft: Tables
     sets: dict[str, IpSet]
+    qdiscs: dict[str, Qdisc]
+    tracked: dict[tuple[str, str, int, str, int], Conntrack]  # protocol, source, destination: as the packet comes
 
     def is_up(self, dev: str) -> bool:
         link = self.links.get(dev)
@@ -88,6 +92,11 @@ class View(msgspec.Struct, frozen=True, eq=False):
 
     def is_on(self, sysctl: str) -> bool:
         return self.sysctls.get(sysctl, "0") not in ("", "0")
+
+    def mtu(self, dev: str) -> int:
+        """0: whatever comes."""
+        link = self.links.get(dev)
+        return 0 if link is None or isinstance(link, Loopback | OtherLink) else link.mtu
 
     def mac(self, dev: str) -> str:
         link = self.links.get(dev)
@@ -133,6 +142,12 @@ def view(every: frozenset[Value], family: Family = "ip") -> View:
         chains={(value.table, value.name): value for value in values if isinstance(value, Chain)},
         nft=tables(values),
         sets={value.name: value for value in values if isinstance(value, IpSet)},
+        qdiscs={value.dev: value for value in values if isinstance(value, Qdisc)},
+        tracked={
+            (value.protocol, value.src, value.sport, value.dst, value.dport): value
+            for value in values
+            if isinstance(value, Conntrack)
+        },
     )
 
 
