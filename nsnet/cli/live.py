@@ -51,7 +51,7 @@ def sent(
     objects: Objects, found: Sequence[trace.Traced], start: Target, asked: Packet, look: trace.Look
 ) -> tuple[Observed, Parting, Intent | None]:
     """Sends the packet: what was seen, where it parts from what was predicted and intended, and what was intended."""
-    port = int(model.cluster_of(objects).flannel.Backend.Port or 0)
+    port = model.cluster_of(objects).flannel.Backend.port
     ends = [one.way.netns for one in found if names.kind_of(one.way.netns) == "pod"]
     seen = observe(look.state, start.netns, asked, port, ends)
     intent = trace.promised(objects, start, asked, found)

@@ -179,7 +179,9 @@ def _protocol(*, udp: bool, icmp: bool, source_port: int | None) -> str:
 
 _KINDS = {
     "pod": frozenset({("netns",), ("link",), ("port",)}),
-    "node": frozenset({("netns",), ("link",), ("port",), ("address",), ("route",), ("neighbour",), ("fdb",)}),
+    "node": frozenset(
+        (word,) for word in ("netns", "link", "port", "address", "route", "neighbour", "fdb", "wireguard")
+    ),
 }
 
 
@@ -453,7 +455,8 @@ def _hop_lines(hop: Hop, changed: str, look: Look) -> Iterator[str]:
 def _chain(hop: Hop) -> str:
     """The chain whose rule it is; empty for a device, a route or an end."""
     first, _, rest = hop.what.partition(" ")
-    return "" if first in {"in", "out", "bridge", "vxlan", "delivered", "qdisc"} or " " in rest else rest
+    ends = {"in", "out", "bridge", "vxlan", "ipip", "wireguard", "delivered", "qdisc"}
+    return "" if first in ends or " " in rest else rest
 
 
 def _service_of(hop: Hop) -> str:

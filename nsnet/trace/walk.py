@@ -1,4 +1,4 @@
-"""From namespace to namespace: routing, bridges, veth pairs and VXLAN, with netfilter's hooks where the kernel's are.
+"""From namespace to namespace: routing, bridges, veth pairs and tunnels, with netfilter's hooks where the kernel's are.
 
 A packet that a namespace sends goes OUTPUT → route → POSTROUTING → device; one that comes in goes PREROUTING → route →
 INPUT, or FORWARD → POSTROUTING → device. A bridge with `net.bridge.bridge-nf-call-iptables` shows what it forwards to
@@ -18,8 +18,8 @@ from msgspec.structs import replace
 
 from nsnet import state as kernel
 from nsnet.names import called, kind_of
-from nsnet.state import Bridge, Route, State, Veth, Vxlan
-from nsnet.trace import netfilter, process
+from nsnet.state import Bridge, Route, State, Veth
+from nsnet.trace import netfilter, process, tunnels
 from nsnet.trace.values import Flow, Hop, Packet, Result, Trip, Way
 from nsnet.trace.view import BRIDGE_NF, FORWARDING, View, family_of, is_loopback, lookup, source, view
 
@@ -338,7 +338,7 @@ def _sent(world: World, trip: Trip, here: View, via: str) -> Iterator[Way]:
         yield _end("unreachable", trip, f"{dev} is down")
     elif trip.size > here.mtu(dev) > 0:
         yield from _too_big(world, trip, here, via)
-    elif isinstance(here.links[dev], Vxlan):
+    elif isinstance(here.links[dev], tunnels.Tunnel):
         yield from _tunnel(world, trip, here, via or trip.packet.dst)
     else:
         yield from _wire(world, trip, here, via or trip.packet.dst)
@@ -551,60 +551,27 @@ def _same(trip: Trip) -> Trip:
     return trip
 
 
-# --- VXLAN ------------------------------------------------------------------------------------------------------------
-
-
-_OVERHEAD = {"ip": 50, "ip6": 70}  # the inner Ethernet header, VXLAN, UDP and the outer IP header
+# --- tunnels ----------------------------------------------------------------------------------------------------------
 
 
 def _tunnel(world: World, trip: Trip, here: View, nexthop: str) -> Iterator[Way]:
-    """Frame → neighbour's MAC → FDB → the VTEP's address: a UDP packet of the node's own carries it there."""
-    link = here.links[trip.dev_out]
-    assert isinstance(link, Vxlan)
-    mac = here.neighbours.get((link.name, nexthop))
-    vtep = here.fdb.get((link.name, mac)) if mac else None
-    if mac is None:
-        yield _end("unreachable", trip, f"{link.name} has no neighbour entry for {nexthop}")
-    elif vtep is None:
-        yield _end("unreachable", trip, f"{link.name} has no FDB entry for {mac}, the MAC of {nexthop}")
-    else:
-        outer = Packet("udp", vtep, link.port, link.local)
-        hop = Hop(trip.netns, f"vxlan id {link.vni} to {vtep}", f"fdb {mac} dst {vtep}")
-        size = trip.size + _OVERHEAD[family_of(vtep)] if trip.size else 0
-        under = Trip(
-            trip.netns, outer, mark=trip.mark, hops=(*trip.hops, hop), chance=trip.chance, size=size, whole=False
-        )
-        for end in _send(replace(world, family=family_of(vtep)), under):
-            yield from _arrived(world, trip, link, mac, end)
-
-
-def _arrived(world: World, trip: Trip, link: Vxlan, mac: str, end: Way) -> Iterator[Way]:
-    """The outer packet's end is where the frame comes out, if a VTEP of this VNI and port with this MAC is there."""
-    inner = replace(trip, hops=end.hops, chance=end.chance)
-    if end.result != "delivered":
-        yield _end("dropped", replace(inner, netns=end.netns), f"the VXLAN packet is {end.result}: {end.reason}")
+    """A packet of the node's own carries it; where that one ends, it comes out again."""
+    try:
+        sent = tunnels.carried(world.state, trip, here, nexthop)
+    except tunnels.NotCarriedError as why:
+        yield _end("unreachable", trip, str(why))
         return
-    there = world.here(end.netns)
-    same = [
-        one
-        for one in there.links.values()
-        if isinstance(one, Vxlan)
-        and (one.vni, one.port) == (link.vni, link.port)
-        and family_of(one.local) == family_of(end.packet.dst)
-    ]
-    lost = replace(inner, netns=end.netns)
-    if not same or not same[0].up:
-        yield _end("dropped", lost, _no_tunnel(there, link))
-    elif same[0].mac != mac:
-        yield _end("dropped", lost, f"the frame is for {mac}, and {same[0].name} has {same[0].mac}")
-    else:
-        yield from _hear(world, _next(inner, end.netns, same[0].name))
-
-
-def _no_tunnel(there: View, link: Vxlan) -> str:
-    others = [one for one in there.links.values() if isinstance(one, Vxlan)]
-    has = (f"{one.name} has id {one.vni} and port {one.port}{'' if one.up else ' and is down'}" for one in others)
-    return f"no VXLAN device with id {link.vni} and port {link.port} is up here: {', '.join(has) or 'there is none'}"
+    size = trip.size + sent.overhead if trip.size else 0
+    hops = (*trip.hops, sent.hop)
+    under = Trip(trip.netns, sent.outer, mark=trip.mark, hops=hops, chance=trip.chance, size=size, whole=False)
+    for end in _send(replace(world, family=family_of(sent.outer.dst)), under):
+        inner = replace(trip, hops=end.hops, chance=end.chance)
+        try:
+            dev = tunnels.taken_out(world.state, sent, inner, here, end, world.here(end.netns))
+        except tunnels.NotCarriedError as why:
+            yield _end("dropped", replace(inner, netns=end.netns), str(why))
+            continue
+        yield from _hear(world, _next(inner, end.netns, dev))
 
 
 # --- ends -------------------------------------------------------------------------------------------------------------
