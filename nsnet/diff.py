@@ -22,6 +22,7 @@ and an `add`: never one change, because a veth pair would then be deleted twice 
 there must succeed (`ip route replace`), and so must deleting what is gone.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -78,13 +79,16 @@ class _Delta(msgspec.Struct):
     old: dict[Key, Value]
 
 
-def diff(have: State, want: State, *, only: Scope | None = None, holds: Collection[Hold] = ()) -> list[Change]:
+def diff(
+    have: State, want: State, *, only: Scope | None = None, holds: Collection[Hold] = (), sort_up_to: float = math.inf
+) -> list[Change]:
     """The changes that lead from `have` to `want`, in the order to apply them; empty when there is nothing to do.
 
     `only` limits the answer to these keys (a key of one word: to values of that kind). Whatever it says, a namespace
     that does not exist is made whole, and what the kernel drops with a change is written again. `holds` are skipped; a
     hold on a link covers what hangs on it and the other end of its pair. What is only ever observed (Listener) or
-    cannot go away (Sysctl) is never deleted.
+    cannot go away (Sysctl) is never deleted. More changes than `sort_up_to` come in no order: `kernel.apply` needs
+    none, and sorting 30,000 takes a third of a second.
     """
     held = _Held(have, want, holds)
     steps: list[Change] = []
@@ -98,7 +102,7 @@ def diff(have: State, want: State, *, only: Scope | None = None, holds: Collecti
     for netns in deltas.keys() | rebuilt.keys():
         delta = deltas.get(netns) or _Delta({}, {})
         steps += _steps(netns, delta, rebuilt.get(netns, set()), have.get(netns, _NOTHING), want[netns], held)
-    return _ordered(steps)
+    return _ordered(steps) if len(steps) <= sort_up_to else steps
 
 
 def touched(old: State, new: State) -> Scope:

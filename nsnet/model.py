@@ -7,7 +7,8 @@ and comes back out of `to_doc` unchanged. Whoever changes an object makes a new 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -963,16 +964,16 @@ LAB = "nsnet/lab"  # the lab that a Cluster is, and that a Fault belongs to
 class FaultSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One thing that is broken: `fault` names its kind in the catalogue (`nsnet.faults`).
 
-    `on` and `to` are places: node/N, host/H, pod/NAMESPACE/NAME, svc/NAMESPACE/NAME; `to` is the other side of what
-    stands between two. `means`: what the kernel offers for it (`netem`; empty: what every kernel has). `until`: when it
-    ends by itself, RFC 3339 in UTC; empty: never.
+    `on` (in documents: `where`) and `to` are places: node/N, host/H, pod/NAMESPACE/NAME, svc/NAMESPACE/NAME; `to` is
+    the other side of what stands between two. `means`: what the kernel offers for it (`netem`; empty: what every one
+    has). `until`: when it ends by itself, RFC 3339 in UTC; empty: never.
 
     `leave`: the damage is done once and then left alone, with whatever somebody does to it: `keys`, the values that it
     touched; `places`, the whole namespaces. Empty: it is kept as it is until it is cleared.
     """
 
     fault: str
-    on: tuple[str, ...] = ()
+    on: tuple[str, ...] = msgspec.field(default=(), name="where")  # `on` is a boolean in YAML 1.1
     to: tuple[str, ...] = ()
     options: dict[str, str] = {}
     means: str = ""
@@ -1006,22 +1007,24 @@ class DetectLocalConfiguration(msgspec.Struct, frozen=True):
     interfaceNamePrefix: str = ""
 
 
-class KubeProxyMasquerade(msgspec.Struct, frozen=True):
-    """What upstream's sections `iptables` and `nftables` have in common."""
+class KubeProxyNFTablesConfiguration(msgspec.Struct, frozen=True):
+    """What upstream's sections `iptables` and `nftables` have in common; times as Go writes durations."""
 
     masqueradeBit: int | None = None
     masqueradeAll: bool = False
+    syncPeriod: str | None = None
+    minSyncPeriod: str | None = None
 
 
-class KubeProxyIPTablesConfiguration(msgspec.Struct, frozen=True):
-    masqueradeBit: int | None = None
-    masqueradeAll: bool = False
+class KubeProxyIPTablesConfiguration(KubeProxyNFTablesConfiguration, frozen=True):
     localhostNodePorts: bool | None = None
 
 
 class KubeProxyConntrackConfiguration(msgspec.Struct, frozen=True):
     """Times as Go writes durations; 0 leaves the node's value alone."""
 
+    maxPerCore: int | None = None
+    min: int | None = None
     tcpBeLiberal: bool = False
     tcpEstablishedTimeout: str | None = None
     tcpCloseWaitTimeout: str | None = None
@@ -1042,8 +1045,10 @@ class KubeProxyConfiguration(msgspec.Struct, frozen=True):
     detectLocal: DetectLocalConfiguration = DetectLocalConfiguration()
     nodePortAddresses: tuple[str, ...] = ()
     healthzBindAddress: str = ""
+    portRange: str = ""
+    udpIdleTimeout: str = ""
     iptables: KubeProxyIPTablesConfiguration = KubeProxyIPTablesConfiguration()
-    nftables: KubeProxyMasquerade = KubeProxyMasquerade()
+    nftables: KubeProxyNFTablesConfiguration = KubeProxyNFTablesConfiguration()
     conntrack: KubeProxyConntrackConfiguration = KubeProxyConntrackConfiguration()
     raw: dict[str, Any] = {}
 
@@ -1122,30 +1127,59 @@ def by_key(objects: list[Object]) -> dict[Key, Object]:
     return {key_of(obj): obj for obj in objects}
 
 
+class Indexed(dict[Key, Object]):
+    """The objects of one moment, which nobody changes any more: what many ask of all of them is looked up once."""
+
+    def __init__(self, objects: Objects) -> None:
+        super().__init__(objects)
+        self.kept: dict[Any, Any] = {}
+        self.kinds: defaultdict[str, list[tuple[Key, Object]]] = defaultdict(list)
+        for item in self.items():
+            self.kinds[item[0][0]].append(item)
+
+
+def indexed(objects: Objects) -> Indexed:
+    return objects if isinstance(objects, Indexed) else Indexed(objects)
+
+
+def once(objects: Objects, compute: Callable[[Objects], T]) -> T:
+    """`compute(objects)`; of an `Indexed` it is computed once."""
+    if not isinstance(objects, Indexed):
+        return compute(objects)
+    if compute not in objects.kept:
+        objects.kept[compute] = compute(objects)
+    found: T = objects.kept[compute]
+    return found
+
+
+def _of_kind(objects: Objects, name: str) -> list[tuple[Key, Object]]:
+    if isinstance(objects, Indexed):
+        return objects.kinds.get(name, [])
+    return [item for item in objects.items() if item[0][0] == name]
+
+
 def of(objects: Objects, kind: type[T]) -> list[T]:
     """All objects of a kind, ordered by namespace and name."""
-    name = kind.__name__
-    found = [item for item in objects.items() if item[0][0] == name]
+    return [*keyed(objects, kind).values()]
+
+
+def keyed(objects: Objects, kind: type[T]) -> dict[Key, T]:
+    """The same under their keys."""
+    found = _of_kind(objects, kind.__name__)
     found.sort(key=itemgetter(0))
-    return [obj for _, obj in found]  # type: ignore[misc]
+    return dict(found)  # type: ignore[arg-type]
 
 
 def cluster_of(objects: Objects) -> Cluster:
     """The one Cluster document. Raises InputError where there is none (a store that is not nsnet's)."""
-    for key, obj in objects.items():
-        if key.kind == "Cluster":
-            assert isinstance(obj, Cluster)
-            return obj
+    for obj in of(objects, Cluster):
+        return obj
     raise InputError("there is no Cluster document", "bring the cluster up again with `nsnet up FILE`")
 
 
 def kube_proxy_of(objects: Objects) -> KubeProxyConfiguration | None:
     """What kube-proxy is told, where a document says it."""
-    for key, obj in objects.items():
-        if key.kind == "KubeProxyConfiguration":
-            assert isinstance(obj, KubeProxyConfiguration)
-            return obj
-    return None
+    return next(iter(of(objects, KubeProxyConfiguration)), None)
 
 
 def from_doc(doc: dict[str, Any]) -> Object:

@@ -418,6 +418,11 @@ State = Mapping[str, frozenset[Value]]
 
 Scope = Mapping[str, frozenset[Key]]
 """What a look is limited to: namespace → keys. An empty set of keys means the whole namespace."""
+FILTER_KINDS = frozenset({"chain", "nft", "ipset"})
+KINDS = FILTER_KINDS | {
+    "netns", "link", "port", "address", "neighbour", "route", "fdb", "sysctl", "process", "file", "listener",
+}  # fmt: skip
+"""The first words of keys: what a look at everything reads."""
 
 Hold = tuple[str, Key]
 """(namespace, beginning of a key): what is not touched. `()` holds the whole namespace, `("link", "cni0")` a link,

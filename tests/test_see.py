@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from nsnet import names
-from nsnet.cli import graph, realised, snapshot
+from nsnet.cli import graph, line, realised, snapshot
 from nsnet.cli.trace import look_of
 from nsnet.render import render
 from nsnet.state import Address, Chain, FdbEntry, Neighbour, Route, State, Sysctl, Value, Veth
@@ -71,7 +71,7 @@ FAULTS = [
      ("should reach pod/c via flannel.1; it comes to out flannel.1 of node/node1; unreachable at node/node1: flannel.1 "
      f"has no FDB entry for {MAC}, the MAC of 10.244.2.0")),
     ("no way back", without(NODE2, Route),
-     ("should reach pod/c via flannel.1; it arrives there; the answer: unreachable in demo.node.node2: no route to "
+     ("should reach pod/c via flannel.1; it arrives there; the answer: unreachable at node/node2: no route to "
      "10.244.1.2")),
     ("forwarding off",
      {**STATE, NODE2: frozenset(Sysctl(value.name, "0") if isinstance(value, Sysctl) and "forward" in value.name
@@ -274,9 +274,9 @@ def test_each_line_has_its_reason(value: Value, why: str) -> None:
 
 
 def test_a_page_has_headings_once() -> None:
-    lines = [realised.Line("title", "", "one", "because"), realised.Line("title", "", "two"),
-             realised.Line("ways", "ns", "three")]  # fmt: skip
-    assert list(realised.printed(lines)) == [
+    lines = [line.Line("title", "", "one", "because"), line.Line("title", "", "two"),
+             line.Line("ways", "ns", "three")]  # fmt: skip
+    assert list(line.printed(lines)) == [
         "title",
         "  one",
         "        because",

@@ -9,7 +9,7 @@ from nsnet.cli.words import did_you_mean
 
 
 class Group(click.Group):
-    r"""Its own verbs, with the nearest one in the error. A line `\b` in its help keeps the lines after it."""
+    r"""Its own verbs, with the nearest one in the error. Lines after a line `\b` of its help stay as they are."""
 
     def __init__(self, *args: Any, help: str = "", **settings: Any) -> None:  # noqa: A002 - click's own word
         super().__init__(*args, help=cleandoc(help).replace("\\b\n", "\b\n"), **settings)

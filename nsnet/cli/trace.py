@@ -16,12 +16,14 @@ import msgspec
 from nsnet import kernel, model, names
 from nsnet.cli import options
 from nsnet.cli.context import Running, running
-from nsnet.cli.decided import intended
+from nsnet.cli.decided import decided, end_of, intended
 from nsnet.cli.explain import addresses, service_addresses
 from nsnet.cli.kinds import kind_named
 from nsnet.cli.output import Colour, coloured, out, print_json
+from nsnet.cli.proxied import Request, address_of, legs, onward, request_of
 from nsnet.cli.sentences import sentence
 from nsnet.cli.target import Target, target
+from nsnet.control import policy
 from nsnet.errors import InputError, NotReachedError
 from nsnet.kernel import netns
 from nsnet.model import Objects, Pod, Service
@@ -29,8 +31,9 @@ from nsnet.state import State, socket_address
 from nsnet.trace import Hop, Packet, Way, answer, policy_of, service_of, walk
 from nsnet.trace.further import stale
 from nsnet.trace.listening import is_open
+from nsnet.verify.intent import Intent
 from nsnet.verify.intent import intended as promise
-from nsnet.verify.parted import Parting, predicted
+from nsnet.verify.parted import Parting, Predicted, predicted
 from nsnet.verify.why import with_large
 
 
@@ -69,7 +72,7 @@ class Look(msgspec.Struct, frozen=True):
 
 @options.verb("trace")
 @click.argument("source", metavar="FROM")
-@click.argument("to", metavar="TO[:PORT]")
+@click.argument("to", metavar="TO[:PORT]|URL")
 @click.option("--udp", is_flag=True, help="A UDP packet instead of TCP's first.")
 @click.option("--icmp", is_flag=True, help="A ping.")
 @click.option("--live", is_flag=True, help="Send the packet and watch it on every hop, beside what is predicted.")
@@ -91,43 +94,60 @@ def trace(
     """Show the way a packet would take now, hop by hop, with every device and rule, and how it ends.
 
     FROM is a pod, node/N or host/H; TO is one of these, an address, or svc/NAME, which is its clusterIP. Without PORT
-    it is the first one served there. No packet is sent but with --live. Rules that change nothing are shown by -o json
-    alone. Exit code 1 where a way does not arrive, or its reply does not; with --live, where what is intended,
-    predicted and observed part.
+    it is the first one served there. A URL, as http://app.sample.com/path, is followed through the HTTP proxy to the
+    pods that may answer it. No packet is sent but with --live. Rules that change nothing are shown by -o json alone.
+    Exit code 1 where a way does not arrive, or its reply does not; with --live, where what is intended, predicted and
+    observed part.
     """
-    protocol = _protocol(udp=udp, icmp=icmp, source_port=source_port)
+    protocol, request = _protocol(udp=udp, icmp=icmp, source_port=source_port), request_of(to)
+    if request and (live or protocol != "tcp"):
+        raise InputError("a URL is asked over TCP, and followed without a packet", "leave out --udp, --icmp, --live")
     now = running("trace", cluster)
     start = target(now.objects, source, namespace)
-    end = destination(now.objects, to, namespace, protocol)
+    end = _asked(now.objects, to, request) if request else destination(now.objects, to, namespace, protocol)
     asked = Packet(protocol, end.address, end.port, sport=source_port or 0)
-    state, found = looked(now, start, asked)
+    state, found = _through_proxy(now, start, asked, request) if request else looked(now, start, asked)
     look = look_of(state, now.objects, namespace)
     if live:
         from nsnet.cli.live import watched
 
         return watched(now, found, start, end, asked, look, output)
-    parting = compared(now.objects, start, asked, found, look)
-    notes = tuple(remembered(found, asked, look))
+    parting = None if request else compared(now.objects, start, asked, found, look)
+    wanted, notes = tuple(_intended(now.objects, start, found, request)), tuple(remembered(found, asked, look))
     if output == "json":
-        wanted = tuple(intended(now.objects, start, (one.way for one in found)))
-        said = {"agree": parting.agree, "verdict": parting.sentence, "notes": notes}
-        print_json({**document(found, start, end, asked, look), **said, **({"intended": wanted} if wanted else {})})
+        said = {"agree": parting.agree, "verdict": parting.sentence} if parting else {}
+        intent = {"intended": wanted} if wanted else {}
+        print_json({**document(found, start, end, asked, look), **said, "notes": notes, **intent})
     else:
-        for line in report(found, start, end, asked, look):
+        for line in (*report(found, start, end, asked, look), *wanted, *notes):
             out(line)
-        for line in (*intended(now.objects, start, (one.way for one in found)), *notes):
-            out(line)
-        if not parting.agree:
+        if parting and not parting.agree:
             out(coloured(f"verdict: {parting.sentence}", "red"))
-    return 0 if parting.agree and all(one.good for one in found) else NotReachedError.exit_code
+    agree = parting is None or parting.agree
+    return 0 if agree and all(one.good for one in found) else NotReachedError.exit_code
 
 
 def compared(objects: Objects, start: Target, asked: Packet, found: Sequence[Traced], look: Look) -> Parting:
     """What the objects promise against what is predicted, packets of full size included."""
-    from nsnet.cli.live import foretold, promised
-
     ways = with_large(look.state, start.netns, asked, [foretold(one, look) for one in found])
     return predicted(look.state, promised(objects, start, asked, found), ways, look.place)
+
+
+def promised(objects: Objects, start: Target, asked: Packet, found: Sequence[Traced]) -> Intent | None:
+    """What the objects promise, NetworkPolicies included: what they deny on every way shall not arrive."""
+    intent, known = promise(objects, start.netns, asked), policy.index(objects)
+    if intent is None or intent.want != "reach" or not known.closed:
+        return intent
+    sides = [decided(known, end_of(known, start), one.way) for one in found]
+    if any(decision.allowed for decision in sides):
+        return intent
+    return Intent("nothing", f"NetworkPolicies deny {intent.words} to {start.label}")
+
+
+def foretold(one: Traced, look: Look) -> Predicted:
+    """A predicted way, as the comparison wants it."""
+    lost = next((reply for reply in one.replies if reply.result != "delivered"), None)
+    return Predicted(one.way, one.open, reply_verdict(one.way, lost, look).removeprefix("reply: ") if lost else "")
 
 
 def remembered(found: Sequence[Traced], asked: Packet, look: Look) -> Iterator[str]:
@@ -138,6 +158,15 @@ def remembered(found: Sequence[Traced], asked: Packet, look: Look) -> Iterator[s
             f"note: conntrack on {look.place(where)} still leads {port} to {entry.answerer}, where no new connection "
             f"goes: a client that keeps its port gets no answer"
         )
+
+
+def _intended(objects: Objects, start: Target, found: Sequence[Traced], request: Request | None) -> Iterator[str]:
+    """What policies intend for the packet; for a request, for each of the two connections."""
+    if request is None:
+        yield from intended(objects, start, (one.way for one in found))
+        return
+    parts = (part for one in found for part in legs(objects, start, one.way))
+    yield from dict.fromkeys(line for who, way in parts for line in intended(objects, who, (way,)))
 
 
 def _protocol(*, udp: bool, icmp: bool, source_port: int | None) -> str:
@@ -174,6 +203,18 @@ def looked(now: Running, start: Target, asked: Packet, most: int | None = None) 
         state = _with(kernel.observe(now.cluster), flows)
         found = traced(state, start, asked, most)
     return state, found
+
+
+def _through_proxy(now: Running, start: Target, asked: Packet, request: Request) -> tuple[State, list[Traced]]:
+    """The same for a request, which may end at any pod: all is looked at."""
+    state = kernel.observe(now.cluster)
+    ways = (on for way in walk(state, start.netns, asked) for on in onward(now.objects, state, way, request))
+    return state, [_traced(state, way, asked) for way in ways]
+
+
+def _asked(objects: Objects, url: str, request: Request) -> Destination:
+    address = address_of(objects, request)
+    return Destination(address, request.port, f"{url}, {socket_address(address, request.port)}")
 
 
 def _flows(cluster: str, every: Iterable[str], asked: Packet) -> State:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from shlex import quote
 from typing import TypeVar
 
@@ -20,14 +21,16 @@ from nsnet import controller, model, reconcile
 from nsnet.cli import check, options
 from nsnet.cli.change import facts
 from nsnet.cli.context import Running, changing, opened, waiting_for
+from nsnet.cli.failing import guarded
 from nsnet.cli.files import load
 from nsnet.cli.impaired import equipped
 from nsnet.cli.output import error, note, out, progress, warning
 from nsnet.cli.plan import wanted
+from nsnet.cli.target import pods_of
 from nsnet.errors import MachineError, NotReachedError
 from nsnet.kernel import features
 from nsnet.manifests import Loaded
-from nsnet.model import Event, Ingress, Node, Objects, Pod, Service
+from nsnet.model import Event, HTTPRoute, Ingress, Node, Objects, Pod, Service
 from nsnet.reconcile import Report
 from nsnet.store import Store
 from nsnet.store.objects import load_objects, update
@@ -56,8 +59,16 @@ class Built(msgspec.Struct, frozen=True):
 @click.option("--no-verify", is_flag=True, help="Do not send packets to prove it.")
 @click.option("--timeout", default="60s", metavar="TIME", help="How long to wait until pods are ready (60s).")
 @click.option("--recreate", is_flag=True, help="Remove what is there under that name first.")
+@options.bundle_on_failure
 @options.cluster
-def up(files: tuple[str, ...], no_verify: bool, timeout: str, recreate: bool, cluster: str | None) -> int:
+def up(
+    files: tuple[str, ...],
+    no_verify: bool,
+    timeout: str,
+    recreate: bool,
+    bundle_on_failure: Path | None,
+    cluster: str | None,
+) -> int:
     """Build or converge a cluster: the files are the whole truth. Then start its controller, wait, verify.
 
     FILE is Kubernetes manifests, with at most one Cluster document; - is stdin, a directory stands for its manifests.
@@ -67,15 +78,19 @@ def up(files: tuple[str, ...], no_verify: bool, timeout: str, recreate: bool, cl
     changing("up")
     loaded = load(files, cluster)
     name = model.cluster_of(loaded.objects).metadata.name
-    with going_on(name):
-        for line in loaded.notes:
-            note(f"note: {line}")
-        built = build(loaded, name, recreate=recreate)
-        built = until_ready(built, seconds)
-        _print_built(built, time.perf_counter() - started)
-        code = 0 if no_verify else check.after_up(built.running)
-        _print_tries(built.running)
-        return max(code, _not_ready(built.running.objects))
+
+    def work(further: dict[str, str]) -> int:
+        with going_on(name):
+            for line in loaded.notes:
+                note(f"note: {line}")
+            built = build(loaded, name, recreate=recreate)
+            built = until_ready(built, seconds)
+            _print_built(built, time.perf_counter() - started)
+            code = 0 if no_verify else check.after_up(built.running, further)
+            _print_tries(built.running)
+            return max(code, _not_ready(built.running.objects))
+
+    return guarded(bundle_on_failure, lambda: name, work)
 
 
 def duration(text: str) -> float:
@@ -244,14 +259,33 @@ def tries(objects: Objects) -> Iterator[str]:
         yield f"exec{flag} {caller.metadata.name} -- {_call(inside, _by_name(objects, inside, caller), None)}"
     outside = next((item for item in services if any(port.nodePort for port in item.spec.ports or ())), None)
     hosts = model.cluster_of(objects).hosts
+    if outside and hosts and (door := _door(objects, outside)):
+        yield f"exec host/{hosts[0].name} -- {_call(outside, *door)}"
+    if hosts and (url := next(_urls(objects), "")):
+        yield f"exec host/{hosts[0].name} -- curl -s {quote(url)}"
+
+
+def _door(objects: Objects, service: Service) -> tuple[str, str | None] | None:
+    """Where a host comes in: the balancer's address, else a node that has a pod of it, where only those serve."""
+    if model.balanced_nodes(service):
+        return model.balanced_addresses(service)[0], None
+    if service.spec.externalTrafficPolicy == "Local":
+        return next(((pod.status.hostIP, "node") for pod in pods_of(objects, service) if model.is_ready(pod)), None)
     nodes = model.of(objects, Node)
-    if outside and hosts and nodes:
-        yield f"exec host/{hosts[0].name} -- {_call(outside, model.internal_ip(nodes[-1]), 'node')}"
-    served = next((item for item in model.of(objects, Ingress) if item.status.loadBalancer.ingress), None)
-    rule = next((rule for rule in (served.spec.rules or ()) if rule.host), None) if served else None
-    if rule and rule.host and hosts:
-        path = rule.http.paths[0].path if rule.http and rule.http.paths else ""
-        yield f"exec host/{hosts[0].name} -- curl -s {quote(f'http://{rule.host}{path}')}"
+    return (model.internal_ip(nodes[-1]), "node") if nodes else None
+
+
+def _urls(objects: Objects) -> Iterator[str]:
+    """What the HTTP proxy serves by name, the first path of each Ingress, and HTTPRoutes."""
+    for served in model.of(objects, Ingress):
+        for rule in (served.spec.rules or ()) if served.status.loadBalancer.ingress else ():
+            if rule.host:
+                yield f"http://{rule.host}{(rule.http.paths[0].path or '') if rule.http and rule.http.paths else ''}"
+    for route in model.of(objects, HTTPRoute):
+        sends = route.status.parents and any(rule.backendRefs for rule in route.spec.rules or ())
+        for host in (route.spec.hostnames or ()) if sends else ():
+            if not host.startswith("*"):
+                yield f"http://{host}/"
 
 
 def _by_name(objects: Objects, service: Service, caller: Pod) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, filterfalse
 
 from nsnet import names
-from nsnet.control import loadbalancer, namespaces, policy, service_events, userspace
+from nsnet.control import kubeproxy, loadbalancer, namespaces, policy, service_events, userspace
 from nsnet.control.endpoints import SERVICE_NAME
 from nsnet.control.table import Table, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
@@ -61,10 +61,7 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
     for pod in of(table, Pod).values():
         if is_unschedulable(pod):
             yield pod, "FailedScheduling", pod.status.message, "Warning"
-    selected = _selected(table)
-    for key, service in of(table, Service).items():
-        if service.spec.selector and service.spec.type != "ExternalName" and not _has_endpoints(table, key):
-            yield service, "NoEndpoints", _why_none(service, selected), "Warning"
+    yield from _without_endpoints(table)
     for key, namespace in of(table, Namespace).items():
         if owned_by(namespace, "Cluster") and key.name not in {*namespaces.BUILT_IN, PROXY_NAMESPACE}:
             yield namespace, "NamespaceCreated", "it is named in the manifests and nowhere declared", "Normal"
@@ -79,6 +76,7 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
     yield from _unreachable(table, cluster)
     yield from _doubtful(table)
     yield from userspace.warnings(table, cluster)
+    yield from kubeproxy.warnings(table)
     yield from loadbalancer.events(table, cluster)
     yield from _not_yet(table, cluster)
 
@@ -119,6 +117,18 @@ def _doubtful(table: Table) -> Iterator[Said]:
             found.setdefault(reason, []).append(message)
         for reason, messages in found.items():
             yield obj, reason, "; ".join(dict.fromkeys(messages)), "Warning"
+
+
+def _without_endpoints(table: Table) -> Iterator[Said]:
+    services = [service for key, service in of(table, Service).items() if _is_empty(table, key, service)]
+    selected = _selected(table) if services else set()
+    for service in services:
+        yield service, "NoEndpoints", _why_none(service, selected), "Warning"
+
+
+def _is_empty(table: Table, key: Key, service: Service) -> bool:
+    selects = bool(service.spec.selector) and service.spec.type != "ExternalName"
+    return selects and not _has_endpoints(table, key)
 
 
 def _has_endpoints(table: Table, key: Key) -> bool:

@@ -118,7 +118,7 @@ def _site(objects: Objects, fault: Fault, kind: Kind) -> Site:
 
 def standing(objects: Objects, now: str) -> Objects:
     """Without the faults whose time is over; `now` is RFC 3339 in UTC, empty: no clock."""
-    over = [key for key, obj in objects.items() if isinstance(obj, Fault) and obj.spec.until and obj.spec.until <= now]
+    over = {key for key, obj in model.keyed(objects, Fault).items() if obj.spec.until and obj.spec.until <= now}
     return {key: obj for key, obj in objects.items() if key not in over} if over else objects
 
 
@@ -151,8 +151,8 @@ def check(fault: Fault, objects: Objects) -> None:
     kind = kind_of(fault)
     key, spec = model.key_of(fault), fault.spec
     if not spec.on and not kind.everywhere:
-        raise ObjectError(key, "spec.on", "is missing", f"{kind.name} is on {WORDS[kind.places]}")
-    for field, places in (("on", spec.on), ("to", spec.to)):
+        raise ObjectError(key, "spec.where", "is missing", f"say where: --on {WORDS[kind.places]}")
+    for field, places in (("where", spec.on), ("to", spec.to)):
         for place in places:
             _check_place(key, f"spec.{field}", place, kind, objects)
     if spec.to and not kind.pairs:
@@ -218,9 +218,11 @@ def _check_needs(key: Key, kind: Kind, objects: Objects) -> None:
     }
     for need in kind.needs:
         if wrong.get(need):
-            raise ObjectError(key, "spec.fault", f"{kind.name} cannot be here: {wrong[need]}", "nsnet fault show KIND")
+            raise ObjectError(
+                key, "spec.fault", f"{kind.name} cannot be here: {wrong[need]}", f"nsnet fault show {kind.name}"
+            )
 
 
 def ends(objects: Objects) -> Iterable[str]:
     """When faults end by themselves, RFC 3339."""
-    return (obj.spec.until for obj in objects.values() if isinstance(obj, Fault) and obj.spec.until)
+    return (fault.spec.until for fault in model.of(objects, Fault) if fault.spec.until)

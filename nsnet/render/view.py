@@ -189,7 +189,7 @@ def view_of(objects: model.Objects) -> View:
     networks = {item.name: _network(cluster, item) for item in cluster.underlay.networks}
     nodes = tuple(_node(cluster, networks, item) for item in model.of(objects, model.Node))
     hosts = tuple(_host(cluster, networks, item) for item in cluster.hosts or ())
-    services = {key: item for key, item in objects.items() if isinstance(item, model.Service)}
+    services = model.keyed(objects, model.Service)
     dns = model.dns_service(services, cluster)
     return View(
         objects=objects,

@@ -289,10 +289,14 @@ def measure_dns() -> Iterator[Line]:
         front, back = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
     front.connect((address, 53))
     back.connect((address, 10053))
+    server = _serving("nsnet.programs.kubedns", place)
+    used = lookups.processor_time(server)
     taken = [_seen(front, number) for number in range(100, 107)]
+    each = (lookups.processor_time(server) - used) / len(taken)
     middle = statistics.median(taken)
     spread = f"{middle * 1000:.0f} ms (worst {max(taken) * 1000:.0f})"
     yield "10,000 Services: from the store's write to the record", spread, "< 200 ms", middle < 0.2
+    yield "of that kubedns, in its own processor time", f"{each * 1000:.0f} ms", "< 100 ms", each < 0.1
     names = [_name(number) for number in range(200, 700)]
     for what, sock in (("nsnet.programs.kubedns", back), ("dnsmasq", front)):
         pid = _serving(what, place)
@@ -300,7 +304,7 @@ def measure_dns() -> Iterator[Line]:
         clock, core = lookups.rate(sock, names, 3, pid)
         figures = f"{core:,.0f} /s ({clock:,.0f} to one client)"
         yield f"{what.rpartition('.')[2]}: cached answers per core", figures, ">= 15,000", core >= 15_000
-    size = _resident(_serving("nsnet.programs.kubedns", place))
+    size = _resident(server)
     yield "resident memory of kubedns at 10,000 Services", f"{size:.0f} MB", "< 150 MB", size < 150
     nsnet("down", "names")
     quiet()
