@@ -1,6 +1,6 @@
 """Faults of Services, masquerading and names: kube-proxy's rules, conntrack, endpoints, the DNS pods."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -59,7 +59,7 @@ def _double_nat(draft: Draft, site: Site) -> None:
             draft.first(netns, "nat", "POSTROUTING", rule, model.family_of(cidr))
 
 
-def _without(draft: Draft, netns: str, chain: str, goes: Any) -> None:
+def _without(draft: Draft, netns: str, chain: str, goes: Callable[[str], bool]) -> None:
     """Takes rules out of every nat chain whose name begins like that."""
     for key in list(draft.values(netns)):
         if key[0] == "chain" and key[2] == "nat" and key[3].startswith(chain):
@@ -167,7 +167,9 @@ def _wrong_port(objects: Objects, site: Site) -> Objects:
     return found
 
 
-def _slices(objects: Objects, service: Service, change: Any) -> Iterator[EndpointSlice]:
+def _slices(
+    objects: Objects, service: Service, change: Callable[[EndpointSlice], EndpointSlice]
+) -> Iterator[EndpointSlice]:
     for item in model.of(objects, EndpointSlice):
         meta = item.metadata
         if (meta.namespace, meta.labels.get(SLICE_OF)) == (service.metadata.namespace, service.metadata.name):
