@@ -24,7 +24,9 @@ REGISTRY = "/registry/"
 CLUSTERS = "/registry/nsnet/clusters/"
 LEASES = "/coreos.com/network/subnets/"
 LEASE_META = "/registry/nsnet/subnetleases/"
+FORMAT = "/registry/nsnet/format"  # of everything that stands in an etcd
 FENCE = "/registry/nsnet/fence"  # written with every set of objects, see `objects.py`
+PRIVATE = (FENCE, FORMAT, LEASE_META)  # no objects
 
 # Where the plural is not guessed right, or where no group stands in the path although the kind has one.
 RESOURCES = {

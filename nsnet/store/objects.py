@@ -10,10 +10,19 @@ from collections.abc import Callable, Iterable
 from nsnet.errors import InputError, NsnetError
 from nsnet.model import Key, Object, Objects, SubnetLease, key_of
 from nsnet.store import Compacted, Conflict, Entry, Event, Store
-from nsnet.store.keys import FENCE, LEASE_META, LEASES, REGISTRY, decode, path, records, with_metadata
+from nsnet.store.keys import (
+    FENCE,
+    LEASE_META,
+    LEASES,
+    PRIVATE,
+    REGISTRY,
+    decode,
+    path,
+    records,
+    with_metadata,
+)
 
 Warn = Callable[[str], None]
-MANY = 64  # from so many keys on, one listing is cheaper than asking for each
 ATTEMPTS = 20
 
 
@@ -85,10 +94,7 @@ def update(store: Store, change: Callable[[Objects], Objects], warn: Warn = _sil
 def _last_written(store: Store, keys: Iterable[str], revision: int) -> dict[str, int]:
     """When each key was last written, for the compare; refuses at once what is younger than our reading."""
     wanted = list(keys)
-    if len(wanted) > MANY:
-        there = {entry.key: entry.mod_revision for entry in store.list("/")[0]}
-    else:
-        there = {entry.key: entry.mod_revision for key in wanted if (entry := store.get(key)) is not None}
+    there = store.written(wanted)
     for key in wanted:
         if there.get(key, 0) > revision:
             raise Conflict(key)
@@ -105,7 +111,7 @@ def _decoded(pairs: Iterable[tuple[str, bytes]], warn: Warn) -> dict[Key, Object
 
 
 def _object(name: str, value: bytes, warn: Warn) -> Object | None:
-    if name == FENCE or name.startswith(LEASE_META) or not name.startswith((REGISTRY, LEASES)):
+    if name.startswith(PRIVATE) or not name.startswith((REGISTRY, LEASES)):
         return None
     try:
         return decode(name, value)
