@@ -66,7 +66,7 @@ from nsnet.state import (
     Veth,
     Vxlan,
 )
-from nsnet.store import Conflict, Store
+from nsnet.store import Conflict, Store, Unreachable, location
 from nsnet.store.objects import differences, load_objects, refresh, save_objects
 
 T = TypeVar("T")
@@ -130,24 +130,55 @@ class Report(msgspec.Struct, frozen=True):
     seconds: dict[str, float]
     memory: Memory
     lines: tuple[str, ...] = ()  # the first few changes, for a log
+    unreachable: Unreachable | None = None  # the store, so that this went by what was last known of it
 
 
 class BusyError(NotReachedError):
     """Another nsnet works on the cluster, and the time to wait for it is over."""
 
 
-def rooms() -> Rooms:
+def rooms(cluster: str) -> Rooms:
     """The real rooms."""
-    from nsnet import control, diff, kernel, render
+    from nsnet import control, diff, kernel
     from nsnet.render import conntrack
 
     def complete(objects: Objects, listening: Listening) -> dict[Key, Object]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return control.complete(objects, control.Facts(listening=listening, now=now))
 
+    def render(objects: Objects) -> State:
+        return wanted(cluster, objects)
+
     return Rooms(
-        kernel.observe, kernel.apply, render.render, complete, diff.diff, diff.touched, conntrack.flows, conntrack.stale
+        kernel.observe, kernel.apply, render, complete, diff.diff, diff.touched, conntrack.flows, conntrack.stale
     )
+
+
+def wanted(cluster: str, objects: Objects) -> State:
+    """What shall stand on this machine. Raises ObjectError for what is asked and not built yet."""
+    from nsnet.render import render
+
+    return {**render(objects), **furniture(cluster)}
+
+
+def furniture(cluster: str) -> State:
+    """What shall stand whatever the objects say: the etcd in which they do, if the cluster has one of its own."""
+    from nsnet.render import etcd
+
+    if location.here(cluster).store != location.INSIDE:
+        return {}
+    return dict([etcd.values(cluster, str(location.etcd_dir(cluster)))])
+
+
+def furnish(cluster: str) -> None:
+    """Makes that stand, before the store is opened. Whoever calls holds the lock. Raises NotReachedError."""
+    from nsnet import diff, kernel
+
+    want = furniture(cluster)
+    scope: Scope = dict.fromkeys(want, WHOLE)
+    refusals = kernel.apply(diff.diff(kernel.observe(cluster, only=scope), want, only=scope)) if want else []
+    if refusals:
+        raise NotReachedError(_sentences(refusals), "`nsnet logs etcd` shows what it says")
 
 
 def quiet(_phase: str, _count: int) -> None: ...
@@ -251,7 +282,7 @@ def sync(
     the objects since can touch. Raises NotReachedError where the kernel refuses the same change twice or nothing
     settles; and what control raises.
     """
-    return _Sync(store, cluster, using or rooms(), progress).run(only, memory)
+    return _Sync(store, cluster, using or rooms(cluster), progress).run(only, memory)
 
 
 class _Sync:
@@ -268,6 +299,7 @@ class _Sync:
         self.refusals: list[Refusal] = []
         self.refused: set[Any] = set()
         self.filtered: set[str] = set()  # namespaces whose packet filters were written
+        self.unreachable: Unreachable | None = None
         self.made: set[str] = set()  # namespaces that were not there before: no connection is older than their rules
 
     def run(self, only: Scope | None, memory: Memory | None) -> Report:
@@ -288,7 +320,7 @@ class _Sync:
                 have, scope, listening = self._look_again(changes, have, want, scope, listening)
                 continue
             completed = self._timed("control", self.rooms.complete, objects, listening)
-            if not self._differ(objects, completed):
+            if self.unreachable is not None or not self._differ(objects, completed):
                 self._forget_flows(objects, None if scope is None else self.filtered)
                 return self._report(number, Memory(objects, revision, want, listening))
             objects, revision = self._save(objects, completed, revision)
@@ -333,7 +365,11 @@ class _Sync:
         self.progress("store", 0)
         if memory is None:
             return self._timed("store", load_objects, self.store)
-        return self._timed("store", refresh, self.store, memory.objects, memory.revision)
+        try:
+            return self._timed("store", refresh, self.store, memory.objects, memory.revision)
+        except Unreachable as error:  # what stands is kept as it was last wanted; what control makes of it has to wait
+            self.unreachable = error
+            return memory.objects, memory.revision
 
     def _render(self, objects: Objects) -> State:
         self.progress("render", len(objects))
@@ -383,7 +419,8 @@ class _Sync:
 
     def _report(self, rounds: int, memory: Memory) -> Report:
         refusals = tuple(self.refusals)
-        return Report(memory.revision, rounds, self.count, refusals, self.seconds, memory, tuple(self.lines))
+        told = tuple(self.lines)
+        return Report(memory.revision, rounds, self.count, refusals, self.seconds, memory, told, self.unreachable)
 
     def _unsettled(self, changes: Sequence[Change]) -> NotReachedError:
         first = str(changes[0]).split("\n")[0] if changes else "the objects"

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from nsnet import diff, kernel, render, verify
+from nsnet import diff, kernel, reconcile, verify
 from nsnet.cli import options
 from nsnet.cli.context import Running, running
 from nsnet.cli.output import coloured, error, out, print_json, print_table, progress
@@ -109,7 +109,7 @@ def results_of(now: Running, found: list[Expectation], wish: Wish, *, drift: boo
 
 def _drift(now: Running) -> list[Result]:
     progress("comparing the kernel with what is wanted")
-    return verify.drift(diff.diff(kernel.observe(now.cluster), render.render(now.objects)))
+    return verify.drift(diff.diff(kernel.observe(now.cluster), reconcile.wanted(now.cluster, now.objects)))
 
 
 def _show(done: int, total: int) -> None:

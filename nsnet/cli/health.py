@@ -10,7 +10,7 @@ from typing import Any
 import click
 import msgspec
 
-from nsnet import controller, diff, kernel, model, names, render
+from nsnet import controller, diff, kernel, model, names, reconcile
 from nsnet.cli import options
 from nsnet.cli.columns import Look, cells, header
 from nsnet.cli.context import Running, chosen, clusters, need_root, opened, running
@@ -65,7 +65,7 @@ def status(output: str | None, cluster: str | None) -> int:
 def health(now: Running) -> Health:
     """Looks at the store, the kernel and the controller."""
     have = kernel.observe(now.cluster)
-    changes = diff.diff(have, render.render(now.objects))
+    changes = diff.diff(have, reconcile.wanted(now.cluster, now.objects))
     nodes, pods = model.of(now.objects, Node), model.of(now.objects, Pod)
     return Health(
         cluster=now.cluster,

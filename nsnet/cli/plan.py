@@ -5,7 +5,7 @@ from shlex import quote
 
 import click
 
-from nsnet import control, diff, manifests, model, names, render, verify
+from nsnet import control, diff, manifests, model, names, reconcile, render, verify
 from nsnet.cli import options
 from nsnet.cli.context import need_root, opened
 from nsnet.cli.files import load, placed, sources
@@ -31,7 +31,7 @@ def plan(files: tuple[str, ...], output: str, cluster: str | None) -> None:
     loaded = load(files, cluster)
     name = model.cluster_of(loaded.objects).metadata.name
     stored, have = _there(name)
-    changes = diff.diff(have, render.render(wanted(loaded, stored)))
+    changes = diff.diff(have, reconcile.wanted(name, wanted(loaded, stored)))
     for line in script(changes) if output == "sh" else as_text(changes):
         out(line)
     note(f"{len(changes)} changes" if changes else f"nothing to change: {name} is as the files say")

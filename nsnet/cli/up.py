@@ -11,24 +11,25 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from shlex import quote
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 import msgspec
 
-from nsnet import controller, model, reconcile
+from nsnet import controller, model, names, reconcile
 from nsnet.cli import check, options
 from nsnet.cli.change import facts
 from nsnet.cli.context import Running, changing, opened, waiting_for
 from nsnet.cli.files import load
 from nsnet.cli.output import error, note, out, progress, warning
 from nsnet.cli.plan import wanted
-from nsnet.errors import MachineError, NotReachedError
-from nsnet.kernel import features
+from nsnet.errors import InputError, MachineError, NotReachedError
+from nsnet.kernel import features, files
 from nsnet.manifests import Loaded
 from nsnet.model import Event, Ingress, Node, Objects, Pod, Service
 from nsnet.reconcile import Report
-from nsnet.store import Store
+from nsnet.store import Store, location, opening
+from nsnet.store.keys import CLUSTERS, NET_CONF, net_conf
 from nsnet.store.objects import load_objects, update
 
 T = TypeVar("T")
@@ -55,21 +56,30 @@ class Built(msgspec.Struct, frozen=True):
 @click.option("--no-verify", is_flag=True, help="Do not send packets to prove it.")
 @click.option("--timeout", default="60s", metavar="TIME", help="How long to wait until pods are ready (60s).")
 @click.option("--recreate", is_flag=True, help="Remove what is there under that name first.")
+@click.option(
+    "--store", metavar="STORE", help="Where objects stand: sqlite (default), etcd, etcd://HOST:2379[/PREFIX]."
+)
 @options.cluster
-def up(files: tuple[str, ...], no_verify: bool, timeout: str, recreate: bool, cluster: str | None) -> int:
+def up(
+    files: tuple[str, ...], no_verify: bool, timeout: str, recreate: bool, store: str | None, cluster: str | None
+) -> int:
     """Build or converge a cluster: the files are the whole truth. Then start its controller, wait, verify.
 
     FILE is Kubernetes manifests, with at most one Cluster document; - is stdin, a directory stands for its manifests.
+
+    --store etcd runs one etcd for the cluster in its fabric; a URL names one that is there (by TLS: etcds://HOST:2379
+    ?cacert=FILE&cert=FILE&key=FILE; several endpoints with commas). Every other verb finds it again.
     """
     started = time.perf_counter()
     seconds = duration(timeout)
     changing("up")
+    store = location.checked(store) if store else None
     loaded = load(files, cluster)
     name = model.cluster_of(loaded.objects).metadata.name
     with going_on(name):
         for line in loaded.notes:
             note(f"note: {line}")
-        built = _build(loaded, name, recreate=recreate)
+        built = _build(loaded, name, store, recreate=recreate)
         built = _until_ready(built, seconds)
         _print_built(built, time.perf_counter() - started)
         code = 0 if no_verify else check.after_up(built.running)
@@ -100,20 +110,66 @@ def going_on(name: str) -> Iterator[None]:
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
-def _build(loaded: Loaded, name: str, *, recreate: bool) -> Built:
+def _build(loaded: Loaded, name: str, place: str | None, *, recreate: bool) -> Built:
     started = time.perf_counter()
     with reconcile.lock(name, waiting=waiting_for(name, "up")):
         if recreate:
             wanted(loaded, {})  # what is wrong is found before anything is touched
             controller.stop(name)
+            opening.forget(name)
             reconcile.destroy(name)
+        _settle(name, place)
         with opened(name, create=True) as store:
             progress("writing the store")
-            update(store, lambda stored: wanted(loaded, stored, facts()), warning)
+            known = msgspec.structs.replace(facts(), subnets=files.subnet_envs(name))
+            refuse_other_flannel(store, wanted(loaded, {}, known))
+            update(store, lambda stored: wanted(loaded, stored, known), warning)
             report = explained(lambda: _sync_and_start(store, name))
     progress("")
     objects = report.memory.objects
     return Built(Running(name, objects, report.revision), report.changes, time.perf_counter() - started)
+
+
+def _settle(name: str, place: str | None) -> None:
+    """Where the store is to be: what was said now, else where it has been. It must be there before it is opened.
+
+    Raises InputError where the cluster has another one.
+    """
+    had = location.here(name)
+    store = place or had.store
+    if store != had.store and opening.exists(name):
+        hint = f"leave --store out, or begin anew: --recreate (or nsnet down {name})"
+        raise InputError(f"cluster {name} has its store in {had.store}, not in {store}", hint)
+    if store == location.INSIDE:
+        features.need("etcd", "--store etcd")
+    elif store != location.SQLITE:
+        opening.open_at(name, store, create=True).close()  # what is wrong with it is found before it is written down
+    location.settle(name, msgspec.structs.replace(had, store=store))
+    reconcile.furnish(name)
+
+
+def refuse_other_flannel(store: Store, objects: Objects) -> None:
+    """Where a real flannel already has another network in that etcd, the two cannot share it. Raises InputError."""
+    there = store.get(NET_CONF)
+    if there is None or store.list(CLUSTERS)[0]:
+        return
+    cluster = model.cluster_of(objects)
+    theirs, ours = json_or_nothing(there.value), json_or_nothing(net_conf(cluster))
+    for name in ("Network", "IPv6Network"):
+        if theirs.get(name) != ours.get(name):
+            hint = (
+                f"write podSubnet: {theirs.get(name)}, or give the cluster a prefix: --store …/{cluster.metadata.name}"
+            )
+            said = f"{name} {theirs.get(name)}, and networking.podSubnet is {cluster.networking.podSubnet}"
+            raise InputError(f"flannel's configuration in that etcd ({NET_CONF}) says {said}", hint)
+
+
+def json_or_nothing(value: bytes) -> dict[str, Any]:
+    """A JSON object; empty for what is none."""
+    try:
+        return msgspec.json.decode(value, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        return {}
 
 
 def _sync_and_start(store: Store, name: str) -> Report:
@@ -205,6 +261,9 @@ def _print_built(built: Built, seconds: float) -> None:
     )
     made = counted(built.changes, "change") if built.changes else "nothing to change"
     out(f"cluster {built.running.cluster} is up: {what}  ({made}, {seconds:.2f} s)")
+    store = location.here(built.running.cluster).store
+    if store != location.SQLITE:
+        out(f"its objects stand in {'an etcd of its own' if store == location.INSIDE else store.partition('?')[0]}")
     for event in model.of(objects, Event):
         if event.type == "Warning":
             about = event.involvedObject
@@ -227,6 +286,9 @@ def _print_tries(running: Running) -> None:
         out("try")
         for line in lines:
             out(f"  {command()} {line}")
+        if location.here(running.cluster).store == location.INSIDE:
+            place = names.fabric_netns(running.cluster, "etcd")
+            out(f"  sudo ip netns exec {place} etcdctl get --prefix --keys-only /registry")
 
 
 def tries(objects: Objects) -> Iterator[str]:

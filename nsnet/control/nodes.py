@@ -5,6 +5,8 @@ manifests (a dump) stays what it is; it gets what is missing. Labels and taints 
 made (or the document read anew); after that the Node says what they are, so that those a person typed stay.
 """
 
+from collections.abc import Mapping
+
 import msgspec
 
 from nsnet.control import flannel
@@ -36,12 +38,15 @@ def declared(table: Table) -> dict[Key, Node]:
     return {key: node for key, node in of(table, Node).items() if not owned_by(node, "Cluster")}
 
 
-def write(table: Table, cluster: Cluster) -> None:
-    """All Node objects, with their subnets, and the leases. Raises ObjectError where a subnet does not fit."""
+def write(table: Table, cluster: Cluster, envs: Mapping[str, str]) -> None:
+    """All Node objects, with their subnets, and the leases; `envs` is what nodes' subnet.env say.
+
+    Raises ObjectError where a subnet does not fit.
+    """
     assert isinstance(cluster.nodes, tuple)
     nodes = of(table, Node)
     there = {node.metadata.name: node for node in nodes.values()}
-    subnets = flannel.subnets(cluster, there, of(table, SubnetLease))
+    subnets = flannel.subnets(cluster, there, of(table, SubnetLease), envs)
     wanted: dict[Key, Node] = {}
     for entry in cluster.nodes:
         key = Key("Node", "", entry.name)

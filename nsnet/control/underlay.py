@@ -40,6 +40,7 @@ from nsnet.model import (
 
 NODES, OUTSIDE, CLIENT = "nodes", "outside", "client"
 ROUTER = "router"  # `<cluster>.fabric.router` is the router's namespace, so no switch may be called so
+ETCD = "etcd"  # the same of `up --store etcd`
 _NUMBERS = (*range(18, 32), 17, 16)
 INSIDE: Mapping[Family, tuple[str, ...]] = {
     "ip": tuple(f"172.{number}.0.0/16" for number in _NUMBERS),
@@ -244,6 +245,8 @@ def _network_names(cluster: Cluster, networks: Sequence[Network]) -> None:
         field = f"underlay.networks[{index}].name"
         if network.name == ROUTER:
             raise cluster_error(cluster, field, "router is the name of what joins the networks", "choose another name")
+        if network.name == ETCD:
+            raise cluster_error(cluster, field, "etcd is the name of the cluster's own etcd", "choose another name")
         if not _LABEL.fullmatch(network.name):
             raise cluster_error(
                 cluster, field, f'"{network.name}" is not a DNS label', "lower-case letters, digits and -"

@@ -27,13 +27,16 @@ from pathlib import Path
 from typing import Any
 
 from nsnet import kernel, names, reconcile
+from nsnet.control.flannel import lease_name
 from nsnet.controller.client import log_path, socket_path
+from nsnet.controller.leases import Keeper
 from nsnet.errors import NsnetError
 from nsnet.kernel import health, notify, process
 from nsnet.kernel.netns import identity
+from nsnet.model import Node
 from nsnet.reconcile import LISTENERS, WHOLE, BusyError, Memory, Report
 from nsnet.state import Change, Key, Netns, Refusal
-from nsnet.store import sqlite
+from nsnet.store import Store, Unreachable, location, opening
 from nsnet.store.keys import CLUSTERS
 
 RESYNC = float(os.environ.get("NSNET_RESYNC") or 5)  # seconds after which everything is looked at, if that is cheap
@@ -42,6 +45,7 @@ DEBOUNCE = 0.05  # seconds in which further hints are awaited
 BUSY = 0.05  # seconds until the lock is asked for again
 POLL = 0.5  # seconds until the store is asked whether a wake-up was lost
 RETRY_FIRST, RETRY_LAST = 0.2, 30.0
+PATIENCE = 1.0  # for an etcd that does not answer: what stands has to be looked after meanwhile
 LOG_BYTES = 1 << 20
 LINE_BYTES, CLIENTS = 4096, 64
 
@@ -52,7 +56,7 @@ def run(cluster: str) -> int:
     """Runs the cluster's controller until the cluster is gone (0); 3 when another controller is running."""
     os.umask(0o077)
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(contextlib.closing(sqlite.open_store(cluster)))
+        store = stack.enter_context(contextlib.closing(_opened(cluster)))
         server = _listen(socket_path(cluster))
         if server is None:
             _log(cluster, "another controller is running")
@@ -65,6 +69,15 @@ def run(cluster: str) -> int:
         why = loop.run()
         _log(cluster, f"ends: {why}")
     return 0
+
+
+def _opened(cluster: str) -> Store:
+    """The store. The cluster's own etcd is made to stand where it does not; whoever starts us may hold the lock."""
+    with contextlib.suppress(Unreachable):
+        return opening.open_store(cluster, patience=PATIENCE)
+    with reconcile.lock(cluster):
+        reconcile.furnish(cluster)
+    return opening.open_store(cluster, patience=PATIENCE)
 
 
 def _listen(path: Path) -> socket.socket | None:
@@ -115,7 +128,7 @@ class Client:
 class Loop:
     """Everything the controller knows may be dropped at any time: `memory` is a cache, the rest are sockets."""
 
-    def __init__(self, cluster: str, store: sqlite.SqliteStore, server: socket.socket) -> None:
+    def __init__(self, cluster: str, store: Store, server: socket.socket) -> None:
         self.cluster = cluster
         self.store = store
         self.server = server
@@ -131,8 +144,10 @@ class Loop:
         self.clients: set[Client] = set()
         self.sockets: dict[str, socket.socket] = {}  # namespace → its notifications
         self.places: dict[str, object] = {}  # namespace → which one it was when subscribed to
-        self.rooms = reconcile.rooms()._replace(apply=self._apply)
+        self.rooms = reconcile.rooms(cluster)._replace(apply=self._apply)
         self.programs: dict[int, int] = {}  # pid → pidfd
+        self.shared = location.here(cluster).store != location.SQLITE
+        self.keeper = Keeper()
         self.health: socket.socket | None = None  # on which the balancer's checks tell of a change
         self.selector = selectors.EpollSelector()
         self.due = self.resync = time.monotonic()
@@ -192,6 +207,8 @@ class Loop:
             return "the cluster's store is gone"
         if not names.run_dir(self.cluster).is_dir():
             return "the cluster's run directory is gone"
+        if isinstance(self.error, Unreachable):
+            return ""
         with contextlib.suppress(NsnetError):  # a store that cannot be read is not gone
             if not self.store.list(CLUSTERS)[0]:
                 return "the store holds no cluster any more"
@@ -207,6 +224,8 @@ class Loop:
             with reconcile.lock(self.cluster, timeout=0):
                 if self.store.gone():
                     return
+                if self.memory is None:
+                    reconcile.furnish(self.cluster)
                 report = reconcile.sync(self.store, self.cluster, only=None if whole else hints, memory=self.memory)
         except BusyError:
             self.hints = hints | self.hints
@@ -226,6 +245,19 @@ class Loop:
         self._plan(whole)
         self._answer()
         self._watch()
+        self._keep_leases()
+
+    def _keep_leases(self) -> None:
+        """flannel's, of the nodes that are here."""
+        if not self.shared or self.memory is None or not self.keeper.due():
+            return
+        nodes = [obj for obj in self.memory.objects.values() if isinstance(obj, Node)]
+        subnets = {name for node in nodes if (name := lease_name(node.spec.podCIDRs))}
+        try:
+            if self.keeper.keep(self.store, subnets):
+                self.due = time.monotonic()  # the revision is another one now
+        except NsnetError as error:
+            _log(self.cluster, f"leases could not be renewed: {error}")
 
     def _apply(self, changes: Sequence[Change]) -> list[Refusal]:
         """An open socket keeps its namespace alive: those of namespaces that are to go are closed before."""
@@ -235,7 +267,9 @@ class Loop:
         return kernel.apply(changes)
 
     def _reached(self, report: Report, whole: bool, seconds: float) -> None:
-        if self.error is not None:
+        if report.unreachable is not None:
+            self._failed(report.unreachable, report.memory)
+        elif self.error is not None:
             _log(self.cluster, "the sync succeeds again")
         if report.revision == self.revision:
             self.drift += report.changes
@@ -244,14 +278,16 @@ class Loop:
             _log(self.cluster, f"revision {report.revision}: {report.changes} changes, {seconds:.3f} s, saw {look}")
             for line in report.lines:
                 _log(self.cluster, f"    {line}")
-        self.memory, self.revision = report.memory, report.revision
-        self.error, self.failures = None, 0
         self.syncs += 1
+        if report.unreachable is None:
+            self.memory, self.revision = report.memory, report.revision
+            self.error, self.failures = None, 0
 
-    def _failed(self, error: NsnetError) -> None:
+    def _failed(self, error: NsnetError, memory: Memory | None = None) -> None:
+        """`memory`: what may be kept of what was known, where it is the store alone that fails."""
         if self.error is None or str(self.error) != str(error):
             _log(self.cluster, f"the sync failed: {error}")
-        self.error, self.memory = error, None
+        self.error, self.memory = error, memory
         self.failures += 1
 
     def _plan(self, whole: bool) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import msgspec
 
+from nsnet.errors import MachineError
+
 GC_THRESH = Path("/proc/sys/net/ipv4/neigh/default/gc_thresh3")
 
 
@@ -56,6 +58,8 @@ TOOLS: tuple[tuple[str, str, bool], ...] = (  # command, Debian package, is it n
     ("curl", "curl", False),
     ("dnsmasq", "dnsmasq-base", True),
     ("nslookup", "bind9-dnsutils", True),
+    ("etcd", "etcd-server", False),
+    ("etcdctl", "etcd-client", False),
 )
 FEATURES: tuple[Feature, ...] = (
     Feature("network namespaces", ("true",), "kernel option CONFIG_NET_NS", "every pod and node is one"),
@@ -206,6 +210,13 @@ def tools() -> list[Finding]:
         Finding(tool, shutil.which(tool) is not None, f"sudo apt-get install {package}", needed=needed)
         for tool, package, needed in TOOLS
     ]
+
+
+def need(tool: str, what: str) -> None:
+    """Raises MachineError where a tool is missing that `what` asks for."""
+    package = next(package for name, package, _ in TOOLS if name == tool)
+    if shutil.which(tool) is None:
+        raise MachineError(f"{what} needs {tool}, which is not installed", f"sudo apt-get install {package}")
 
 
 def features(wanted: Sequence[Feature] = (*FEATURES, *IPV6)) -> list[Finding]:

@@ -9,7 +9,7 @@ cluster's store is and `opening.py` opens it.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Protocol, Self
 
 import msgspec
 
@@ -146,3 +146,7 @@ class Store(Protocol):
         ...
 
     def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...

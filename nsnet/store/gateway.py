@@ -194,7 +194,10 @@ def unreachable(location: Location, error: Exception) -> Unreachable:
     """No endpoint answers."""
     why = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if location.text == INSIDE:
-        return Unreachable(f"the cluster's own etcd does not answer: {why}", "`nsnet logs etcd` shows what it says")
+        return Unreachable(
+            f"the cluster's own etcd does not answer: {why}",
+            "`nsnet logs etcd` shows what it says; `nsnet up` starts it",
+        )
     hosts = ", ".join(location.endpoints)
     spoken = isinstance(error, http.client.HTTPException) and not location.tls
     hint = "does it want TLS? etcds://…" if spoken else "is etcd running, and the address right?"

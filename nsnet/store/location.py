@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
-from nsnet.errors import InputError
+from nsnet.errors import InputError, MachineError
 from nsnet.names import state_dir
 
 SQLITE, INSIDE = "sqlite", "etcd"
@@ -88,7 +88,14 @@ def checked(text: str) -> str:
     return f"etcd{'s' if at.tls else ''}://{','.join(at.endpoints)}{at.prefix}{f'?{files}' if files else ''}"
 
 
-# --- a cluster's --------------------------------------------------------------------------------------------------
+# --- a cluster's ------------------------------------------------------------------------------------------------------
+
+
+class Here(msgspec.Struct, frozen=True):
+    """What this machine knows of a cluster without asking anybody: where its store is, and which machine this is."""
+
+    store: str = SQLITE
+    machine: str = ""  # empty: the only one
 
 
 def etcd_dir(cluster: str) -> Path:
@@ -109,32 +116,34 @@ def unix_path(endpoint: str) -> str:
     return endpoint.removeprefix(_UNIX) if endpoint.startswith(_UNIX) else ""
 
 
-def path_of_note(cluster: str) -> Path:
-    return state_dir(cluster) / "store"
+def _note(cluster: str) -> Path:
+    return state_dir(cluster) / "here.json"
 
 
-def noted(cluster: str) -> str:
-    """What `note` wrote down: `etcd` or a URL; `sqlite` where nothing stands."""
+def here(cluster: str) -> Here:
+    """What `settle` wrote down; a file of this machine where it wrote nothing."""
     try:
-        return path_of_note(cluster).read_text().strip() or SQLITE
-    except FileNotFoundError:
-        return SQLITE
+        return msgspec.json.decode(_note(cluster).read_bytes(), type=Here)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return Here()
+    except msgspec.MsgspecError as error:
+        hint = "write it again: nsnet up --store …"
+        raise MachineError(f"{_note(cluster)} does not say where the store is: {error}", hint) from error
 
 
-def note(cluster: str, store: str) -> None:
+def settle(cluster: str, at: Here) -> None:
     """Remembers where the cluster's store is, so that every verb (and the controller) finds it."""
-    path = path_of_note(cluster)
-    if store == SQLITE:
+    path = _note(cluster)
+    if at == Here():
         path.unlink(missing_ok=True)
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_suffix(".new")
-    new.write_text(f"{store}\n")
+    new.write_bytes(msgspec.json.encode(at))
     new.chmod(0o600)
     new.replace(path)
 
 
-def location(cluster: str) -> Location | None:
-    """Where the cluster's etcd is; None where its store is a file."""
-    store = noted(cluster)
-    return None if store == SQLITE else inside(cluster) if store == INSIDE else parsed(store)
+def location(cluster: str, store: str) -> Location:
+    """The etcd that these words mean."""
+    return inside(cluster) if store == INSIDE else parsed(store)

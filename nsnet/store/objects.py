@@ -91,6 +91,23 @@ def update(store: Store, change: Callable[[Objects], Objects], warn: Warn = _sil
     raise lost
 
 
+def clear(store: Store) -> None:
+    """Deletes everything of ours; leases of a real flanneld, and what is no object, stay."""
+    while True:
+        objects, revision = load_objects(store)
+        ours = {key: obj for key, obj in objects.items() if not _is_foreign(obj)}
+        puts = differences(ours, {}) | {entry.key: None for prefix in PRIVATE for entry in store.list(prefix)[0]}
+        try:
+            store.txn(_last_written(store, puts, revision), puts)
+        except Conflict:
+            continue
+        return
+
+
+def _is_foreign(obj: Object) -> bool:
+    return isinstance(obj, SubnetLease) and not any(owner.kind == "Node" for owner in obj.metadata.ownerReferences)
+
+
 def _last_written(store: Store, keys: Iterable[str], revision: int) -> dict[str, int]:
     """When each key was last written, for the compare; refuses at once what is younger than our reading."""
     wanted = list(keys)
