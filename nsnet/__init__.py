@@ -6,7 +6,7 @@ there, and writes the difference.
     topo.yaml ─manifests→ objects ─control→ objects, complete ─store→ disk, before the kernel is touched
                                                  │
                                                  ▼ render                (pure)
-                                    want: {netns: {values}}
+                                    want: {netns: {values}}    faults: what is broken on purpose changes it
     kernel ─observe→ have: {netns: {values}} ────┤
                                                  ▼ diff                  (pure)
                                           [Change, …]        `nsnet plan` prints these and stops
@@ -15,7 +15,7 @@ there, and writes the difference.
 
     floor 3, the roof     cli/ · controller/                the only code that prints, exits or waits
     floor 2, halls        reconcile.py · verify/            the order in which rooms are used
-    floor 1, rooms        manifests.py · store/ · control/ · render/ · diff.py · kernel/ · programs/
+    floor 1, rooms        manifests/ · store/ · control/ · render/ · faults/ · diff.py · kernel/ · trace/ · programs/
     floor 0, words        model.py · state.py · names.py · errors.py; made of them, routes/: what is asked of HTTP
 
 Imports only point down, and rooms on floor 1 never see each other. `render` never sees the kernel, the kernel never

@@ -38,6 +38,7 @@ from nsnet.state import (
     Conntrack,
     FdbEntry,
     File,
+    Hold,
     IpSet,
     Key,
     Listener,
@@ -58,10 +59,8 @@ from nsnet.state import (
     Verb,
     Veth,
     Vxlan,
+    begins,
 )
-
-Hold = tuple[str, Key]
-"""(namespace, beginning of a key): what is not touched. `()` holds the whole namespace, `("link", "cni0")` a link."""
 
 Device = tuple[str, str]  # namespace, device
 
@@ -150,7 +149,7 @@ class _Held:
                     self._devices |= {(netns, value.name), *_peer(value)}
 
     def _said(self, netns: str, key: Key) -> bool:
-        return any(key[: len(prefix)] == prefix for prefix in self._prefixes.get(netns, ()))
+        return any(begins(key, prefix) for prefix in self._prefixes.get(netns, ()))
 
     def covers(self, netns: str, value: Value) -> bool:
         if not self._prefixes:

@@ -950,6 +950,42 @@ class Cluster(msgspec.Struct, frozen=True):
     raw: dict[str, Any] = {}
 
 
+# --- what is broken on purpose ----------------------------------------------------------------------------------------
+
+
+class FaultSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One thing that is broken: `fault` names its kind in the catalogue (`nsnet.faults`).
+
+    `on` and `to` are places: node/N, host/H, pod/NAMESPACE/NAME, svc/NAMESPACE/NAME; `to` is the other side of what
+    stands between two. `means`: what the kernel offers for it (`netem`; empty: what every kernel has). `until`: when it
+    ends by itself, RFC 3339 in UTC; empty: never.
+
+    `leave`: the damage is done once and then left alone, with whatever somebody does to it: `keys`, the values that it
+    touched; `places`, the whole namespaces. Empty: it is kept as it is until it is cleared.
+    """
+
+    fault: str
+    on: tuple[str, ...] = ()
+    to: tuple[str, ...] = ()
+    options: dict[str, str] = {}
+    means: str = ""
+    until: str = ""
+    leave: str = ""
+
+
+class FaultStatus(msgspec.Struct, frozen=True):
+    """`done`: a damage that is left alone stands, from now on its values are held."""
+
+    done: bool = False
+
+
+class Fault(msgspec.Struct, frozen=True):
+    metadata: ObjectMeta
+    spec: FaultSpec
+    status: FaultStatus = FaultStatus()
+    raw: dict[str, Any] = {}
+
+
 # --- what kube-proxy is told ------------------------------------------------------------------------------------------
 
 
@@ -1016,6 +1052,7 @@ Object = (
     | Event
     | SubnetLease
     | Cluster
+    | Fault
     | KubeProxyConfiguration
     | Ingress
     | IngressClass
@@ -1031,7 +1068,7 @@ KINDS: Mapping[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         Namespace, Node, Pod, Deployment, ReplicaSet, ReplicationController, StatefulSet, DaemonSet, Job,
-        Service, Endpoints, EndpointSlice, Event, SubnetLease, Cluster, KubeProxyConfiguration,
+        Service, Endpoints, EndpointSlice, Event, SubnetLease, Cluster, Fault, KubeProxyConfiguration,
         Ingress, IngressClass, GatewayClass, Gateway, HTTPRoute, ReferenceGrant,
     )
 }  # fmt: skip
@@ -1044,11 +1081,12 @@ CLUSTER_SCOPED = frozenset({
     "Namespace", "Node", "Cluster", "SubnetLease", "IngressClass", "GatewayClass", "PersistentVolume", "ClusterRole",
     "ClusterRoleBinding", "StorageClass", "CustomResourceDefinition", "PriorityClass", "RuntimeClass", "CSIDriver",
     "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration", "APIService", "KubeProxyConfiguration",
-    "ServiceSnapshot",
+    "ServiceSnapshot", "Fault",
 })  # fmt: skip
 API_VERSIONS: Mapping[str, str] = {
     "Deployment": "apps/v1", "ReplicaSet": "apps/v1", "StatefulSet": "apps/v1", "DaemonSet": "apps/v1",
     "Job": "batch/v1", "EndpointSlice": "discovery.k8s.io/v1", "Cluster": "nsnet/v1", "SubnetLease": "nsnet/v1",
+    "Fault": "nsnet/v1",
     "KubeProxyConfiguration": "kubeproxy.config.k8s.io/v1alpha1",
     **dict.fromkeys(("Ingress", "IngressClass"), "networking.k8s.io/v1"),
     **dict.fromkeys(("GatewayClass", "Gateway", "HTTPRoute", "ReferenceGrant"), "gateway.networking.k8s.io/v1"),

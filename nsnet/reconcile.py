@@ -1,6 +1,6 @@
 """sync(): ask the kernel what is there, write the difference to what is wanted, and look again until nothing differs.
 
-    store ─→ objects ─render→ want ┐
+    store ─→ objects ─render→ want ┐  with the faults among the objects
                                    ├─diff→ changes ─apply→ kernel ─┐
     kernel ──────────────observe→ have                             │ look again
       ↑            listeners in it │                               │
@@ -23,6 +23,9 @@ to an endpoint of before are deleted, in nodes whose rules were written and at e
 those are; the objects and the entries say it. In a cluster with `policy.flushConntrack` the entries of what a policy
 denies go with them, of every protocol.
 
+What is broken on purpose is no exception to all this: a Fault among the objects changes what is wanted (`wanted`), or
+holds keys that `diff` then skips. It ends by not being there.
+
 One writer: whoever holds the cluster's `lock`. It is a lock on a file outside the cluster's own run directory, so that
 `down` can remove that; the kernel drops it when its holder dies, however that happens.
 """
@@ -42,13 +45,14 @@ import msgspec
 
 from nsnet import names
 from nsnet.errors import MachineError, NotReachedError
-from nsnet.model import Key, Object, Objects
+from nsnet.model import Key, Object, Objects, cluster_of
 from nsnet.state import (
     Bridge,
     BridgePort,
     Chain,
     Change,
     File,
+    Hold,
     IpSet,
     Listener,
     Loopback,
@@ -65,6 +69,7 @@ from nsnet.state import (
     Value,
     Veth,
     Vxlan,
+    is_held,
 )
 from nsnet.store import Conflict, Store, Unreachable, location
 from nsnet.store.objects import differences, load_objects, refresh, save_objects
@@ -98,8 +103,15 @@ def _none_stale(_flows: Mapping[str, Any], _have: State) -> list[Change]:
     return []
 
 
+def _no_holds(_objects: Objects) -> frozenset[Hold]:
+    return frozenset()
+
+
 class Rooms(NamedTuple):
-    """The rooms a sync goes through; tests may furnish their own."""
+    """The rooms a sync goes through; tests may furnish their own. `render` is `wanted`, with what is broken on purpose.
+
+    `complete` says what follows from the objects once the kernel is as they want it.
+    """
 
     observe: Callable[..., Mapping[str, frozenset[Value]]]
     apply: Callable[[Sequence[Change]], list[Refusal]]
@@ -109,6 +121,7 @@ class Rooms(NamedTuple):
     touched: Callable[[State, State], Scope]
     flows: Callable[[Objects], Mapping[str, Any]] = _no_flows  # netns → what `stale` compares its UDP entries with
     stale: Callable[[Mapping[str, Any], State], list[Change]] = _none_stale
+    holds: Callable[[Objects], frozenset[Hold]] = _no_holds  # what nobody touches
 
 
 class Memory(NamedTuple):
@@ -118,6 +131,7 @@ class Memory(NamedTuple):
     revision: int
     want: State
     listening: Listening
+    holds: frozenset[Hold] = frozenset()
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -137,28 +151,39 @@ class BusyError(NotReachedError):
     """Another nsnet works on the cluster, and the time to wait for it is over."""
 
 
-def rooms(cluster: str) -> Rooms:
+def rooms() -> Rooms:
     """The real rooms."""
-    from nsnet import control, diff, kernel
+    from nsnet import diff, faults, kernel
     from nsnet.render import conntrack
 
     def complete(objects: Objects, listening: Listening) -> dict[Key, Object]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return control.complete(objects, control.Facts(listening=listening, now=now))
+        return dict(faults.marked(completed(objects, listening, now)))
 
     def render(objects: Objects) -> State:
-        return wanted(cluster, objects)
+        return wanted(objects).state
+
+    def holds(objects: Objects) -> frozenset[Hold]:
+        return wanted(objects).holds if any(key.kind == "Fault" for key in objects) else frozenset()
 
     return Rooms(
-        kernel.observe, kernel.apply, render, complete, diff.diff, diff.touched, conntrack.flows, conntrack.stale
+        kernel.observe, kernel.apply, render, complete, diff.diff, diff.touched, conntrack.flows, conntrack.stale, holds
     )
 
 
-def wanted(cluster: str, objects: Objects) -> State:
-    """What shall stand on this machine. Raises ObjectError for what is asked and not built yet."""
-    from nsnet.render import render
+class Wanted(NamedTuple):
+    """What shall stand on the machine, and what is left alone whatever it is."""
 
-    return {**render(objects), **furniture(cluster)}
+    state: State
+    holds: frozenset[Hold] = frozenset()
+
+
+def wanted(objects: Objects) -> Wanted:
+    """What follows from completed objects for the kernel, with the faults that stand among them."""
+    from nsnet import faults, render
+
+    healthy = {**render.render(faults.asked(objects)), **furniture(cluster_of(objects).metadata.name)}
+    return Wanted(faults.broken(healthy, objects), faults.holds(healthy, objects))
 
 
 def furniture(cluster: str) -> State:
@@ -179,6 +204,16 @@ def furnish(cluster: str) -> None:
     refusals = kernel.apply(diff.diff(kernel.observe(cluster, only=scope), want, only=scope)) if want else []
     if refusals:
         raise NotReachedError(_sentences(refusals), "`nsnet logs etcd` shows what it says")
+
+
+def completed(
+    objects: Objects, listening: Listening | None, now: str, subnets: Mapping[str, str] | None = None
+) -> dict[Key, Object]:
+    """`control.complete`, with what faults do to what it makes; those whose time is over are gone."""
+    from nsnet import control, faults
+
+    standing = faults.standing(objects, now)
+    return dict(faults.derived(control.complete(standing, control.Facts(listening, now, subnets or {}))))
 
 
 def quiet(_phase: str, _count: int) -> None: ...
@@ -282,7 +317,7 @@ def sync(
     the objects since can touch. Raises NotReachedError where the kernel refuses the same change twice or nothing
     settles; and what control raises.
     """
-    return _Sync(store, cluster, using or rooms(cluster), progress).run(only, memory)
+    return _Sync(store, cluster, using or rooms(), progress).run(only, memory)
 
 
 class _Sync:
@@ -300,6 +335,7 @@ class _Sync:
         self.refused: set[Any] = set()
         self.filtered: set[str] = set()  # namespaces whose packet filters were written
         self.unreachable: Unreachable | None = None
+        self.holds: frozenset[Hold] = frozenset()
         self.made: set[str] = set()  # namespaces that were not there before: no connection is older than their rules
 
     def run(self, only: Scope | None, memory: Memory | None) -> Report:
@@ -311,6 +347,7 @@ class _Sync:
         if only is not None and memory is not None:
             old, before = memory.want, memory.listening
             scope = union(only, self._timed("diff", self.rooms.touched, old, want))
+            scope = union(scope, released(memory.holds, self.holds))
         have = self._observe(scope)
         listening = heard(have, scope, before)
         for number in range(1, ROUNDS + 1):
@@ -322,11 +359,13 @@ class _Sync:
             completed = self._timed("control", self.rooms.complete, objects, listening)
             if self.unreachable is not None or not self._differ(objects, completed):
                 self._forget_flows(objects, None if scope is None else self.filtered)
-                return self._report(number, Memory(objects, revision, want, listening))
+                return self._report(number, Memory(objects, revision, want, listening, self.holds))
             objects, revision = self._save(objects, completed, revision)
+            held = self.holds
             old, want = want, self._render(objects)
             if scope is not None:
                 scope = self._timed("diff", self.rooms.touched, old, want)
+                scope = union(scope, released(held, self.holds))
                 have = self._observe(scope)
                 listening = heard(have, scope, listening)
         raise self._unsettled(changes)
@@ -358,6 +397,7 @@ class _Sync:
         if not scope:
             return
         stale = self._timed("diff", self.rooms.stale, flows, self._observe(scope))
+        stale = [change for change in stale if not is_held(self.holds, change.netns, change.value.key)]
         if stale:
             self._apply(stale)
 
@@ -373,6 +413,7 @@ class _Sync:
 
     def _render(self, objects: Objects) -> State:
         self.progress("render", len(objects))
+        self.holds = self._timed("render", self.rooms.holds, objects)
         return self._timed("render", self.rooms.render, objects)
 
     def _observe(self, scope: Scope | None) -> State:
@@ -383,7 +424,7 @@ class _Sync:
 
     def _diff(self, have: State, want: State, scope: Scope | None, old: State) -> list[Change]:
         aim = want if scope is None else narrowed(have, want, scope, old)
-        return self._timed("diff", self.rooms.diff, have, aim, only=scope)
+        return self._timed("diff", self.rooms.diff, have, aim, only=scope, holds=self.holds)
 
     def _apply(self, changes: Sequence[Change]) -> None:
         self.progress("apply", len(changes))
@@ -465,6 +506,11 @@ def scope_of(changes: Iterable[Change]) -> Scope:
         if isinstance(change.value, STRUCTURE):
             whole.add(change.netns)
     return {netns: WHOLE if netns in whole else frozenset(found) for netns, found in keys.items()}
+
+
+def released(before: Collection[Hold], now: Collection[Hold]) -> Scope:
+    """Where something is no longer held: nobody knows what became of it meanwhile."""
+    return dict.fromkeys({netns for netns, _ in set(before) - set(now)}, WHOLE)
 
 
 def narrowed(have: State, want: State, scope: Scope, old: State) -> State:

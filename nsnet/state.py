@@ -8,7 +8,7 @@ Kernel-made things are not values: `proto kernel` routes, link-local IPv6 addres
 fallback tunnel devices, empty built-in chains with policy ACCEPT.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from shlex import quote
 from typing import Literal
@@ -374,6 +374,10 @@ State = Mapping[str, frozenset[Value]]
 Scope = Mapping[str, frozenset[Key]]
 """What a look is limited to: namespace → keys. An empty set of keys means the whole namespace."""
 
+Hold = tuple[str, Key]
+"""(namespace, beginning of a key): what is not touched. `()` holds the whole namespace, `("link", "cni0")` a link,
+`("chain", "ip", "nat", "KUBE-SVC-*")` the chains of such a name."""
+
 Verb = Literal["add", "replace", "delete"]
 
 
@@ -439,6 +443,19 @@ SYSCTLS: Mapping[str, tuple[str, ...]] = {
     "host": IPV6,
     "pod": (),
 }
+
+
+def is_held(holds: Iterable[Hold], netns: str, key: Key) -> bool:
+    """Is the key in this namespace under one of the holds?"""
+    return any(place == netns and begins(key, prefix) for place, prefix in holds)
+
+
+def begins(key: Key, prefix: Key) -> bool:
+    """Does the key begin like that? A last word that ends in `*` stands for all that begin with it."""
+    if prefix and prefix[-1].endswith("*") and len(key) >= len(prefix):
+        last = len(prefix) - 1
+        return key[:last] == prefix[:last] and key[last].startswith(prefix[last][:-1])
+    return key[: len(prefix)] == prefix
 
 
 def socket_address(ip: str, port: int | str) -> str:

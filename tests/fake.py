@@ -27,7 +27,7 @@ from ipaddress import ip_address, ip_interface
 from itertools import groupby
 
 from nsnet import names, state
-from nsnet.diff import Hold, diff, hangs_on, in_place, targets
+from nsnet.diff import diff, hangs_on, in_place, targets
 from nsnet.state import (
     Address,
     Bridge,
@@ -36,6 +36,7 @@ from nsnet.state import (
     Change,
     FdbEntry,
     File,
+    Hold,
     IpSet,
     Key,
     Loopback,

@@ -173,7 +173,7 @@ def test_wrong_words(nsnet: Any, words: str, code: int, error: str, hint: str) -
 NEEDS_ROOT = ["up x", "down", "apply -f x", "delete pod x", "scale deploy/x --replicas 1", "label pod/x a=b",
               "annotate pod/x a=b", "get po", "describe po x", "status", "list", "events", "logs", "rules node/x",
               "leases", "conntrack node/x", "exec x -- ls", "shell x", "verify", "trace x y", "capture x",
-              "graph", "snapshot", "diff x", "explain svc/x", "policy show x"]  # fmt: skip
+              "graph", "snapshot", "diff x", "explain svc/x", "policy show x", "fault clear"]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", NEEDS_ROOT)

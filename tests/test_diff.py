@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nsnet.diff import Hold, diff, touched
+from nsnet.diff import diff, touched
 from nsnet.state import (
     Address,
     Bridge,
@@ -17,6 +17,7 @@ from nsnet.state import (
     Change,
     FdbEntry,
     File,
+    Hold,
     Key,
     Listener,
     Loopback,

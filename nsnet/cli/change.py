@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import click
 import msgspec
 
-from nsnet import control, controller, manifests, model, reconcile
+from nsnet import control, controller, faults, manifests, model, reconcile
 from nsnet.cli import options
 from nsnet.cli.context import changing, chosen, clusters, opened
 from nsnet.cli.files import load, placed, says_cluster, sources
@@ -39,12 +39,21 @@ def write(cluster: str, change: Change) -> tuple[Objects, Objects]:
     def compute(stored: Objects) -> Objects:
         nonlocal before
         before = stored
-        return control.complete(change(stored), facts())
+        asked = change(stored)
+        _check_faults(stored, asked)
+        return reconcile.completed(asked, None, facts().now)
 
     with opened(cluster) as store:
         after, revision = update(store, compute, warning)
     settled(cluster, revision)
     return before, after
+
+
+def _check_faults(stored: Objects, asked: Objects) -> None:
+    """Those that are new or changed can be in this cluster."""
+    for key, obj in asked.items():
+        if isinstance(obj, model.Fault) and (key not in stored or stored[key] != obj):
+            faults.check(obj, asked)
 
 
 def settled(cluster: str, revision: int) -> None:

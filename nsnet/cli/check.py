@@ -109,7 +109,8 @@ def results_of(now: Running, found: list[Expectation], wish: Wish, *, drift: boo
 
 def _drift(now: Running) -> list[Result]:
     progress("comparing the kernel with what is wanted")
-    return verify.drift(diff.diff(kernel.observe(now.cluster), reconcile.wanted(now.cluster, now.objects)))
+    want = reconcile.wanted(now.objects)
+    return verify.drift(diff.diff(kernel.observe(now.cluster), want.state, holds=want.holds))
 
 
 def _show(done: int, total: int) -> None:

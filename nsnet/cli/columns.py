@@ -21,6 +21,7 @@ from nsnet.model import (
     Endpoints,
     EndpointSlice,
     Event,
+    Fault,
     Gateway,
     GatewayClass,
     HTTPRoute,
@@ -275,6 +276,13 @@ def _lease(lease: SubnetLease, look: Look) -> Cells:
     return [lease.metadata.name, lease.PublicIP, lease.BackendType or NONE, look.age(lease)]
 
 
+def _fault(fault: Fault, look: Look) -> Cells:
+    spec = fault.spec
+    kind = " ".join([spec.fault, *(f"{name}={value}" for name, value in spec.options.items())])
+    return [fault.metadata.name, kind, ",".join(spec.on) or NONE, ",".join(spec.to) or NONE, spec.until or NONE,
+            look.age(fault)]  # fmt: skip
+
+
 def _cluster(cluster: Cluster, look: Look) -> Cells:
     net = cluster.networking
     return [
@@ -374,6 +382,7 @@ _COLUMNS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], Row]] = {
     "Namespace": (("NAME", "STATUS", "AGE"), (), _namespace),
     "Event": (("LAST SEEN", "TYPE", "REASON", "OBJECT", "MESSAGE"), (), _event),
     "SubnetLease": (("NAME", "PUBLIC-IP", "BACKEND", "AGE"), (), _lease),
+    "Fault": (("NAME", "FAULT", "ON", "TO", "UNTIL", "AGE"), (), _fault),
     "Cluster": (("NAME", "POD-SUBNET", "SERVICE-SUBNET", "BACKEND", "PROXY-MODE", "AGE"), (), _cluster),
     "Ingress": (("NAME", "CLASS", "HOSTS", "ADDRESS", "PORTS", "AGE"), (), _ingress),
     "IngressClass": (("NAME", "CONTROLLER", "PARAMETERS", "AGE"), (), _ingress_class),

@@ -21,7 +21,7 @@ FORMS = ("mermaid", "dot", "svg", "json")
 
 
 class Node(msgspec.Struct, frozen=True):
-    """A box. `kind` is network, node, host, pod or service; `inside` the box around it."""
+    """A box. `kind` is network, node, host, pod or service; `inside` the box around it; `faults`: what is broken."""
 
     id: str
     kind: str
@@ -29,6 +29,13 @@ class Node(msgspec.Struct, frozen=True):
     detail: str = ""
     inside: str = ""
     ready: bool = True
+    faults: tuple[str, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What is said in the box besides its name."""
+        broken = f"broken: {', '.join(self.faults)}" if self.faults else ""
+        return tuple(word for word in (self.detail, "" if self.ready else "not ready", broken) if word)
 
 
 class Edge(msgspec.Struct, frozen=True):
@@ -71,10 +78,23 @@ def picture(objects: Objects, namespace: str = "") -> Picture:
     cluster = model.cluster_of(objects)
     boxes = [*_networks(cluster), *_machines(objects, cluster), *_pods(objects, namespace)]
     there = {box.id for box in boxes}
+    marked = _faults(objects)
     services = list(_services(world, namespace))
     edges = [edge for _, edges in services for edge in edges if edge.target in there]
     joined = [Edge("router", f"network/{network.name}", "joined") for network in cluster.underlay.networks]
-    return Picture(cluster.metadata.name, (*boxes, *(box for box, _ in services)), (*joined, *edges))
+    every = (*boxes, *(box for box, _ in services))
+    drawn = (msgspec.structs.replace(box, faults=marked[box.id]) if box.id in marked else box for box in every)
+    return Picture(cluster.metadata.name, tuple(drawn), (*joined, *edges))
+
+
+def _faults(objects: Objects) -> dict[str, tuple[str, ...]]:
+    """Box → the faults on it; one that is everywhere is on every node."""
+    everywhere = tuple(f"node/{node.metadata.name}" for node in model.of(objects, model.Node))
+    found: dict[str, tuple[str, ...]] = {}
+    for fault in model.of(objects, model.Fault):
+        for place in (*(fault.spec.on or everywhere), *fault.spec.to):
+            found[place] = (*found.get(place, ()), fault.spec.fault)
+    return found
 
 
 def _networks(cluster: model.Cluster) -> Iterator[Node]:
@@ -145,8 +165,7 @@ def mermaid(found: Picture) -> Iterator[str]:
 
 def _mermaid(boxes: dict[str, list[Node]], numbers: dict[str, str], parent: str, indent: str) -> Iterator[str]:
     for node in boxes.get(parent, ()):
-        text = f"{node.name}<br/>{node.detail}" if node.detail else node.name
-        text = text.replace('"', "#quot;") + ("" if node.ready else "<br/>not ready")
+        text = "<br/>".join((node.name, *node.words)).replace('"', "#quot;")
         if node.id in boxes or node.kind == "network":
             yield f'{indent}subgraph {numbers[node.id]}["{text}"]'
             yield from _mermaid(boxes, numbers, node.id, indent + "  ")
@@ -170,9 +189,7 @@ def dot(found: Picture) -> Iterator[str]:
 
 def _dot(boxes: dict[str, list[Node]], numbers: dict[str, str], parent: str, indent: str) -> Iterator[str]:
     for node in boxes.get(parent, ()):
-        label = _quoted(
-            "\\n".join(word for word in (node.name, node.detail, "" if node.ready else "not ready") if word)
-        )
+        label = _quoted("\\n".join((node.name, *node.words)))
         shape = {"service": "ellipse", "network": "plaintext"}.get(node.kind, "box")
         if node.id in boxes:
             yield f"{indent}subgraph cluster_{numbers[node.id]} {{ label={label};"
@@ -264,13 +281,13 @@ def _column(nodes: Sequence[Node], x: int, y: int) -> Iterator[_Box]:
 
 def _drawn(box: _Box) -> Iterator[str]:
     node = box.node
-    fill = _COLOURS[node.kind if node.ready else "broken"]
+    fill = _COLOURS["broken" if node.faults or not node.ready else node.kind]
     yield f"<g id={quoteattr(node.id)}><title>{escape(f'{node.id} {node.detail}'.strip())}</title>"
     frame = f'x="{box.x}" y="{box.y}" width="{box.width}" height="{box.height}" rx="5"'
     yield f'<rect {frame} fill="{fill}" stroke="#8796a5"/>'
     yield f'<text x="{box.x + 8}" y="{box.y + 15}" font-size="12">{escape(node.name)}</text>'
-    detail = node.detail if node.ready else f"{node.detail} not ready"
-    yield f'<text x="{box.x + 8}" y="{box.y + 28}" font-size="10" fill="#55606b">{escape(detail)}</text></g>'
+    words = escape(" ".join(node.words))
+    yield f'<text x="{box.x + 8}" y="{box.y + 28}" font-size="10" fill="#55606b">{words}</text></g>'
 
 
 def _line(source: _Box, target: _Box, edge: Edge) -> str:

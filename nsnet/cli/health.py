@@ -37,6 +37,7 @@ class Health(msgspec.Struct, frozen=True):
     controller: dict[str, Any] | None
     programs: tuple[tuple[str, int], ...]
     warnings: tuple[str, ...]
+    faults: tuple[str, ...] = ()  # what is broken on purpose
 
     @property
     def healthy(self) -> bool:
@@ -65,7 +66,8 @@ def status(output: str | None, cluster: str | None) -> int:
 def health(now: Running) -> Health:
     """Looks at the store, the kernel and the controller."""
     have = kernel.observe(now.cluster)
-    changes = diff.diff(have, reconcile.wanted(now.cluster, now.objects))
+    want = reconcile.wanted(now.objects)
+    changes = diff.diff(have, want.state, holds=want.holds)
     nodes, pods = model.of(now.objects, Node), model.of(now.objects, Pod)
     return Health(
         cluster=now.cluster,
@@ -77,7 +79,8 @@ def health(now: Running) -> Health:
         drift=tuple(str(change).split("\n")[0] for change in changes),
         controller=controller.status(now.cluster),
         programs=tuple(sorted(_programs(have).items())),
-        warnings=tuple(_warning(event) for event in model.of(now.objects, Event) if event.type == "Warning"),
+        warnings=tuple(_warning(event) for event in model.of(now.objects, Event) if _is_warning(event)),
+        faults=tuple(fault.metadata.name for fault in model.of(now.objects, model.Fault)),
     )
 
 
@@ -105,6 +108,10 @@ def _short(argv: tuple[str, ...]) -> str:
     return module.rpartition("." if argv[1:2] == ("-m",) else "/")[2]
 
 
+def _is_warning(event: Event) -> bool:
+    return event.type == "Warning" and event.involvedObject.kind != "Fault"
+
+
 def _warning(event: Event) -> str:
     about = event.involvedObject
     return f"{about.kind.lower()}/{about.name}: {event.message}"
@@ -122,6 +129,9 @@ def lines(found: Health) -> Iterator[str]:
     yield from (f"    {line}" for line in found.drift[:SHOWN])
     if len(found.drift) > SHOWN:
         yield f"    and {len(found.drift) - SHOWN} more"
+    if found.faults:
+        broken = coloured(", ".join(found.faults), "yellow")
+        yield f"  faults      {len(found.faults)} on purpose: {broken}"
     yield f"  controller  {_controller(found)}"
     yield f"  programs    {', '.join(_counted(name, copies) for name, copies in found.programs) or 'none'}"
     yield from (f"  {coloured('warning', 'yellow')}     {line}" for line in found.warnings[:SHOWN])

@@ -34,6 +34,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "PersistentVolumeClaim": ("persistentvolumeclaims", "pvc"),
     "SubnetLease": ("subnetleases", "leases"),
     "Cluster": ("clusters",),
+    "Fault": ("faults",),
 }
 ALL = (
     "Pod", "ReplicationController", "Service", "DaemonSet", "Deployment", "ReplicaSet", "StatefulSet", "Job",

@@ -68,6 +68,9 @@ SECTIONS: dict[str, dict[str, Verb]] = {
         "shell": Verb("inside:shell", "Open a shell in a pod, node or host."),
         "verify": Verb("check:verify_", "Prove with packets that what should be reachable is, and nothing else."),
     },
+    "Break": {
+        "fault": Verb("fault:fault", "Break it on purpose, list what is broken, mend it."),
+    },
     "The tool": {
         "doctor": Verb("machine:doctor", "Show what this machine lacks, and what mends it."),
         "completion": Verb("machine:completion", "Print the completion script of a shell."),

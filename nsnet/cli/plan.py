@@ -5,7 +5,7 @@ from shlex import quote
 
 import click
 
-from nsnet import control, diff, manifests, model, names, reconcile, render, verify
+from nsnet import control, diff, faults, manifests, model, names, reconcile, verify
 from nsnet.cli import options
 from nsnet.cli.context import need_root, opened
 from nsnet.cli.files import load, placed, sources
@@ -31,7 +31,8 @@ def plan(files: tuple[str, ...], output: str, cluster: str | None) -> None:
     loaded = load(files, cluster)
     name = model.cluster_of(loaded.objects).metadata.name
     stored, have = _there(name)
-    changes = diff.diff(have, reconcile.wanted(name, wanted(loaded, stored)))
+    want = reconcile.wanted(wanted(loaded, stored))
+    changes = diff.diff(have, want.state, holds=want.holds)
     for line in script(changes) if output == "sh" else as_text(changes):
         out(line)
     note(f"{len(changes)} changes" if changes else f"nothing to change: {name} is as the files say")
@@ -44,7 +45,11 @@ def wanted(loaded: Loaded, stored: Objects, facts: control.Facts | None = None) 
     """
 
     def compute() -> dict[Key, Object]:
-        completed = control.complete(control.admit(stored, loaded.objects, whole=True), facts)
+        admitted = control.admit(stored, loaded.objects, whole=True)
+        seen = facts or control.Facts()
+        completed = reconcile.completed(admitted, seen.listening, seen.now, seen.subnets)
+        for fault in model.of(completed, model.Fault):
+            faults.check(fault, completed)
         verify.checks(completed)  # the topology's own checks must lead somewhere
         return completed
 
@@ -133,7 +138,7 @@ def validate(files: tuple[str, ...], cluster: str | None) -> int:
     if found:
         return WRONG_INPUT
     loaded = load(files, cluster)
-    render.render(wanted(loaded, {}))
+    reconcile.wanted(wanted(loaded, {}))
     for line in loaded.notes:
         note(f"note: {line}")
     out(f"{model.cluster_of(loaded.objects).metadata.name}: {_counted(loaded)}, all right")

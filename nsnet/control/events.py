@@ -20,6 +20,7 @@ from nsnet.model import (
     Endpoints,
     EndpointSlice,
     Event,
+    Fault,
     Key,
     Namespace,
     Node,
@@ -69,6 +70,10 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
     for pod in of(table, Pod).values():
         if pod.spec.dnsConfig is not None:
             yield from ((pod, "DNSConfigForming", message, "Warning") for message in _cut(pod, pod.spec.dnsConfig))
+    for fault in of(table, Fault).values():
+        where = f" on {', '.join(fault.spec.on)}" if fault.spec.on else ""
+        until = f" until {fault.spec.until}" if fault.spec.until else ""
+        yield fault, "Broken", f"{fault.spec.fault}{where}{until}: on purpose, nsnet fault clear ends it", "Warning"
     yield from service_events.said(table, cluster)
     yield from _unreachable(table, cluster)
     yield from _doubtful(table)

@@ -23,10 +23,11 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nsnet import kernel, names, reconcile
+from nsnet import faults, kernel, names, reconcile
 from nsnet.control.flannel import lease_name
 from nsnet.controller.client import log_path, socket_path
 from nsnet.controller.leases import Keeper
@@ -144,7 +145,7 @@ class Loop:
         self.clients: set[Client] = set()
         self.sockets: dict[str, socket.socket] = {}  # namespace → its notifications
         self.places: dict[str, object] = {}  # namespace → which one it was when subscribed to
-        self.rooms = reconcile.rooms(cluster)._replace(apply=self._apply)
+        self.rooms = reconcile.rooms()._replace(apply=self._apply)
         self.programs: dict[int, int] = {}  # pid → pidfd
         self.shared = location.here(cluster).store != location.SQLITE
         self.keeper = Keeper()
@@ -298,6 +299,12 @@ class Loop:
             self.due = self.resync = now + min(RETRY_FIRST * 2 ** min(self.failures - 1, 16), RETRY_LAST)
         elif whole:
             self.resync = now + max(RESYNC, self.cost / SHARE)
+        self.due = min([self.due, *(now + seconds for seconds in self._ends())])
+
+    def _ends(self) -> list[float]:
+        """In how many seconds faults end by themselves."""
+        objects = self.memory.objects if self.memory else {}
+        return [max(0.0, datetime.fromisoformat(end).timestamp() - time.time()) for end in faults.ends(objects)]
 
     def _answer(self) -> None:
         """Tells those whose revision is reached; where the sync failed all: what they wrote was there when it began."""

@@ -31,6 +31,7 @@ _GROUPS = {
     "Deployment": "apps", "ReplicaSet": "apps", "StatefulSet": "apps", "DaemonSet": "apps", "Job": "batch",
     "EndpointSlice": "discovery.k8s.io", "Ingress": "networking.k8s.io", "IngressClass": "networking.k8s.io",
     "NetworkPolicy": "networking.k8s.io", "Cluster": "nsnet", "SubnetLease": "nsnet",
+    "Fault": "nsnet",
 }  # fmt: skip
 _SERVED = {
     **{kind: (f"{group}/v1",) for kind, group in _GROUPS.items()},

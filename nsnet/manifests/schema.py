@@ -33,7 +33,8 @@ _PYTHON: dict[str, set[type]] = {
 OURS = {
     kind.__name__: kind
     for kind in (
-        model.Cluster, model.SubnetLease, model.GatewayClass, model.Gateway, model.HTTPRoute, model.ReferenceGrant,
+        model.Cluster, model.Fault, model.SubnetLease, model.GatewayClass, model.Gateway, model.HTTPRoute,
+        model.ReferenceGrant,
     )
 }  # fmt: skip
 """nsnet's own kinds, and those of the Gateway API, which no OpenAPI model of Kubernetes has."""

@@ -198,7 +198,7 @@ def up(store: sqlite.SqliteStore, using: reconcile.Rooms, memory: reconcile.Memo
 def replaced(store: sqlite.SqliteStore, mode: str, using: reconcile.Rooms, *, whole: bool) -> list[str]:
     """Who answers the first five packets of each flow after the endpoint has been replaced."""
     objects(store, mode, "old")
-    memory = up(store, reconcile.rooms(NAME), None)
+    memory = up(store, reconcile.rooms(), None)
     with Flow(CLIENT, CLUSTER_IP) as near, Flow(HOST, NODE_PORT) as far:
         assert {*near.answers(2), *far.answers(2)} == {"old"}
         objects(store, mode, "new")
@@ -209,7 +209,7 @@ def replaced(store: sqlite.SqliteStore, mode: str, using: reconcile.Rooms, *, wh
 @pytest.mark.parametrize("whole", [False, True], ids=["what was touched", "everything"])
 @pytest.mark.parametrize("mode", ["iptables", "nftables"])
 def test_a_flow_moves_on_within_the_sync(store: sqlite.SqliteStore, mode: str, whole: bool) -> None:
-    assert replaced(store, mode, reconcile.rooms(NAME), whole=whole) == ["new"] * 10
+    assert replaced(store, mode, reconcile.rooms(), whole=whole) == ["new"] * 10
     entries = {(entry.dst, entry.dport): entry.answerer for entry in conntrack.read(NODE2)}
     assert set(entries) >= {CLUSTER_IP, NODE_PORT}
     assert len({entries[CLUSTER_IP], entries[NODE_PORT]}) == 1
@@ -220,17 +220,17 @@ def test_a_flow_moves_on_within_the_sync(store: sqlite.SqliteStore, mode: str, w
 def test_a_flow_ends_with_its_service(store: sqlite.SqliteStore, mode: str, whole: bool) -> None:
     """The pod is still there and would answer: by the clusterIP, by the freed node port, by the external address."""
     objects(store, mode, "old")
-    memory = up(store, reconcile.rooms(NAME), None)
+    memory = up(store, reconcile.rooms(), None)
     with Flow(CLIENT, CLUSTER_IP) as near, Flow(HOST, NODE_PORT) as far, Flow(HOST, EXTERNAL_IP) as further:
         assert {*near.answers(2), *far.answers(2), *further.answers(2)} == {"old"}
         objects(store, mode, "old", service="")
-        up(store, reconcile.rooms(NAME), None if whole else memory)
+        up(store, reconcile.rooms(), None if whole else memory)
         assert [*near.answers(3), *far.answers(3), *further.answers(3)] == [""] * 9
     assert [entry for entry in conntrack.read(NODE2) if entry.rewritten and entry.dport in (53, 30053)] == []
 
 
 def without_clean_up() -> reconcile.Rooms:
-    return reconcile.rooms(NAME)._replace(flows=lambda _objects: {})
+    return reconcile.rooms()._replace(flows=lambda _objects: {})
 
 
 @pytest.mark.parametrize("mode", ["iptables", "nftables"])
@@ -240,7 +240,7 @@ def test_a_killed_clean_up_is_finished_by_the_next_whole_look(store: sqlite.Sqli
     with Flow(CLIENT, CLUSTER_IP) as other:
         assert other.answers(1) == ["new"]
     before = {entry for entry in conntrack.read(NODE2) if entry.dst == CLUSTER_IP[0]}
-    up(store, reconcile.rooms(NAME), None)
+    up(store, reconcile.rooms(), None)
     after = {entry for entry in conntrack.read(NODE2) if entry.dst == CLUSTER_IP[0]}
     assert (len(before), len(after)) == (2, 1)
     assert after < before

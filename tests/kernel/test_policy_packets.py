@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from nsnet import names, reconcile
+from nsnet.control import policy
 from nsnet.kernel import apply as write
 from nsnet.kernel import conntrack, netns, observe, probe, teardown
 from nsnet.model import Key, Object, Objects
@@ -160,13 +161,21 @@ SETS = st.lists(st.tuples(st.sampled_from("xvz"), _SPEC), min_size=1, max_size=4
 @settings(
     max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate]
 )
-def test_random_sets_go_as_walk_predicts(cluster: Cluster, text: str) -> None:
+def test_random_sets_go_as_decided_and_as_walk_predicts(cluster: Cluster, text: str) -> None:
     if cluster.fixture is not NINE:
         return
     cluster.apply(text)
-    want = cluster.report.memory.want
-    some = [flow for flow in cluster.flows if flow[3] != "sctp"]
-    assert cluster.wrong({flow: _predicted(want, flow, cluster.who) for flow in some}) == []
+    want, known = cluster.report.memory.want, policy.index(cluster.objects)
+    decided = {flow: _decided(known, flow) for flow in cluster.flows if flow[3] != "sctp"}
+    assert [flow for flow, passes in decided.items() if _predicted(want, flow, cluster.who) != passes] == []
+    assert cluster.wrong(decided) == []
+
+
+def _decided(known: policy.Index, flow: Flow) -> bool:
+    start, to, port, protocol = flow
+    target = known.pods[to]
+    source = policy.as_source(known, known.pods.get(start) or known.nodes[start], target)
+    return policy.allows(known, source, target, port, protocol.upper())
 
 
 def _predicted(want: object, flow: Flow, who: dict[str, End]) -> bool:

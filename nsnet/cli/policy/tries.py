@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import click
 import msgspec
 
-from nsnet import control
+from nsnet import control, reconcile
 from nsnet.cli import options
 from nsnet.cli.change import facts, for_running
 from nsnet.cli.context import Running, need_root, opened
@@ -61,7 +61,7 @@ def _tried(filenames: tuple[str, ...], cluster: str | None) -> tuple[Running, Ob
         now = Running(name, *load_objects(store, warning))
 
     def compute() -> Objects:
-        return control.complete(control.admit(now.objects, incoming, whole=False), facts())
+        return reconcile.completed(control.admit(now.objects, incoming, whole=False), None, facts().now)
 
     return now, placed(loaded, compute)
 

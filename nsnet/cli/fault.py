@@ -1,0 +1,305 @@
+"""`fault`: break it on purpose, see what is broken, mend it.
+
+A fault is an object in the store; `add` and `clear` write it as any verb does and wait until the kernel has followed.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+
+import click
+
+from nsnet import faults, model, names
+from nsnet.cli import options
+from nsnet.cli.change import write
+from nsnet.cli.context import changing, chosen, clusters, running
+from nsnet.cli.kinds import kind_named
+from nsnet.cli.output import coloured, note, out, print_json, print_table
+from nsnet.cli.target import target
+from nsnet.cli.words import did_you_mean
+from nsnet.errors import InputError
+from nsnet.faults import CATALOGUE, Kind
+from nsnet.model import Fault, FaultSpec, Key, Object, ObjectMeta, Objects
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+class Group(click.Group):
+    """Its own verbs, with the nearest one in the error."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, with the nearest verb in the error."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise click.UsageError(f'there is no fault verb "{args[0]}"{did_you_mean(args[0], self.commands)}', ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group("fault", cls=Group, context_settings={"auto_envvar_prefix": "NSNET"})
+@click.option("--cluster", metavar="NAME", help="The cluster, when several are up.")
+@click.pass_context
+def fault(ctx: click.Context, cluster: str | None) -> None:
+    r"""Break the network on purpose, the ways networks break; list what is broken, mend it.
+
+    \b
+    nsnet fault list --available      the catalogue; nsnet fault show KIND says symptom, cause, how to find and mend it
+    nsnet fault add ip-forward-off --on node/node2 --for 30s
+    nsnet fault add delay 100ms --on node/node1
+    nsnet fault clear                 everything as it was
+    """
+    if cluster:
+        ctx.find_root().obj = cluster
+
+
+# --- list and show ----------------------------------------------------------------------------------------------------
+
+
+@fault.command("list", cls=click.Command)
+@click.option("--available", is_flag=True, help="The catalogue: what can be broken.")
+@options.output("json", "wide", "name")
+@options.cluster
+def list_(available: bool, output: str | None, cluster: str | None) -> None:
+    """List what is broken now; with --available (or where no cluster is up) what can be."""
+    if available or not (cluster or clusters()):
+        _print_catalogue(output)
+        return
+    now = running("fault", cluster)
+    found = model.of(now.objects, Fault)
+    if output == "json":
+        print_json({"apiVersion": "v1", "items": [document(item) for item in found], "kind": "List"})
+    elif output == "name":
+        for item in found:
+            out(item.metadata.name)
+    elif not found:
+        note("nothing is broken: nsnet fault list --available shows what can be")
+    else:
+        print_table(_rows(found, wide=output == "wide"))
+
+
+def document(item: Fault) -> dict[str, object]:
+    """The object, and what the catalogue says of its kind."""
+    kind = CATALOGUE.get(item.spec.fault)
+    return {**model.to_doc(item), **({"describes": kind_document(kind)} if kind else {})}
+
+
+def _rows(found: Sequence[Fault], *, wide: bool) -> Iterator[list[str]]:
+    yield ["NAME", "FAULT", "ON", "TO", "ENDS", "STATUS", *(["SYMPTOM"] if wide else [])]
+    for item in found:
+        spec, kind = item.spec, CATALOGUE.get(item.spec.fault)
+        state = ("left alone" if item.status.done else "being done") if spec.leave else "kept"
+        wording = " ".join([spec.fault, *(f"{name}={value}" for name, value in spec.options.items())])
+        where = ",".join(map(_short, spec.on)) or "everywhere"
+        more = [kind.symptom if kind else "<unknown>"] if wide else []
+        yield [
+            item.metadata.name,
+            wording,
+            where,
+            ",".join(map(_short, spec.to)) or "-",
+            left(spec.until),
+            state,
+            *more,
+        ]
+
+
+def _short(place: str) -> str:
+    return place.replace("/default/", "/", 1)
+
+
+def left(until: str) -> str:
+    """`in 25s`; `never`."""
+    if not until:
+        return "never"
+    seconds = (datetime.fromisoformat(until) - datetime.now(UTC)).total_seconds()
+    return f"in {max(0, round(seconds))}s"
+
+
+def _print_catalogue(output: str | None) -> None:
+    kinds = list(CATALOGUE.values())
+    if output == "json":
+        print_json([kind_document(kind) for kind in kinds])
+    elif output == "name":
+        for kind in kinds:
+            out(kind.name)
+    else:
+        wide = output == "wide"
+        head = ("FAULT", "ON", "WHAT", *(("SYMPTOM",) if wide else ()))
+        rows = [(kind.name, _on(kind), kind.title, *((kind.symptom,) if wide else ())) for kind in kinds]
+        print_table([head, *rows])
+
+
+def _on(kind: Kind) -> str:
+    words = faults.WORDS[kind.places].replace("NAME", "N").replace(" or ", "|").replace(", ", "|")
+    return f"[{words}]" if kind.everywhere else words
+
+
+def kind_document(kind: Kind) -> dict[str, object]:
+    """What the catalogue says, without functions."""
+    return {
+        "name": kind.name, "title": kind.title, "symptom": kind.symptom, "cause": kind.cause, "detect": kind.detect,
+        "mend": kind.mend, "on": faults.WORDS[kind.places], "everywhere": kind.everywhere, "pairs": kind.pairs,
+        "options": kind.options, "source": kind.source,
+    }  # fmt: skip
+
+
+@fault.command("show", cls=click.Command)
+@click.argument("kind", metavar="KIND")
+@options.output("json")
+def show(kind: str, output: str | None) -> None:
+    """Show a kind of the catalogue: its symptom and cause, how it is found with ordinary tools, how it is mended."""
+    found = named(kind)
+    if output == "json":
+        print_json(kind_document(found))
+        return
+    for line in described(found):
+        out(line)
+
+
+def named(word: str) -> Kind:
+    """Raises InputError, with the nearest name."""
+    if word not in CATALOGUE:
+        near = did_you_mean(word, CATALOGUE)
+        raise InputError(f'there is no fault "{word}"{near}', "nsnet fault list --available")
+    return CATALOGUE[word]
+
+
+def described(kind: Kind) -> Iterator[str]:
+    """A page of the catalogue."""
+    yield coloured(f"{kind.name}: {kind.title}", "cyan")
+    yield f"symptom  {kind.symptom}"
+    yield f"cause    {kind.cause}"
+    yield "detect"
+    yield from (f"  {line}" for line in kind.detect)
+    yield "mend by hand"
+    yield from (f"  {line}" for line in kind.mend)
+    usage = " ".join(filter(None, (
+        f"nsnet fault add {kind.name}", *(f"[{item.name}={item.example}]" for item in kind.options),
+        f"[--on {faults.WORDS[kind.places]}]" if kind.everywhere else f"--on {faults.WORDS[kind.places]}",
+        "[--to …]" if kind.pairs else "",
+    )))  # fmt: skip
+    yield f"break it  {usage}"
+    yield from (f"  {item.name}: {item.words} (default: {item.default or 'none'})" for item in kind.options)
+    if kind.source:
+        yield f"seen in  {kind.source}"
+
+
+# --- add and clear ----------------------------------------------------------------------------------------------------
+
+
+@fault.command("add", cls=click.Command)
+@click.argument("kind", metavar="KIND")
+@click.argument("values", nargs=-1, metavar="[VALUE | NAME=VALUE]…")
+@click.option("--on", "on", multiple=True, metavar="PLACE", help="Where: node/N, pod, host/H, svc/S; may be repeated.")
+@click.option("--to", "to", multiple=True, metavar="PLACE", help="The other side, of what stands between two.")
+@click.option("--for", "duration", metavar="TIME", help="It ends by itself, as 30s, 5m, 1h.")
+@click.option("--name", metavar="NAME", help="What it is called; default: the kind and where.")
+@click.option(
+    "--leave", type=click.Choice(faults.LEAVES), help="Do the damage once, then leave it (or the whole places) alone."
+)
+@options.namespace
+@options.cluster
+def add(
+    kind: str,
+    values: tuple[str, ...],
+    on: tuple[str, ...],
+    to: tuple[str, ...],
+    duration: str | None,
+    name: str | None,
+    leave: str | None,
+    namespace: str,
+    cluster: str | None,
+) -> None:
+    """Break something. It stays broken, whatever anybody does in the kernel, until `fault clear` or its time is over.
+
+    With --leave the damage is done once and then left alone, so that it can be mended by hand.
+    """
+    found = named(kind)
+    until = _until(duration)
+    changing("fault")
+    own = chosen(cluster)
+    added: list[Fault] = []
+
+    def change(stored: Objects) -> dict[Key, Object]:
+        here = tuple(placed(stored, item, namespace) for word in on for item in word.split(","))
+        there = tuple(placed(stored, item, namespace) for word in to for item in word.split(","))
+        spec = FaultSpec(found.name, here, there, assigned(found, values), until=until, leave=leave or "")
+        item = Fault(ObjectMeta(name=name or called(spec)), spec)
+        key = model.key_of(item)
+        if key in stored:
+            raise InputError(f"{key.name} stands already", f"nsnet fault clear {key.name}, or --name another")
+        added[:] = [item]
+        return {**stored, key: item}
+
+    write(own, change)
+    for item in added:
+        out(f"fault/{item.metadata.name} added" + (f", ends {left(item.spec.until)}" if item.spec.until else ""))
+
+
+def placed(objects: Objects, text: str, namespace: str) -> str:
+    """A place as the object has it: pod/NAMESPACE/NAME. Raises InputError where it is not there."""
+    word, slash, name = text.rpartition("/")
+    if slash and word not in {"host", "hosts"} and kind_named(word) == "Service":
+        if Key("Service", namespace, name) not in objects:
+            near = did_you_mean(name, [key.name for key in objects if key.kind == "Service"])
+            raise InputError(f'there is no Service "{name}" in namespace {namespace}{near}', "nsnet get svc -A")
+        return f"svc/{namespace}/{name}"
+    found = target(objects, text, namespace)
+    if found.pod is not None:
+        return f"pod/{found.pod.metadata.namespace}/{found.pod.metadata.name}"
+    return found.label
+
+
+def assigned(kind: Kind, values: Sequence[str]) -> dict[str, str]:
+    """`100ms`, `delay=100ms jitter=10ms`. Raises InputError for what the kind does not have."""
+    said: dict[str, str] = {}
+    for number, word in enumerate(values):
+        option, equals, value = word.partition("=")
+        if not equals and number == 0 and kind.options:
+            said[kind.options[0].name] = word
+        elif equals and option:
+            said[option] = value
+        else:
+            has = ", ".join(f"{item.name}={item.example}" for item in kind.options) or "none"
+            raise InputError(f'{kind.name}: "{word}" is not NAME=VALUE', f"its options: {has}")
+    return said
+
+
+def called(spec: FaultSpec) -> str:
+    """`ip-forward-off-node2`: a name that says it; a hash stands for many places."""
+    where = "-".join(place.rpartition("/")[2] for place in (*spec.on, *spec.to))
+    name = f"{spec.fault}-{where}" if where else spec.fault
+    return name if len(name) <= 63 else f"{spec.fault}-{names.suffix(where, 8)}"
+
+
+def _until(duration: str | None) -> str:
+    if duration is None:
+        return ""
+    said = re.fullmatch(r"(\d{1,6})(s|m|h)", duration)
+    if said is None or int(said[1]) == 0:
+        raise InputError(f'"{duration}" is no time', "as 30s, 5m or 1h")
+    end = datetime.now(UTC) + timedelta(seconds=int(said[1]) * _SECONDS[said[2]])
+    return end.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@fault.command("clear", cls=click.Command)
+@click.argument("which", nargs=-1, metavar="[NAME]…")
+@options.cluster
+def clear(which: tuple[str, ...], cluster: str | None) -> None:
+    """Undo faults by name (or kind); without a name all of them."""
+    changing("fault")
+    gone: list[str] = []
+
+    def change(stored: Objects) -> dict[Key, Object]:
+        standing = {item.metadata.name: item.spec.fault for item in model.of(stored, Fault)}
+        for word in which:
+            if word not in standing and word not in standing.values():
+                hint = f"there are: {', '.join(standing) or 'none'}"
+                raise InputError(f'there is no fault "{word}"{did_you_mean(word, standing)}', hint)
+        gone[:] = [name for name, kind in standing.items() if not which or name in which or kind in which]
+        return {key: obj for key, obj in stored.items() if key.kind != "Fault" or key.name not in gone}
+
+    write(chosen(cluster), change)
+    for name in gone:
+        out(f"fault/{name} cleared")
+    if not gone:
+        note("nothing was broken")

@@ -1,0 +1,60 @@
+"""Which kernel tests ran on which kernel, from pytest's JUnit files (`-o junit_family=xunit1`: with file names).
+
+ran.py skipped FILE         the tests that were skipped there, one a line, as pytest takes them
+ran.py report FILE…         what was skipped on each kernel and why; exit code 1 when a test ran on none
+"""
+
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+Skips = dict[str, str]  # test → why
+
+
+def read(path: str) -> tuple[str, set[str], Skips]:
+    """The kernel's release, the tests that ran, and those that were skipped."""
+    root = ET.parse(path).getroot()  # noqa: S314  (written by pytest a moment ago)
+    kernel = root.find(".//property[@name='kernel']")
+    ran: set[str] = set()
+    skips: Skips = {}
+    for case in root.iter("testcase"):
+        skipped = case.find("skipped")
+        if skipped is None or skipped.get("type") == "pytest.xfail":
+            ran.add(_name(case))
+        else:
+            skips[_name(case)] = skipped.get("message", "")
+    return "?" if kernel is None else kernel.get("value", "?"), ran, skips
+
+
+def _name(case: ET.Element) -> str:
+    """A module that skips itself has neither a file nor a name: it stands under its dotted one."""
+    file = case.get("file")
+    if file is None:
+        return case.get("name", "").replace(".", "/") + ".py"
+    inner = case.get("classname", "").removeprefix(file.removesuffix(".py").replace("/", ".")).strip(".")
+    return "::".join(filter(None, (file, *inner.split("."), case.get("name"))))
+
+
+def skipped(path: str) -> int:
+    if Path(path).exists():
+        print("\n".join(read(path)[2]))
+    return 0
+
+
+def report(paths: list[str]) -> int:
+    runs = [read(path) for path in paths if Path(path).exists()]
+    anywhere = set[str]().union(*(ran for _, ran, _ in runs))
+    nowhere = set[str]().union(*(skips for _, _, skips in runs)) - anywhere
+    for kernel, ran, skips in runs:
+        print(f"kernel {kernel}: {len(ran)} tests ran, {len(skips)} skipped")
+        for test, why in sorted(skips.items()):
+            print(f"  {test}: {why} ({'ran nowhere' if test in nowhere else 'ran on another kernel'})")
+    if nowhere and len(runs) > 1:
+        print(f"error: {len(nowhere)} tests ran on none of the {len(runs)} kernels", file=sys.stderr)
+    elif len(runs) > 1:
+        print("every test ran on at least one of them")
+    return int(bool(nowhere) and len(runs) > 1)
+
+
+if __name__ == "__main__":
+    sys.exit(skipped(sys.argv[2]) if sys.argv[1] == "skipped" else report(sys.argv[2:]))
