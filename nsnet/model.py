@@ -857,9 +857,20 @@ class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mtu: int = 0
 
 
+class MachineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A machine that carries part of the cluster; `address` is one of its own, by which the others reach it."""
+
+    name: str
+    address: str
+    mtu: int = 1500
+
+
 class Underlay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`machines`: those that the cluster is spread over; its networks are carried between them by VXLAN."""
+
     networks: tuple[Network, ...] = ()
     links: tuple[LinkSpec, ...] = ()
+    machines: tuple[MachineEntry, ...] = ()
 
 
 class NodeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -870,6 +881,7 @@ class NodeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     podCIDR: str = ""
     labels: Labels = {}
     taints: tuple[Taint, ...] = ()
+    machine: str = ""
 
 
 class HostEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

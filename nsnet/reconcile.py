@@ -72,6 +72,7 @@ from nsnet.state import (
     is_held,
 )
 from nsnet.store import Conflict, Store, Unreachable, location
+from nsnet.store.members import Member
 from nsnet.store.objects import differences, load_objects, refresh, save_objects
 
 T = TypeVar("T")
@@ -182,7 +183,8 @@ def wanted(objects: Objects) -> Wanted:
     """What follows from completed objects for the kernel, with the faults that stand among them."""
     from nsnet import faults, render
 
-    healthy = {**render.render(faults.asked(objects)), **furniture(cluster_of(objects).metadata.name)}
+    cluster = cluster_of(objects).metadata.name
+    healthy = {**render.render(faults.asked(objects), location.here(cluster).machine), **furniture(cluster)}
     return Wanted(faults.broken(healthy, objects), faults.holds(healthy, objects))
 
 
@@ -214,6 +216,12 @@ def completed(
 
     standing = faults.standing(objects, now)
     return dict(faults.derived(control.complete(standing, control.Facts(listening, now, subnets or {}))))
+
+
+def member(store: Store, cluster: str) -> Member | None:
+    """This machine, for a sync that is not the controller's: it tells nothing and has no charge."""
+    at = location.here(cluster)
+    return Member(store, at.machine, at.id) if at.machine else None
 
 
 def quiet(_phase: str, _count: int) -> None: ...
@@ -310,20 +318,27 @@ def sync(
     memory: Memory | None = None,
     progress: Progress = quiet,
     using: Rooms | None = None,
+    member: Member | None = None,
 ) -> Report:
     """Brings the kernel to what the store says; whoever calls holds the lock.
+
+    `member` is this machine, where the cluster is spread over several: whoever is in charge does control, by what all
+    of them hear, and the others tell what they hear.
 
     Looks at everything; with `only` (and the `memory` of the last sync) at what that names and at what the changes of
     the objects since can touch. Raises NotReachedError where the kernel refuses the same change twice or nothing
     settles; and what control raises.
     """
-    return _Sync(store, cluster, using or rooms(), progress).run(only, memory)
+    return _Sync(store, cluster, using or rooms(), progress, member).run(only, memory)
 
 
 class _Sync:
     """One run: the rooms, and how long each took."""
 
-    def __init__(self, store: Store, cluster: str, using: Rooms, progress: Progress) -> None:
+    def __init__(
+        self, store: Store, cluster: str, using: Rooms, progress: Progress, member: Member | None = None
+    ) -> None:
+        self.member = member
         self.store = store
         self.cluster = cluster
         self.rooms = using
@@ -356,8 +371,8 @@ class _Sync:
                 self._apply(changes)
                 have, scope, listening = self._look_again(changes, have, want, scope, listening)
                 continue
-            completed = self._timed("control", self.rooms.complete, objects, listening)
-            if self.unreachable is not None or not self._differ(objects, completed):
+            completed = self._completed(objects, listening)
+            if completed is None or not self._differ(objects, completed):
                 self._forget_flows(objects, None if scope is None else self.filtered)
                 return self._report(number, Memory(objects, revision, want, listening, self.holds))
             objects, revision = self._save(objects, completed, revision)
@@ -369,6 +384,21 @@ class _Sync:
                 have = self._observe(scope)
                 listening = heard(have, scope, listening)
         raise self._unsettled(changes)
+
+    def _completed(self, objects: dict[Key, Object], listening: Listening) -> dict[Key, Object] | None:
+        """What control makes of it; None where that has to wait, or is another machine's to do."""
+        if self.unreachable is not None:
+            return None
+        if self.member is not None:
+            try:
+                self.member.tell(listening)
+                if not self.member.in_charge():
+                    return None
+                listening = self.member.heard(listening)
+            except Unreachable as error:
+                self.unreachable = error
+                return None
+        return self._timed("control", self.rooms.complete, objects, listening)
 
     def _look_again(
         self, changes: Sequence[Change], have: State, want: State, scope: Scope | None, listening: Listening

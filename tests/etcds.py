@@ -24,18 +24,29 @@ def need_etcd() -> None:
 class Member:
     """One etcd process; `start` it again after `kill`, and it goes on with its data."""
 
-    def __init__(self, name: str, directory: Path, client: int, peer: int, *words: str, scheme: str = "http") -> None:
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        client: int,
+        peer: int,
+        *words: str,
+        scheme: str = "http",
+        address: str = "127.0.0.1",
+    ) -> None:
         self.name = name
         self.directory = directory
-        self.client = f"{scheme}://127.0.0.1:{client}"
+        self.client = f"{scheme}://{address}:{client}"
         self.peer = f"http://127.0.0.1:{peer}"
         self.words = words
+        self.cluster = ""
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, cluster: str = "") -> None:
+        self.cluster = cluster or self.cluster or f"{self.name}={self.peer}"
         urls = ("--listen-client-urls", self.client, "--advertise-client-urls", self.client)
         peers = ("--listen-peer-urls", self.peer, "--initial-advertise-peer-urls", self.peer)
-        initial = ("--initial-cluster", cluster or f"{self.name}={self.peer}", "--initial-cluster-state", "new")
+        initial = ("--initial-cluster", self.cluster, "--initial-cluster-state", "new")
         argv = ("etcd", "--name", self.name, "--data-dir", str(self.directory), *urls, *peers, *initial)
         log = self.directory.parent / f"{self.name}.log"
         with log.open("ab") as out:

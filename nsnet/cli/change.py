@@ -61,7 +61,7 @@ def settled(cluster: str, revision: int) -> None:
     if controller.converge(cluster, revision, WAIT_SECONDS) is not None:
         return
     with reconcile.lock(cluster, timeout=WAIT_SECONDS), opened(cluster) as store:
-        reconcile.sync(store, cluster)
+        reconcile.sync(store, cluster, member=reconcile.member(store, cluster))
     controller.start(cluster)
 
 

@@ -10,9 +10,11 @@ import msgspec
 from nsnet import diff, kernel, reconcile, verify
 from nsnet.cli import options
 from nsnet.cli.context import Running, running
-from nsnet.cli.output import coloured, error, out, print_json, print_table, progress
+from nsnet.cli.output import coloured, error, note, out, print_json, print_table, progress
 from nsnet.cli.trace import look_of
 from nsnet.errors import InputError, NotReachedError
+from nsnet.render import machines
+from nsnet.store import location
 from nsnet.verify import Expectation, Result, report
 from nsnet.verify.why import explained
 
@@ -80,7 +82,8 @@ def verify_(
 
 def wished(now: Running, wish: Wish) -> tuple[list[Expectation], bool]:
     """The expectations asked for, and whether drift is. Raises InputError where --only finds nothing."""
-    found = [*verify.expectations(now.objects, all_pairs=wish.all_pairs), *verify.checks(now.objects)]
+    every = [*verify.expectations(now.objects, all_pairs=wish.all_pairs), *verify.checks(now.objects)]
+    found = _from_here(now, every)
     if not wish.only:
         return found, True
     try:
@@ -89,6 +92,16 @@ def wished(now: Running, wish: Wish) -> tuple[list[Expectation], bool]:
         if _finds_drift(wish.only):
             return [], True
         raise
+
+
+def _from_here(now: Running, found: list[Expectation]) -> list[Expectation]:
+    """Those whose packets start on this machine; the others are another machine's to ask."""
+    here, places = location.here(now.cluster).machine, machines.where(now.objects)
+    kept = [item for item in found if places.get(item.netns, here) == here]
+    if len(kept) < len(found):
+        away = ", ".join(sorted(set(places.values()) - {here}))
+        note(f"note: {len(found) - len(kept)} checks start on other machines: run `nsnet verify` on {away}, too")
+    return kept
 
 
 def _finds_drift(pattern: str) -> bool:

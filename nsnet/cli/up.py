@@ -17,7 +17,7 @@ import click
 import msgspec
 
 from nsnet import controller, model, names, reconcile
-from nsnet.cli import check, options
+from nsnet.cli import check, options, spread
 from nsnet.cli.change import facts
 from nsnet.cli.context import Running, changing, opened, waiting_for
 from nsnet.cli.files import load
@@ -59,9 +59,16 @@ class Built(msgspec.Struct, frozen=True):
 @click.option(
     "--store", metavar="STORE", help="Where objects stand: sqlite (default), etcd, etcd://HOST:2379[/PREFIX]."
 )
+@click.option("--machine", metavar="NAME", help="Which of the Cluster's underlay.machines this is (see `agent`).")
 @options.cluster
 def up(
-    files: tuple[str, ...], no_verify: bool, timeout: str, recreate: bool, store: str | None, cluster: str | None
+    files: tuple[str, ...],
+    no_verify: bool,
+    timeout: str,
+    recreate: bool,
+    store: str | None,
+    machine: str | None,
+    cluster: str | None,
 ) -> int:
     """Build or converge a cluster: the files are the whole truth. Then start its controller, wait, verify.
 
@@ -79,7 +86,7 @@ def up(
     with going_on(name):
         for line in loaded.notes:
             note(f"note: {line}")
-        built = _build(loaded, name, store, recreate=recreate)
+        built = _build(loaded, name, store, machine, recreate=recreate)
         built = _until_ready(built, seconds)
         _print_built(built, time.perf_counter() - started)
         code = 0 if no_verify else check.after_up(built.running)
@@ -110,7 +117,7 @@ def going_on(name: str) -> Iterator[None]:
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
-def _build(loaded: Loaded, name: str, place: str | None, *, recreate: bool) -> Built:
+def _build(loaded: Loaded, name: str, place: str | None, machine: str | None, *, recreate: bool) -> Built:
     started = time.perf_counter()
     with reconcile.lock(name, waiting=waiting_for(name, "up")):
         if recreate:
@@ -118,7 +125,7 @@ def _build(loaded: Loaded, name: str, place: str | None, *, recreate: bool) -> B
             controller.stop(name)
             opening.forget(name)
             reconcile.destroy(name)
-        _settle(name, place)
+        _settle(model.cluster_of(loaded.objects), place, machine)
         with opened(name, create=True) as store:
             progress("writing the store")
             known = msgspec.structs.replace(facts(), subnets=files.subnet_envs(name))
@@ -130,13 +137,15 @@ def _build(loaded: Loaded, name: str, place: str | None, *, recreate: bool) -> B
     return Built(Running(name, objects, report.revision), report.changes, time.perf_counter() - started)
 
 
-def _settle(name: str, place: str | None) -> None:
+def _settle(cluster: model.Cluster, place: str | None, machine: str | None) -> None:
     """Where the store is to be: what was said now, else where it has been. It must be there before it is opened.
 
     Raises InputError where the cluster has another one.
     """
+    name = cluster.metadata.name
     had = location.here(name)
     store = place or had.store
+    machine = spread.machine_of(cluster, store, machine or had.machine)
     if store != had.store and opening.exists(name):
         hint = f"leave --store out, or begin anew: --recreate (or nsnet down {name})"
         raise InputError(f"cluster {name} has its store in {had.store}, not in {store}", hint)
@@ -144,8 +153,10 @@ def _settle(name: str, place: str | None) -> None:
         features.need("etcd", "--store etcd")
     elif store != location.SQLITE:
         opening.open_at(name, store, create=True).close()  # what is wrong with it is found before it is written down
-    location.settle(name, msgspec.structs.replace(had, store=store))
+    location.settle(name, spread.replaced(had, store, machine))
     reconcile.furnish(name)
+    for line in spread.others(cluster, store, machine):
+        note(f"on another machine: {line}")
 
 
 def refuse_other_flannel(store: Store, objects: Objects) -> None:
@@ -177,7 +188,7 @@ def _sync_and_start(store: Store, name: str) -> Report:
     with ThreadPoolExecutor(1) as beside:
         started = beside.submit(controller.start, name)
         try:
-            report = reconcile.sync(store, name, progress=show_phase)
+            report = reconcile.sync(store, name, progress=show_phase, member=reconcile.member(store, name))
         except NotReachedError:
             started.result()
             controller.stop(name)  # it would try for ever what the kernel has refused

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from nsnet import model
-from nsnet.control import flannel
+from nsnet.control import flannel, machines
 from nsnet.control.addresses import NOWHERE, Range, around, number, ranges, span, subnet, subnet_or_none, text
 from nsnet.control.ipfamilies import LARGEST, SUBNETS
 from nsnet.control.wrong import cluster_error, meant, some
@@ -69,11 +69,12 @@ def completed(cluster: Cluster, declared: Mapping[Key, Node]) -> Cluster:
     networks = networks_of(cluster)
     at = {network.name: ranges(network.subnet) for network in networks}
     nodes = tuple(_placed(cluster, entry, at, networks[0].name, f"nodes[{i}]") for i, entry in enumerate(nodes))
+    nodes = machines.placed(cluster, nodes)
     home = OUTSIDE if OUTSIDE in at else networks[0].name
     hosts = tuple(_placed(cluster, entry, at, home, f"hosts[{i}]") for i, entry in enumerate(hosts))
     nodes, hosts = _addressed(cluster, nodes, hosts, at)
     _links(cluster, nodes, hosts, at)
-    underlay = msgspec.structs.replace(cluster.underlay, networks=networks)
+    underlay = msgspec.structs.replace(cluster.underlay, networks=machines.carried(cluster, networks))
     whole = msgspec.structs.replace(cluster, underlay=underlay, nodes=nodes, hosts=hosts)
     return cluster if whole == cluster else whole
 

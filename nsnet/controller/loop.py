@@ -34,11 +34,13 @@ from nsnet.controller.leases import Keeper
 from nsnet.errors import NsnetError
 from nsnet.kernel import health, notify, process
 from nsnet.kernel.netns import identity
-from nsnet.model import Node
+from nsnet.model import Node, cluster_of, of
 from nsnet.reconcile import LISTENERS, WHOLE, BusyError, Memory, Report
+from nsnet.render import machines
 from nsnet.state import Change, Key, Netns, Refusal
 from nsnet.store import Store, Unreachable, location, opening
-from nsnet.store.keys import CLUSTERS
+from nsnet.store.keys import CLUSTERS, GONE
+from nsnet.store.members import Member
 
 RESYNC = float(os.environ.get("NSNET_RESYNC") or 5)  # seconds after which everything is looked at, if that is cheap
 SHARE = 0.1  # of one processor, for looks that nobody asked for
@@ -69,6 +71,10 @@ def run(cluster: str) -> int:
         _log(cluster, f"controller {os.getpid()} runs")
         why = loop.run()
         _log(cluster, f"ends: {why}")
+        leaves = loop.member is not None and store.get(GONE) is not None
+    if leaves:  # `nsnet down` on another machine: what this one carries goes, too
+        with reconcile.lock(cluster):
+            reconcile.destroy(cluster)
     return 0
 
 
@@ -149,6 +155,8 @@ class Loop:
         self.programs: dict[int, int] = {}  # pid → pidfd
         self.shared = location.here(cluster).store != location.SQLITE
         self.keeper = Keeper()
+        at = location.here(cluster)
+        self.member = Member(store, at.machine, at.id) if at.machine else None
         self.health: socket.socket | None = None  # on which the balancer's checks tell of a change
         self.selector = selectors.EpollSelector()
         self.due = self.resync = time.monotonic()
@@ -181,6 +189,8 @@ class Loop:
 
     def _wait(self) -> None:
         left = min(self.due, self.resync) - time.monotonic()
+        with contextlib.suppress(NsnetError):  # the sync meets it, too
+            self._beat()
         for key, _ in self.selector.select(max(0.0, min(left, POLL))):
             handler: Callable[[], None] = key.data
             handler()
@@ -193,6 +203,11 @@ class Loop:
         for netns in [netns for netns, place in self.places.items() if place != identity(netns)]:
             self._unsubscribe(netns)
             self._hint(netns, 0)
+
+    def _beat(self) -> None:
+        """Says to the other machines that we are here."""
+        if self.member is not None and self.member.due() and not isinstance(self.error, Unreachable):
+            self.member.beat()
 
     def _soon(self, seconds: float) -> None:
         """A sync that was asked for; while syncs fail, it does not come before its time."""
@@ -227,7 +242,16 @@ class Loop:
                     return
                 if self.memory is None:
                     reconcile.furnish(self.cluster)
-                report = reconcile.sync(self.store, self.cluster, only=None if whole else hints, memory=self.memory)
+                with contextlib.suppress(Unreachable):  # the sync meets it, too
+                    self._beat()
+                report = reconcile.sync(
+                    self.store,
+                    self.cluster,
+                    only=None if whole else hints,
+                    memory=self.memory,
+                    using=self.rooms,
+                    member=self.member,
+                )
         except BusyError:
             self.hints = hints | self.hints
             self.due = self.resync = time.monotonic() + BUSY
@@ -252,7 +276,8 @@ class Loop:
         """flannel's, of the nodes that are here."""
         if not self.shared or self.memory is None or not self.keeper.due():
             return
-        nodes = [obj for obj in self.memory.objects.values() if isinstance(obj, Node)]
+        places, machine = machines.of_nodes(cluster_of(self.memory.objects)), location.here(self.cluster).machine
+        nodes = [node for node in of(self.memory.objects, Node) if places.get(node.metadata.name, "") == machine]
         subnets = {name for node in nodes if (name := lease_name(node.spec.podCIDRs))}
         try:
             if self.keeper.keep(self.store, subnets):

@@ -6,6 +6,7 @@ off in a container. A try costs a few milliseconds.
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -210,6 +211,16 @@ def tools() -> list[Finding]:
         Finding(tool, shutil.which(tool) is not None, f"sudo apt-get install {package}", needed=needed)
         for tool, package, needed in TOOLS
     ]
+
+
+def has_address(address: str) -> bool:
+    """Has the machine this IPv4 address?"""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind((address, 0))
+        except OSError:
+            return False
+    return True
 
 
 def need(tool: str, what: str) -> None:

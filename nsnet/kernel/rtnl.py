@@ -180,18 +180,22 @@ def bridge(value: Bridge, index: int) -> list[Request]:
     return [_new(index, _up(value.up), *shape, _info("bridge")), _change(index, 0, 0, _u32(IFLA_MTU, value.mtu))]
 
 
-def vxlan(value: Vxlan, index: int, dev: int) -> Request:
-    """`ip link add NAME … type vxlan`, up; `dev` is the number of the device that carries it."""
+def vxlan(value: Vxlan, index: int, dev: int, netns_fd: int = -1) -> Request:
+    """`ip link add NAME … type vxlan`, up; `dev` is the number of the device that carries it.
+
+    With `netns_fd` it stands in that namespace and its packets leave by the one where the message is sent.
+    """
     packed = _ip(value.local)
     data = (
         _u32(IFLA_VXLAN_ID, value.vni),
-        _u32(IFLA_VXLAN_LINK, dev),
+        _u32(IFLA_VXLAN_LINK, dev) if dev else b"",
         attribute(IFLA_VXLAN_LOCAL if len(packed) == 4 else IFLA_VXLAN_LOCAL6, packed),
         attribute(IFLA_VXLAN_LEARNING, bytes([value.learning])),
         attribute(IFLA_VXLAN_PORT, _BE16.pack(value.port)),
     )
     shape = (text(IFLA_IFNAME, value.name), attribute(IFLA_ADDRESS, _mac(value.mac)), _u32(IFLA_MTU, value.mtu))
-    return _new(index, _up(value.up), *shape, _info("vxlan", *data))
+    target = _u32(IFLA_NET_NS_FD, netns_fd) if netns_fd >= 0 else b""
+    return _new(index, _up(value.up), *shape, target, _info("vxlan", *data))
 
 
 _ONE_QUEUE = _u32(IFLA_NUM_TX_QUEUES, 1) + _u32(IFLA_NUM_RX_QUEUES, 1)  # two for each processor cost a third of a pair

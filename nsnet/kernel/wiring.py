@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from nsnet import names
 from nsnet.kernel import netns, rtnl
-from nsnet.kernel.netlink import Netlink, Request
+from nsnet.kernel.netlink import NETLINK_ROUTE, Netlink, Request
 from nsnet.kernel.observing import observe
 from nsnet.kernel.places import Place, Places, Shut
 from nsnet.state import (
@@ -222,6 +222,7 @@ class Wiring:
     # --- everything else that is netlink ---
 
     def configure(self) -> None:
+        self._make_trunks()
         kinds = (Loopback, Bridge, Veth, Vxlan, BridgePort, Address, Neighbour, FdbEntry, Route)
         changes = [change for change in self._of(*kinds) if self._is_left(change)]
         for name, place, some in self.places.each(changes):
@@ -229,6 +230,19 @@ class Wiring:
                 self._packed(change, partial(self._messages, change, place)) for change in sorted(some, key=_rank)
             )
             self._send(name, list(chain.from_iterable(messages)))
+
+    def _make_trunks(self) -> None:
+        """Tunnels that the machine itself carries: made from its own namespace, in theirs."""
+        adds = [change for change in self._adds(Vxlan) if _is_trunk(change.value) and not _is_in_place(change)]
+        for name, place, changes in self.places.each(adds):
+            missing = [change for change in changes if not self._is_there(change, place)]
+            try:
+                with Netlink(NETLINK_ROUTE) as route, ExitStack() as opened:
+                    fd = netns.open_fd(name)
+                    opened.callback(os.close, fd)
+                    self._ask(route, [_Message(change, _trunk(change, place, fd)) for change in missing])
+            except OSError as why:
+                self.places.refuse_all(missing, str(why))
 
     def _is_left(self, change: Change) -> bool:
         """Whether the change is not yet done, as part of something else."""
@@ -242,7 +256,7 @@ class Wiring:
                 pair = self.ends.get((change.netns, name))
                 return change.verb != "delete" and (pair is None or pair.far_change is change)
             case Vxlan():
-                return change.verb != "delete"
+                return change.verb != "delete" and (bool(value.dev) or _is_in_place(change))
         return (change.netns, value.key) not in self.done
 
     def _messages(self, change: Change, place: Place) -> Iterator[_Message]:
@@ -287,6 +301,15 @@ class Wiring:
             present = failure.code == errno.EEXIST and _is_already_so(change)
             if not (messages[position].optional or absent or present):
                 self.places.refuse(change, str(failure))
+
+
+def _is_trunk(value: object) -> bool:
+    return isinstance(value, Vxlan) and not value.dev
+
+
+def _trunk(change: Change, place: Place, fd: int) -> Request:
+    assert isinstance(change.value, Vxlan)
+    return rtnl.vxlan(change.value, place.make(change.value.name), 0, fd)
 
 
 def _device(change: Change) -> str:

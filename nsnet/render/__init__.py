@@ -10,7 +10,20 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from nsnet import model
-from nsnet.render import chains, cni, dns, etc, flannel, health, ingress, loadbalancer, portmap, programs, underlay
+from nsnet.render import (
+    chains,
+    cni,
+    dns,
+    etc,
+    flannel,
+    health,
+    ingress,
+    loadbalancer,
+    machines,
+    portmap,
+    programs,
+    underlay,
+)
 from nsnet.render.view import MEMO, View, view_of
 from nsnet.state import State, Value
 
@@ -31,18 +44,18 @@ COMPONENTS: tuple[Component, ...] = (
 )
 
 
-def render(objects: model.Objects) -> State:
-    """The wanted state of a cluster whose objects `control.complete` left behind.
+def render(objects: model.Objects, here: str = "") -> State:
+    """The wanted state of a cluster whose objects `control.complete` left behind; with `here` that machine's part.
 
     Every value is spelled as the kernel shows it, so that equality with an observed one means that nothing is to do.
     Raises ObjectError where the objects ask for what is not built yet.
     """
-    seen = view_of(objects)
+    seen = view_of(objects, here)
     parts: defaultdict[str, list[Iterable[Value]]] = defaultdict(list)
     for component in COMPONENTS:
         for netns, values in component(seen):
             parts[netns].append(values)
-    return {netns: _united(values) for netns, values in parts.items()}
+    return machines.own(seen, {netns: _united(values) for netns, values in parts.items()})
 
 
 def _united(parts: list[Iterable[Value]]) -> frozenset[Value]:

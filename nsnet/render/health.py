@@ -14,7 +14,7 @@ import msgspec
 
 from nsnet import model, names
 from nsnet.model import Node
-from nsnet.render import kubeproxy, services
+from nsnet.render import kubeproxy, machines, services
 from nsnet.render.kubeproxy import PRIMARY, Told
 from nsnet.render.services import Joined
 from nsnet.render.view import View
@@ -29,7 +29,8 @@ def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
     said = kubeproxy.told(view.objects)
     joined = services.join(services.some(view.objects, lambda item: model.has_health_port(item, view.cluster)))
     nodes = model.of(view.objects, Node)
-    served = [_node(view, said, node, joined) for node in nodes]
+    here = {node.name for node in machines.local(view).nodes}
+    served = [_node(view, said, node, joined) for node in nodes if node.metadata.name in here]
     yield view.router, _program(view, "healthcheck", {"nodes": served})
     asked = _checks(view, said, nodes)
     if asked:

@@ -72,6 +72,7 @@ class Machine(msgspec.Struct, frozen=True):
     network: Network
     mtu: int
     more: tuple[str, ...] = ()
+    on: str = ""  # the machine that carries it, where there are several
 
     @property
     def mac(self) -> str:
@@ -145,6 +146,7 @@ class View(msgspec.Struct, frozen=True):
     leases: tuple[Lease, ...]
     services: Mapping[model.Key, model.Service]
     dns: model.Service | None  # what pods ask for names
+    here: str = ""  # the machine that is rendered; empty: the only one
 
     @property
     def name(self) -> str:
@@ -180,7 +182,7 @@ def default_route(family: Family) -> str:
     return "::/0" if family == "ip6" else "default"
 
 
-def view_of(objects: model.Objects) -> View:
+def view_of(objects: model.Objects, here: str = "") -> View:
     """The view of objects as `control.complete` left them. Raises ObjectError for what is asked and not built yet."""
     cluster = model.cluster_of(objects)
     _refuse_what_is_not_built(cluster)
@@ -199,6 +201,7 @@ def view_of(objects: model.Objects) -> View:
         leases=tuple(lease for item in model.of(objects, model.SubnetLease) for lease in _leases(item)),
         services=services,
         dns=dns,
+        here=here,
     )
 
 
@@ -245,9 +248,23 @@ def _node(cluster: model.Cluster, networks: Mapping[str, Network], node: model.N
     ip = model.internal_ip(node)
     more = {item.address: None for item in node.status.addresses if item.type != "Hostname" and item.address != ip}
     mtu = _link_mtu(cluster, name, network)
-    machine = Machine("node", name, names.node_netns(cluster.metadata.name, name), ip, network, mtu, tuple(more))
+    machine = Machine(
+        "node",
+        name,
+        names.node_netns(cluster.metadata.name, name),
+        ip,
+        network,
+        mtu,
+        tuple(more),
+        _on_machine(cluster, name),
+    )
     legs = tuple(_leg(cidr, with_length=True) for cidr in masked(",".join(model.pod_cidrs(node))))
     return Node(name, machine, legs, (cluster.flannel.Backend.MTU or mtu) - _overhead(cluster))
+
+
+def _on_machine(cluster: model.Cluster, node: str) -> str:
+    entries = cluster.nodes if isinstance(cluster.nodes, tuple) else ()
+    return next((entry.machine for entry in entries if entry.name == node), "")
 
 
 def _overhead(cluster: model.Cluster) -> int:
@@ -264,7 +281,11 @@ def _host(cluster: model.Cluster, networks: Mapping[str, Network], host: model.H
     network = _on(cluster, networks, model.key_of(cluster), host.network)
     netns = names.host_netns(cluster.metadata.name, host.name)
     mtu = _link_mtu(cluster, host.name, network)
-    return Machine("host", host.name, netns, host.address, network, mtu, host.addresses)
+    return Machine("host", host.name, netns, host.address, network, mtu, host.addresses, _home(cluster))
+
+
+def _home(cluster: model.Cluster) -> str:
+    return next((machine.name for machine in cluster.underlay.machines), "")
 
 
 def _leases(lease: model.SubnetLease) -> Iterator[Lease]:

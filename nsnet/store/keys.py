@@ -41,7 +41,10 @@ LEASES = "/coreos.com/network/subnets/"
 LEASE_META = "/registry/nsnet/subnetleases/"
 FORMAT = "/registry/nsnet/format"  # of everything that stands in an etcd
 FENCE = "/registry/nsnet/fence"  # written with every set of objects, see `objects.py`
-PRIVATE = (FENCE, FORMAT, LEASE_META)  # no objects
+MACHINES = "/registry/nsnet/machines/"  # see `members.py`
+CHARGE = "/registry/nsnet/charge"
+GONE = "/registry/nsnet/gone"  # `down` was here: machines that still carry a part of it remove that
+PRIVATE = (FENCE, FORMAT, LEASE_META, MACHINES, CHARGE, GONE)  # no objects
 
 # Where the plural is not guessed right, or where no group stands in the path although the kind has one.
 RESOURCES = {

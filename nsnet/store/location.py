@@ -96,6 +96,7 @@ class Here(msgspec.Struct, frozen=True):
 
     store: str = SQLITE
     machine: str = ""  # empty: the only one
+    id: str = ""  # of this installation among the machines
 
 
 def etcd_dir(cluster: str) -> Path:

@@ -12,6 +12,7 @@ from nsnet.model import Key, Object, Objects, SubnetLease, key_of
 from nsnet.store import Compacted, Conflict, Entry, Event, Store
 from nsnet.store.keys import (
     FENCE,
+    GONE,
     LEASE_META,
     LEASES,
     PRIVATE,
@@ -91,8 +92,12 @@ def update(store: Store, change: Callable[[Objects], Objects], warn: Warn = _sil
     raise lost
 
 
-def clear(store: Store) -> None:
-    """Deletes everything of ours; leases of a real flanneld, and what is no object, stay."""
+def clear(store: Store, *, spread: bool = False) -> None:
+    """Deletes everything of ours; leases of a real flanneld, and what is no object, stay.
+
+    `spread`: over several machines. A mark says to the others for an hour that this was meant.
+    """
+    mark = {GONE: b"{}"} if spread else {}
     while True:
         objects, revision = load_objects(store)
         ours = {key: obj for key, obj in objects.items() if not _is_foreign(obj)}
@@ -101,6 +106,7 @@ def clear(store: Store) -> None:
             store.txn(_last_written(store, puts, revision), puts)
         except Conflict:
             continue
+        store.txn({}, mark, lease=store.grant(3600) if mark else 0)
         return
 
 

@@ -3,7 +3,7 @@
 from nsnet.errors import NsnetError
 from nsnet.store import Store, sqlite
 from nsnet.store.gateway import PATIENCE
-from nsnet.store.location import SQLITE, Here, here, location
+from nsnet.store.location import INSIDE, SQLITE, Here, here, location
 
 
 def exists(cluster: str) -> bool:
@@ -33,12 +33,13 @@ def forget(cluster: str, patience: float = 2.0) -> str:
     """Takes the cluster out of the etcd that it shares; why not, where that fails. A file goes with its directory."""
     from nsnet.store.objects import clear
 
-    store = here(cluster).store
-    if not store.startswith("etcd") or ":" not in store:
+    at = here(cluster)
+    store = at.store
+    if store in (SQLITE, INSIDE):
         return ""
     try:
         with open_at(cluster, store, patience=patience) as opened:
-            clear(opened)
+            clear(opened, spread=bool(at.machine))
     except NsnetError as error:
         return str(error)
     return ""
