@@ -371,7 +371,7 @@ class _Sync:
                 self._apply(changes)
                 have, scope, listening = self._look_again(changes, have, want, scope, listening)
                 continue
-            completed = self._completed(objects, listening)
+            completed = self._completed(objects, listening, revision)
             if completed is None or not self._differ(objects, completed):
                 self._forget_flows(objects, None if scope is None else self.filtered)
                 return self._report(number, Memory(objects, revision, want, listening, self.holds))
@@ -385,13 +385,13 @@ class _Sync:
                 listening = heard(have, scope, listening)
         raise self._unsettled(changes)
 
-    def _completed(self, objects: dict[Key, Object], listening: Listening) -> dict[Key, Object] | None:
+    def _completed(self, objects: dict[Key, Object], listening: Listening, revision: int) -> dict[Key, Object] | None:
         """What control makes of it; None where that has to wait, or is another machine's to do."""
         if self.unreachable is not None:
             return None
         if self.member is not None:
             try:
-                self.member.tell(listening)
+                self.member.tell(listening, revision)
                 if not self.member.in_charge():
                     return None
                 listening = self.member.heard(listening)

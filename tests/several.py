@@ -1,13 +1,17 @@
 """Several machines on one: each with network, mount and pid namespaces of its own, on one wire; an etcd beside them."""
 
 import contextlib
+import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
-from tests.etcds import Member, until
+from tests.etcds import Member
 
 ROOT = Path(__file__).parents[1]
 SANDBOX = str(ROOT / "scripts" / "sandbox")
@@ -16,7 +20,7 @@ HOME = "192.0.2.254"  # where the etcd members are
 
 
 class Box:
-    """A machine: what runs in it sees its own /run, /var/lib/nsnet, processes and network, and one wire to the others."""
+    """A machine: what runs in it sees its own /run, state, processes and network, and one wire to the others."""
 
     def __init__(self, name: str, address: str) -> None:
         self.name = name
@@ -70,6 +74,53 @@ class Box:
             self.process.stdout.close()
 
 
+class Relay:
+    """What ssh does between real machines, for machines that have no sshd: a line for a shell, run in another one.
+
+    NSNET_RSH is this very file; it asks a server that stands beside the machines.
+    """
+
+    def __init__(self, machines: dict[str, Box], bin_: Path) -> None:
+        self._machines = {box.address: box for box in machines.values()}
+        self._server = socket.create_server((HOME, 0))
+        self.rsh = f"{sys.executable} {__file__} {self._server.getsockname()[1]}"
+        tool = bin_ / "nsnet"
+        tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m nsnet "$@"\n')
+        tool.chmod(0o755)
+        self._env = {**ENV, "PATH": f"{bin_}:{ENV['PATH']}"}
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._server.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._server.accept()
+                with connection, connection.makefile("rw") as lines:
+                    address, line = json.loads(lines.readline())
+                    argv = self._machines[address].inside("sh", "-c", line)
+                    done = subprocess.run(argv, capture_output=True, text=True, env=self._env, check=False)
+                    lines.write(json.dumps([done.returncode, done.stdout, done.stderr]) + "\n")
+                    lines.flush()
+
+
+def _relayed(port: str, address: str, line: str) -> int:
+    with socket.create_connection((HOME, int(port))) as connection, connection.makefile("rw") as lines:
+        lines.write(json.dumps([address, line]) + "\n")
+        lines.flush()
+        code, out, err = json.loads(lines.readline())
+    sys.stdout.write(out)
+    sys.stderr.write(err)
+    return int(code)
+
+
 def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
@@ -108,4 +159,5 @@ def members(directory: Path, count: int) -> Iterator[tuple[str, list[Member]]]:
             member.kill()
 
 
-__all__ = ["Box", "boxes", "members", "until"]
+if __name__ == "__main__":
+    sys.exit(_relayed(*sys.argv[1:]))

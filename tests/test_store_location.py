@@ -68,4 +68,4 @@ def test_it_is_remembered_for_root_alone(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(MachineError, match="does not say where the store is"):
         here("demo")
     settle("demo", Here())
-    assert list((tmp_path / "demo").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []

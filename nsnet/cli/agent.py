@@ -14,7 +14,7 @@ import click
 
 from nsnet import controller, model, reconcile
 from nsnet.cli import options, spread
-from nsnet.cli.context import changing, checked, opened, waiting_for
+from nsnet.cli.context import changing, checked, waiting_for
 from nsnet.cli.output import out, progress
 from nsnet.cli.up import duration, show_phase
 from nsnet.errors import InputError, NotReachedError
@@ -44,13 +44,14 @@ def agent(store: str, machine: str, timeout: str, cluster: str | None) -> None:
         raise InputError(f"{place} is one machine's own store", "--store etcd://HOST:2379, which every machine reaches")
     started = time.perf_counter()
     name = _found(place, cluster, time.monotonic() + duration(timeout))
-    with reconcile.lock(name, waiting=waiting_for(name, "agent")):
-        settle(name, place, machine)
-        with opened(name) as there:
-            objects = load_objects(there)[0]
-            spread.belongs(model.cluster_of(objects), machine)
-            with joining(there, name):
-                report = reconcile.sync(there, name, progress=show_phase, member=reconcile.member(there, name))
+    with (
+        reconcile.lock(name, waiting=waiting_for(name, "agent")),
+        opening.open_at(name, place) as there,
+        settled(name, place, machine),
+    ):
+        spread.belongs(model.cluster_of(load_objects(there)[0]), machine)
+        with joining(there, name):
+            report = reconcile.sync(there, name, progress=show_phase, member=reconcile.member(there, name))
     progress("")
     controller.start(name)
     mine = [node for node in model.of(report.memory.objects, Node) if _is_here(report.memory.objects, node, machine)]
@@ -80,14 +81,20 @@ def _found(place: str, cluster: str | None, deadline: float) -> str:
     return name
 
 
-def settle(name: str, place: str, machine: str) -> None:
-    """Remembers which machine this is. Raises InputError where it has been another one."""
+@contextlib.contextmanager
+def settled(name: str, place: str, machine: str) -> Iterator[None]:
+    """Remembers which machine this is, unless what comes is refused. Raises InputError where it has been another."""
     had = location.here(name)
     now = Here(place, machine, had.id or uuid.uuid4().hex)
     if had != now and opening.exists(name):
         was = f"machine {had.machine} with its store in {had.store}" if had.machine else f"its store in {had.store}"
         raise InputError(f"this machine has cluster {name} already, as {was}", f"nsnet down {name} first")
     location.settle(name, now)
+    try:
+        yield
+    except InputError:
+        location.settle(name, had)
+        raise
 
 
 @contextlib.contextmanager

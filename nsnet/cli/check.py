@@ -1,14 +1,16 @@
 """`verify`: every expectation that follows from the objects and the topology's own checks, answered by real packets."""
 
 import re
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import msgspec
 
 from nsnet import diff, kernel, reconcile, verify
-from nsnet.cli import options
+from nsnet.cli import elsewhere, options
 from nsnet.cli.context import Running, running
 from nsnet.cli.output import coloured, error, note, out, print_json, print_table, progress
 from nsnet.cli.trace import look_of
@@ -37,6 +39,7 @@ class Wish(msgspec.Struct, frozen=True):
 @click.option("--all-pairs", is_flag=True, help="All pairs of pods; above some hundred pods a sample is the default.")
 @click.option("--retry", type=click.IntRange(min=0), default=0, metavar="N", help="Ask what failed again, N times.")
 @click.option("--keep-going", is_flag=True, help="Ask everything, also after failures.")
+@click.option("--everywhere", is_flag=True, help="On the cluster's other machines, too, which ssh must reach.")
 @click.option("--compare-modes", is_flag=True, help="Instead: a copy under each kubeProxyMode, side by side.")
 @click.option("--junit-file", type=click.Path(dir_okay=False), metavar="FILE", help="Write a JUnit report.")
 @options.output("json")
@@ -47,6 +50,7 @@ def verify_(
     all_pairs: bool,
     retry: int,
     keep_going: bool,
+    everywhere: bool,
     compare_modes: bool,
     junit_file: str | None,
     output: str | None,
@@ -58,6 +62,8 @@ def verify_(
     """
     if compare_modes and (listing or only or junit_file):
         raise InputError("--compare-modes asks everything and prints its own table", "leave the other options out")
+    if everywhere and (listing or junit_file or output or compare_modes):
+        raise InputError("--everywhere prints a table for each machine", "leave the other forms of output out")
     now = running("verify", cluster)
     if compare_modes:
         from nsnet.cli.compare import compare_modes as compare
@@ -77,7 +83,18 @@ def verify_(
         print_json({"passed": report.passed(results), "results": [report.document(item) for item in results]})
     else:
         _print(results, seconds)
-    return 0 if report.passed(results) else NotReachedError.exit_code
+    code = 0 if report.passed(results) else NotReachedError.exit_code
+    return max([code, *_elsewhere(now, wish)]) if everywhere else code
+
+
+def _elsewhere(now: Running, wish: Wish) -> Iterator[int]:
+    """The same on every other machine of the cluster; the exit codes."""
+    words = [*(("--only", wish.only) if wish.only else ()), "--retry", str(wish.retry)]
+    words += ["--all-pairs"] * wish.all_pairs + ["--keep-going"] * wish.keep_going
+    for machine in elsewhere.others(now):
+        out(f"machine {machine}")
+        sys.stdout.flush()
+        yield elsewhere.run(now, machine, "verify", *words)
 
 
 def wished(now: Running, wish: Wish) -> tuple[list[Expectation], bool]:

@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from nsnet import kernel, model, names
-from nsnet.cli import options
+from nsnet.cli import elsewhere, options
 from nsnet.cli.context import Running, running
 from nsnet.cli.decided import intended
 from nsnet.cli.explain import addresses, service_addresses
@@ -95,6 +95,7 @@ def trace(
     protocol = _protocol(udp=udp, icmp=icmp, source_port=source_port)
     now = running("trace", cluster)
     start = target(now.objects, source, namespace)
+    elsewhere.need_here(now, start, "trace")
     end = destination(now.objects, to, namespace, protocol)
     asked = Packet(protocol, end.address, end.port, sport=source_port or 0)
     state, found = looked(now, start, asked)

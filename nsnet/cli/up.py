@@ -26,9 +26,9 @@ from nsnet.cli.plan import wanted
 from nsnet.errors import InputError, MachineError, NotReachedError
 from nsnet.kernel import features, files
 from nsnet.manifests import Loaded
-from nsnet.model import Event, Ingress, Node, Objects, Pod, Service
+from nsnet.model import Event, Ingress, Key, Node, Object, Objects, Pod, Service
 from nsnet.reconcile import Report
-from nsnet.store import Store, location, opening
+from nsnet.store import Store, location, members, opening
 from nsnet.store.keys import CLUSTERS, NET_CONF, net_conf
 from nsnet.store.objects import load_objects, update
 
@@ -221,16 +221,30 @@ def show_phase(phase: str, count: int) -> None:
 
 
 def _until_ready(built: Built, seconds: float) -> Built:
-    """Waits until every pod that can be ready is; the controller sees them become so."""
+    """Waits until every pod that can be ready is; the controller (of every machine) sees them become so."""
     deadline = time.monotonic() + seconds
-    objects, revision = built.running.objects, built.running.revision
-    with opened(built.running.cluster) as store:
+    name, objects, revision = built.running.cluster, built.running.objects, built.running.revision
+    with opened(name) as store:
+        if location.here(name).machine:
+            objects, revision = _followed_everywhere(store, objects, deadline)
         while (left := _waited_for(objects)) and time.monotonic() < deadline:
             progress(f"waiting for {len(left)} pods, {left[0].metadata.name} first")
             store.wait(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
             objects, revision = load_objects(store)
+        if location.here(name).machine:
+            objects, revision = _followed_everywhere(store, objects, deadline)
     progress("")
-    return msgspec.structs.replace(built, running=Running(built.running.cluster, objects, revision))
+    return msgspec.structs.replace(built, running=Running(name, objects, revision))
+
+
+def _followed_everywhere(store: Store, objects: Objects, deadline: float) -> tuple[dict[Key, Object], int]:
+    """Waits for every machine of the cluster: until then nobody has seen whether its pods are ready."""
+    expected = [machine.name for machine in model.cluster_of(objects).underlay.machines]
+    progress(f"waiting for machines {', '.join(expected)}")
+    late = members.await_all(store, max(0.0, deadline - time.monotonic()), expected)
+    if late:
+        warning(f"machine {', '.join(late)} is not there, or has not followed yet")
+    return load_objects(store)
 
 
 def _unready(objects: Objects) -> list[Pod]:

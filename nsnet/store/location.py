@@ -12,6 +12,7 @@ the cluster's pods and flannel's leases stand where flanneld looks for them by d
 that another cluster has is refused.
 """
 
+import contextlib
 import re
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
@@ -137,6 +138,8 @@ def settle(cluster: str, at: Here) -> None:
     path = _note(cluster)
     if at == Here():
         path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()  # if nothing else of the cluster is there
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_suffix(".new")

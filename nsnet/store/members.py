@@ -10,24 +10,29 @@ apart (`objects.py`); the charge only spares the work.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
-from nsnet.errors import InputError, NsnetError
+from nsnet.errors import InputError
 from nsnet.store import Conflict, Store
-from nsnet.store.keys import CHARGE, MACHINES
+from nsnet.store.keys import CHARGE, FENCE, MACHINES
 
 TTL = 10  # seconds a machine may be silent until its pods are no longer ready
 BEAT = 2.5
+GLANCE = 0.5
 
 Listening = Mapping[str, frozenset[tuple[str, int]]]
 
 
 class Told(msgspec.Struct, frozen=True):
-    """A machine's record. `id` is the installation's, so that one that starts again is not taken for another."""
+    """A machine's record. `id` is the installation's, so that one that starts again is not taken for another.
+
+    `reached`: the last writing of objects (the fence's revision) that its kernel has followed.
+    """
 
     id: str
+    reached: int = 0
     listening: dict[str, list[tuple[str, int]]] = {}
 
 
@@ -42,6 +47,7 @@ class Member:
         self._lease = 0
         self._beaten = 0.0
         self._told: bytes = b""
+        self._reached = 0
 
     def due(self) -> bool:
         return time.monotonic() >= self._beaten + BEAT
@@ -82,10 +88,12 @@ class Member:
             self.store.revoke(self._lease)
             self._lease = 0
 
-    def tell(self, listening: Listening) -> None:
-        """Writes who listens here, where that has changed."""
+    def tell(self, listening: Listening, revision: int) -> None:
+        """Writes who listens here, and that the kernel is as the objects of `revision`, where that has changed."""
+        written = self.store.written([FENCE]).get(FENCE, 0)
         said = {netns: sorted(ports) for netns, ports in sorted(listening.items())}
-        value = msgspec.json.encode(Told(self.ident, said))
+        self._reached = written if written <= revision else self._reached
+        value = msgspec.json.encode(Told(self.ident, self._reached, said))
         if value == self._told or not self._lease:
             return
         self._told = value
@@ -125,9 +133,19 @@ def _decoded(value: bytes) -> Told | None:
         return None
 
 
-def present(store: Store) -> list[str]:
-    """The machines that are there."""
-    try:
-        return [entry.key.removeprefix(MACHINES) for entry in store.list(MACHINES)[0]]
-    except NsnetError:
-        return []
+def behind(store: Store, expected: Collection[str] = ()) -> list[str]:
+    """The machines that have not followed what was written last: of those that are there, and of those expected."""
+    written = store.written([FENCE]).get(FENCE, 0)
+    each = {entry.key.removeprefix(MACHINES): _decoded(entry.value) for entry in store.list(MACHINES)[0]}
+    late = [name for name, told in each.items() if told is not None and told.reached < written]
+    return sorted({*late, *(name for name in expected if each.get(name) is None)})
+
+
+def await_all(store: Store, timeout: float, expected: Collection[str] = ()) -> list[str]:
+    """Waits until nobody is behind; who still is after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while left := behind(store, expected):
+        if time.monotonic() >= deadline:
+            return left
+        store.wait(min(GLANCE, max(0.0, deadline - time.monotonic())))
+    return []

@@ -24,6 +24,7 @@ import msgspec
 import policy_kernel
 import see
 import services
+import stores
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -401,6 +402,7 @@ MEASUREMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "dns": measure_dns,
     "ingress": measure_ingress,
     "see": measure_see,
+    "stores": stores.lines,
 }
 
 
