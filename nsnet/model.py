@@ -7,7 +7,8 @@ and comes back out of `to_doc` unchanged. Whoever changes an object makes a new 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -857,6 +858,10 @@ class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mtu: int = 0
 
 
+IMPAIRED_BY = "nsnet/impaired-by"
+"""Annotation of the Cluster: `netem`, or `plain` where the kernel has none. `up` asks the kernel and writes it."""
+
+
 class MachineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A machine that carries part of the cluster; `address` is one of its own, by which the others reach it."""
 
@@ -965,6 +970,9 @@ class Cluster(msgspec.Struct, frozen=True):
 # --- what is broken on purpose ----------------------------------------------------------------------------------------
 
 
+LAB = "nsnet/lab"  # the lab that a Cluster is, and that a Fault belongs to
+
+
 class FaultSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One thing that is broken: `fault` names its kind in the catalogue (`nsnet.faults`).
 
@@ -998,6 +1006,11 @@ class Fault(msgspec.Struct, frozen=True):
     raw: dict[str, Any] = {}
 
 
+def in_lab(fault: Fault) -> bool:
+    """Is it for a student to find? Then nobody gives it away unasked."""
+    return LAB in fault.metadata.labels
+
+
 # --- what kube-proxy is told ------------------------------------------------------------------------------------------
 
 
@@ -1006,22 +1019,24 @@ class DetectLocalConfiguration(msgspec.Struct, frozen=True):
     interfaceNamePrefix: str = ""
 
 
-class KubeProxyMasquerade(msgspec.Struct, frozen=True):
-    """What upstream's sections `iptables` and `nftables` have in common."""
+class KubeProxyNFTablesConfiguration(msgspec.Struct, frozen=True):
+    """What upstream's sections `iptables` and `nftables` have in common; times as Go writes durations."""
 
     masqueradeBit: int | None = None
     masqueradeAll: bool = False
+    syncPeriod: str | None = None
+    minSyncPeriod: str | None = None
 
 
-class KubeProxyIPTablesConfiguration(msgspec.Struct, frozen=True):
-    masqueradeBit: int | None = None
-    masqueradeAll: bool = False
+class KubeProxyIPTablesConfiguration(KubeProxyNFTablesConfiguration, frozen=True):
     localhostNodePorts: bool | None = None
 
 
 class KubeProxyConntrackConfiguration(msgspec.Struct, frozen=True):
     """Times as Go writes durations; 0 leaves the node's value alone."""
 
+    maxPerCore: int | None = None
+    min: int | None = None
     tcpBeLiberal: bool = False
     tcpEstablishedTimeout: str | None = None
     tcpCloseWaitTimeout: str | None = None
@@ -1042,8 +1057,10 @@ class KubeProxyConfiguration(msgspec.Struct, frozen=True):
     detectLocal: DetectLocalConfiguration = DetectLocalConfiguration()
     nodePortAddresses: tuple[str, ...] = ()
     healthzBindAddress: str = ""
+    portRange: str = ""
+    udpIdleTimeout: str = ""
     iptables: KubeProxyIPTablesConfiguration = KubeProxyIPTablesConfiguration()
-    nftables: KubeProxyMasquerade = KubeProxyMasquerade()
+    nftables: KubeProxyNFTablesConfiguration = KubeProxyNFTablesConfiguration()
     conntrack: KubeProxyConntrackConfiguration = KubeProxyConntrackConfiguration()
     raw: dict[str, Any] = {}
 
@@ -1122,30 +1139,59 @@ def by_key(objects: list[Object]) -> dict[Key, Object]:
     return {key_of(obj): obj for obj in objects}
 
 
+class Indexed(dict[Key, Object]):
+    """The objects of one moment, which nobody changes any more: what many ask of all of them is looked up once."""
+
+    def __init__(self, objects: Objects) -> None:
+        super().__init__(objects)
+        self.kept: dict[Any, Any] = {}
+        self.kinds: defaultdict[str, list[tuple[Key, Object]]] = defaultdict(list)
+        for item in self.items():
+            self.kinds[item[0][0]].append(item)
+
+
+def indexed(objects: Objects) -> Indexed:
+    return objects if isinstance(objects, Indexed) else Indexed(objects)
+
+
+def once(objects: Objects, compute: Callable[[Objects], T]) -> T:
+    """`compute(objects)`; of an `Indexed` it is computed once."""
+    if not isinstance(objects, Indexed):
+        return compute(objects)
+    if compute not in objects.kept:
+        objects.kept[compute] = compute(objects)
+    found: T = objects.kept[compute]
+    return found
+
+
+def _of_kind(objects: Objects, name: str) -> list[tuple[Key, Object]]:
+    if isinstance(objects, Indexed):
+        return objects.kinds.get(name, [])
+    return [item for item in objects.items() if item[0][0] == name]
+
+
 def of(objects: Objects, kind: type[T]) -> list[T]:
     """All objects of a kind, ordered by namespace and name."""
-    name = kind.__name__
-    found = [item for item in objects.items() if item[0][0] == name]
+    return [*keyed(objects, kind).values()]
+
+
+def keyed(objects: Objects, kind: type[T]) -> dict[Key, T]:
+    """The same under their keys."""
+    found = _of_kind(objects, kind.__name__)
     found.sort(key=itemgetter(0))
-    return [obj for _, obj in found]  # type: ignore[misc]
+    return dict(found)  # type: ignore[arg-type]
 
 
 def cluster_of(objects: Objects) -> Cluster:
     """The one Cluster document. Raises InputError where there is none (a store that is not nsnet's)."""
-    for key, obj in objects.items():
-        if key.kind == "Cluster":
-            assert isinstance(obj, Cluster)
-            return obj
+    for obj in of(objects, Cluster):
+        return obj
     raise InputError("there is no Cluster document", "bring the cluster up again with `nsnet up FILE`")
 
 
 def kube_proxy_of(objects: Objects) -> KubeProxyConfiguration | None:
     """What kube-proxy is told, where a document says it."""
-    for key, obj in objects.items():
-        if key.kind == "KubeProxyConfiguration":
-            assert isinstance(obj, KubeProxyConfiguration)
-            return obj
-    return None
+    return next(iter(of(objects, KubeProxyConfiguration)), None)
 
 
 def from_doc(doc: dict[str, Any]) -> Object:
@@ -1452,3 +1498,44 @@ def runs_proxy(pod: Pod) -> bool:
     """Is it one of the proxy's pods, in which HAProxy listens and no stand-in does?"""
     meta = pod.metadata
     return meta.namespace == PROXY_NAMESPACE and bool(meta.ownerReferences) and selects(PROXY_LABELS, meta.labels)
+
+
+# --- what an impairment says ------------------------------------------------------------------------------------------
+
+# tc's units (iproute2 `lib/utils.c`)
+_UNITS = {"us": 1, "ms": 1_000, "s": 1_000_000}
+_UNITS |= {f"{unit}ec{plural}": factor for unit, factor in _UNITS.items() for plural in ("", "s")}
+_POWERS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+_POWERS |= {f"{power}i": 1024 ** (index + 1) for index, power in enumerate("kmgt")}
+_BITS = {f"{power}{unit}": by * size for power, by in _POWERS.items() for unit, size in (("bit", 1), ("bps", 8))}
+
+
+def _measured(text: str, units: Mapping[str, int]) -> float:
+    number = text.lower().rstrip("abcdefghijklmnopqrstuvwxyz")
+    return float(number) * units[text.lower()[len(number) :]]
+
+
+def micros(text: str) -> int:
+    """`5ms` as microseconds; empty: 0."""
+    return round(_measured(text, _UNITS)) if text else 0
+
+
+def bits(text: str) -> int:
+    """`100mbit` as bit/s; empty: 0."""
+    return round(_measured(text, _BITS)) if text else 0
+
+
+def percent(text: str) -> float:
+    """`1%` as 1.0; empty: 0."""
+    return float(text.rstrip("%")) if text else 0.0
+
+
+def lost_by_chance(share: float) -> str:
+    """The end of an iptables rule that drops so many percent of packets, as iptables-save prints it.
+
+    xt_statistic keeps 31 bits of a probability (iptables `extensions/libxt_statistic.c`).
+    """
+    if share >= 100:
+        return "-j DROP"
+    kept = round(share / 100 * 0x80000000) / 0x80000000
+    return f"-m statistic --mode random --probability {kept:.11f} -j DROP"

@@ -54,6 +54,12 @@ def kind_of(netns: str) -> str:
     return parts[1] if len(parts) == 3 and parts[1] in {"node", "pod", "host", "fabric"} else ""
 
 
+def called(netns: str) -> str:
+    """`node/node1`, `fabric/nodes`, `pod/default.web`: a namespace in a sentence."""
+    _, _, rest = netns.partition(".")
+    return rest.replace(".", "/", 1)
+
+
 def run_dir(cluster: str) -> Path:
     return RUN / cluster
 

@@ -110,6 +110,49 @@ class BridgePort(msgspec.Struct, frozen=True, tag=True):
         return ("port", self.name)
 
 
+class Qdisc(msgspec.Struct, frozen=True, tag=True):
+    """A root queueing discipline that a person set: what the link does to frames that leave by the device.
+
+    `kind` is netem, or tbf (which knows `rate` alone). `delay` and `jitter` in microseconds; `loss`, `duplicate` and
+    `reorder` in percent of the frames; `rate` in bit/s. 0: none.
+    """
+
+    dev: str
+    kind: str
+    delay: int = 0
+    jitter: int = 0
+    loss: float = 0.0
+    duplicate: float = 0.0
+    reorder: float = 0.0
+    rate: int = 0
+
+    @property
+    def key(self) -> Key:
+        return ("qdisc", self.dev)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What it does, in tc's words: `delay 5000us`, `loss 1%`."""
+        delay = f"delay {self.delay}us" + (f" {self.jitter}us" if self.jitter else "") if self.delay else ""
+        shares = (("loss", self.loss), ("duplicate", self.duplicate), ("reorder", self.reorder))
+        said = (delay, *(f"{name} {share:g}%" if share else "" for name, share in shares))
+        return tuple(word for word in (*said, f"rate {self.rate}bit" if self.rate else "") if word)
+
+
+class Segments(msgspec.Struct, frozen=True, tag=True):
+    """`ip link set DEV gso_max_segs N`: at 1 every frame has its true size when it leaves by the device.
+
+    Otherwise segments of one stream travel as one large frame over veth pairs, and no MTU on the way stops them.
+    """
+
+    dev: str
+    most: int = 1
+
+    @property
+    def key(self) -> Key:
+        return ("segments", self.dev)
+
+
 class Address(msgspec.Struct, frozen=True, tag=True):
     """`cidr` is address and prefix length, `10.244.1.1/24`."""
 
@@ -354,6 +397,8 @@ Value = (
     | Vxlan
     | OtherLink
     | BridgePort
+    | Qdisc
+    | Segments
     | Address
     | Route
     | Neighbour
@@ -377,6 +422,11 @@ State = Mapping[str, frozenset[Value]]
 
 Scope = Mapping[str, frozenset[Key]]
 """What a look is limited to: namespace → keys. An empty set of keys means the whole namespace."""
+FILTER_KINDS = frozenset({"chain", "nft", "ipset"})
+KINDS = FILTER_KINDS | {
+    "netns", "link", "port", "address", "neighbour", "route", "fdb", "sysctl", "process", "file", "listener",
+}  # fmt: skip
+"""The first words of keys: what a look at everything reads."""
 
 Hold = tuple[str, Key]
 """(namespace, beginning of a key): what is not touched. `()` holds the whole namespace, `("link", "cni0")` a link,
@@ -462,6 +512,19 @@ def begins(key: Key, prefix: Key) -> bool:
     return key[: len(prefix)] == prefix
 
 
+SEGMENTS = 65535  # what the kernel makes a device with (GSO_MAX_SEGS)
+_QUEUE = 10_000  # packets that netem holds: 100 ms at 1 Gbit/s
+_BURST = 3_200  # bytes, two frames: the least that tbf lets pass at once
+
+
+def qdisc_options(value: Qdisc) -> list[str]:
+    """The options that tc takes: tbf's bucket holds 10 ms of its rate, its queue 50 ms."""
+    words = [part for word in value.words for part in word.split()]
+    if value.kind == "tbf":
+        return [*words, "burst", str(max(_BURST, value.rate // 800)), "latency", "50ms"]
+    return ["limit", str(_QUEUE), *words]
+
+
 def socket_address(ip: str, port: int | str) -> str:
     """`10.0.0.1:80`, `[fd00::1]:80`."""
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
@@ -502,6 +565,10 @@ def _words(value: Value) -> Iterator[str]:
         case BridgePort(name, bridge, hairpin):
             yield f"ip link set {name} master {bridge}"
             yield f"bridge link set dev {name} hairpin {'on' if hairpin else 'off'}"
+        case Qdisc(dev, kind):
+            yield f"tc qdisc replace dev {dev} root {kind} {' '.join(qdisc_options(value))}"
+        case Segments(dev, most):
+            yield f"ip link set dev {dev} gso_max_segs {most}"
         case Address(dev, cidr):
             yield f"ip address add {cidr} dev {dev}{' nodad' if ':' in cidr else ''}"
         case Route():
@@ -563,7 +630,7 @@ def lines(change: Change) -> list[str]:
 
 def _inside(netns: str, line: str) -> str:
     tool, _, rest = line.partition(" ")
-    return f"{tool} -n {netns} {rest}" if tool in {"ip", "bridge"} else f"ip netns exec {netns} {line}"
+    return f"{tool} -n {netns} {rest}" if tool in {"ip", "bridge", "tc"} else f"ip netns exec {netns} {line}"
 
 
 def _replace(change: Change) -> Iterator[str]:
@@ -602,6 +669,10 @@ def _delete(value: Value) -> Iterator[str]:
             yield f"ip link delete {value.name}"
         case BridgePort(name):
             yield f"ip link set {name} nomaster"
+        case Qdisc(dev):
+            yield f"tc qdisc delete dev {dev} root"
+        case Segments(dev):
+            yield f"ip link set dev {dev} gso_max_segs {SEGMENTS}"
         case Address(dev, cidr):
             yield f"ip address delete {cidr} dev {dev}"
         case Route():

@@ -255,6 +255,22 @@ def expected(scenario: Scenario, asked: Question) -> Expected:
     return _outside(scenario, asked, asked.node or home, _seen_there(scenario, asked))
 
 
+def in_process(scenario: Scenario, asked: Question) -> Expected:
+    """The same in userspace mode: the process of the node where the packet is looked at asks any ready endpoint."""
+    node = asked.node or _home(scenario, asked.sender)
+    if not node or asked.way == "other port":
+        return Expected(word="unreachable")
+    if asked.way == "external":
+        return Expected(word="unreachable", situation="not for pods")
+    ready = [end.pod for end in asked.spec.ends if end.state == "ready"]
+    if ready:
+        usual = {pod for pod, _ in expected(scenario, asked).ways}
+        same = "own connection" if usual == {*ready} else "no policies"
+        return _to(scenario, ready, node, "", hidden=True, situation=same)
+    missing, situation = ("refused", "accepts first") if asked.spec.protocol == "tcp" else ("dropped", "silent process")
+    return Expected(word=missing, situation="no fallback" if _usable(asked.spec.ends) else situation)
+
+
 def _inside(scenario: Scenario, asked: Question, home: str) -> Expected:
     spec = asked.spec
     found = _local(scenario, spec, home) if spec.inside_local else _near(scenario, spec, home)

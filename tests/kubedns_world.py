@@ -1,5 +1,10 @@
-"""A small cluster as kubedns reads it: one Service of every sort. And what a zone says of it, as lines of text."""
+"""A small cluster as kubedns reads it: one Service of every sort. And what a zone says of it, as lines of text.
 
+`documents` are the same Services as a cluster is given them.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -113,3 +118,57 @@ def lines(found: Any) -> list[str]:
 
 def _line(record: Record) -> str:
     return f"{record.name or '@'} {record.ttl} {record.kind} {record.data}".replace("cluster.local.", "~")
+
+
+# --- as manifests -----------------------------------------------------------------------------------------------------
+
+OWN = {("default", "kubernetes"), ("kube-system", "kube-dns")}  # every cluster has these
+
+
+def documents(services: Iterable[Service] = SERVICES) -> Iterator[dict[str, Any]]:
+    """Services without a selector, and their EndpointSlices, of one family and one list of ports each."""
+    for service in services:
+        if (service.namespace, service.name) in OWN:
+            continue
+        meta = {"name": service.name, "namespace": service.namespace}
+        yield {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": _spec(service)}
+        for number, ((six, ports), endpoints) in enumerate(groupby(service.endpoints, _sort)):
+            yield {
+                "apiVersion": "discovery.k8s.io/v1",
+                "kind": "EndpointSlice",
+                "metadata": {
+                    **meta,
+                    "name": f"{service.name}-{number}",
+                    "labels": {"kubernetes.io/service-name": service.name},
+                },
+                "addressType": "IPv6" if six else "IPv4",
+                "endpoints": [{"addresses": [item.address], **_hostname(item)} for item in endpoints],
+                "ports": _ports(ports),
+            }
+
+
+def _sort(endpoint: Endpoint) -> tuple[bool, tuple[Port, ...]]:
+    return ":" in endpoint.address, endpoint.ports
+
+
+def _spec(service: Service) -> dict[str, Any]:
+    if service.external_name:
+        return {"type": "ExternalName", "externalName": service.external_name}
+    addresses = list(service.addresses)
+    families = ["IPv6" if ":" in address else "IPv4" for address in addresses] or ["IPv4", "IPv6"]
+    return {
+        "clusterIP": addresses[0] if addresses else "None",
+        "clusterIPs": addresses or ["None"],
+        "ipFamilies": families,
+        "ipFamilyPolicy": "SingleStack" if len(families) == 1 else "RequireDualStack",
+        "ports": _ports(service.ports),
+    }
+
+
+def _ports(ports: Iterable[Port]) -> list[dict[str, Any]]:
+    return [{"name": port.name, "protocol": port.protocol, "port": port.port} for port in ports]
+
+
+def _hostname(endpoint: Endpoint) -> dict[str, str]:
+    """The API takes small letters only."""
+    return {"hostname": endpoint.hostname.lower()} if endpoint.hostname else {}

@@ -173,7 +173,8 @@ def test_wrong_words(nsnet: Any, words: str, code: int, error: str, hint: str) -
 NEEDS_ROOT = ["up x", "down", "apply -f x", "delete pod x", "scale deploy/x --replicas 1", "label pod/x a=b",
               "annotate pod/x a=b", "get po", "describe po x", "status", "list", "events", "logs", "rules node/x",
               "leases", "conntrack node/x", "exec x -- ls", "shell x", "verify", "trace x y", "capture x",
-              "graph", "snapshot", "diff x", "explain svc/x", "policy show x", "fault clear"]  # fmt: skip
+              "graph", "ui", "snapshot", "diff x", "explain svc/x", "policy show x", "fault clear",
+              "lab check"]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", NEEDS_ROOT)
@@ -318,7 +319,7 @@ def test_each_verb_is_where_the_table_says(verb: str) -> None:
     command = getattr(import_module(f"nsnet.cli.{module}"), name)
     assert isinstance(command, click.Command)
     assert command.name == verb
-    if verb not in {"version", "completion", "validate", "doctor", "list"}:
+    if verb not in {"version", "completion", "validate", "doctor", "list", "lab"}:
         assert "--cluster" in {option for param in command.params for option in param.opts}
 
 

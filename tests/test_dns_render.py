@@ -296,6 +296,11 @@ def test_whom_kubedns_asks() -> None:
     [
         ('{upstreamNameservers: "[\\"8.8.8.8\\", \\"8.8.4.4:53\\"]"}', ("8.8.8.8", "8.8.4.4:53"), {}),
         ('{stubDomains: "{\\"acme.local\\": [\\"1.2.3.4\\"]}"}', ("172.18.0.1",), {"acme.local": ("1.2.3.4",)}),
+        (
+            '{stubDomains: "{\\"acme.local\\": [\\"dns.acme.svc.cluster.local\\", \\"ns.example.com\\"]}"}',
+            ("172.18.0.1",),
+            {"acme.local": ("dns.acme.svc.cluster.local",)},
+        ),
         ('{stubDomains: "no json", upstreamNameservers: "[1]"}', ("172.18.0.1",), {}),
     ],
 )

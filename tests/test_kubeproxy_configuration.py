@@ -5,16 +5,20 @@ What is wrong with one stands in tests/wrong/kubeproxy.txt.
 
 # ruff: noqa: E501, ISC004 - a row of a table is one line
 
+import json
+
 import msgspec
 import pytest
 
 from nsnet import model, names
+from nsnet.controller.pace import RESYNC, Pace, pace
 from nsnet.manifests import kubeproxy
 from nsnet.model import KubeProxyConfiguration, Node, NodeAddress, NodeSpec, NodeStatus, ObjectMeta, Objects
 from nsnet.render import conntrack, proxy_iptables, proxy_nftables, render
 from nsnet.render.kubeproxy import LocalDetector, Told
-from nsnet.state import Chain, Conntrack, Nft, NftElement, Sysctl
-from tests.controlled import apply, delete, load, refused, stored, up
+from nsnet.state import Chain, Conntrack, File, Nft, NftElement, Sysctl
+from nsnet.verify.world import world
+from tests.controlled import apply, delete, events, load, refused, stored, up
 
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 CLUSTER = "apiVersion: nsnet/v1\nkind: Cluster\nmetadata: {name: demo}\n"
@@ -73,6 +77,60 @@ def test_kubeadms_own_file_is_taken_and_changes_nothing() -> None:
     assert render(stored(with_it)) == render(without)
 
 
+@pytest.mark.parametrize(
+    ("words", "soonest", "latest"),
+    [
+        ("", 0, RESYNC),
+        ("iptables: {syncPeriod: 0s, minSyncPeriod: 0s}", 0, RESYNC),
+        ("iptables: {syncPeriod: 30s, minSyncPeriod: 500ms}", 0.5, 30),
+        ("mode: userspace\niptables: {syncPeriod: 1m}", 0, 60),
+        ("mode: nftables\niptables: {syncPeriod: 30s}\nnftables: {minSyncPeriod: 1s}", 1, RESYNC),
+    ],
+)
+def test_the_controllers_pace(words: str, soonest: float, latest: float) -> None:
+    assert pace(up(f"{HEAD}{words}\n")) == Pace(soonest, latest)
+    assert pace(up(CLUSTER)) == Pace(0, RESYNC)
+
+
+@pytest.mark.parametrize(
+    ("words", "plain"),
+    [
+        ("clusterCIDR: 10.244.0.0/16", True),
+        ("iptables: {masqueradeAll: true}", False),
+        ("nftables: {masqueradeAll: true}", True),  # which is not the mode
+        ("detectLocalMode: NodeCIDR", False),
+        ("mode: userspace", False),
+    ],
+)
+def test_verify_asks_who_is_seen_where_the_defaults_hold(words: str, plain: bool) -> None:
+    assert world(up(f"{HEAD}{words}\n")).plain is plain
+
+
+def test_userspace_modes_idle_time() -> None:
+    """Of files of its time, until 1.25. Its default is the program's."""
+    for said, there in (("250ms", 0.25), ("2s", 2.0), ("0s", None)):
+        objects = up(f"{HEAD}mode: userspace\nudpIdleTimeout: {said}\n")
+        (file,) = (item for item in render(objects)[NODE1] if isinstance(item, File) and "userproxy" in item.path)
+        assert json.loads(file.content).get("udp_idle") == there
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("conntrack: {maxPerCore: 0, min: null}", ""),
+        ("conntrack: {maxPerCore: 32768}", "conntrack.maxPerCore and conntrack.min have no effect"),
+        ("mode: userspace\nportRange: 20000-21000", "portRange has no effect"),
+        ("mode: userspace\nportRange: 0-0", ""),
+        ("portRange: 20000-21000", ""),  # iptables mode has no proxy ports
+        ("mode: userspace\nnodePortAddresses: [10.0.0.0/8]", "nodePortAddresses have no effect"),
+    ],
+)
+def test_what_has_no_effect_is_said(words: str, said: str) -> None:
+    found = [line for line in events(up(f"{HEAD}{words}\n")) if "KubeProxyConfiguration" in line]
+    assert len(found) == bool(said)
+    assert all(said in line for line in found)
+
+
 def test_what_does_not_act_is_kept() -> None:
     objects = up(
         HEAD + "mode: nftables\nmetricsBindAddress: 0.0.0.0:10249\nnftables: {syncPeriod: 10s, masqueradeBit: 3}\n"
@@ -88,7 +146,7 @@ def test_what_does_not_act_is_kept() -> None:
     [
         (KubeProxyConfiguration, "KubeProxyConfiguration"),
         (model.KubeProxyIPTablesConfiguration, "KubeProxyIPTablesConfiguration"),
-        (model.KubeProxyMasquerade, "KubeProxyNFTablesConfiguration"),
+        (model.KubeProxyNFTablesConfiguration, "KubeProxyNFTablesConfiguration"),
         (model.KubeProxyConntrackConfiguration, "KubeProxyConntrackConfiguration"),
         (model.DetectLocalConfiguration, "DetectLocalConfiguration"),
     ],

@@ -54,6 +54,9 @@ ALLOWED = {
     ("controller.supervise", "fcntl"): "one supervisor per cluster",
     ("controller.supervise", "select"): "it waits for a controller it did not start itself",
     ("controller.supervise", "signal"): "it ends in peace on SIGTERM",
+    ("cli.page.browser", "shutil"): "is there a desktop's opener?",
+    ("cli.page.browser", "subprocess"): "it opens the page in the user's browser",
+    ("cli.page.browser", "tempfile"): "by a file that nobody else can read: it holds the token",
     ("cli.main", "tempfile"): "the traceback of a bug goes to a file",
 }
 SPEAKING_ROOMS = {"cli", "programs", "controller", "__main__"}

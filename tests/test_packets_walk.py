@@ -1,4 +1,4 @@
-"""The packet tables (tests/packets/*.txt), asked of a walk over the rendered state: no root, both modes.
+"""The packet tables (tests/packets/*.txt), asked of a walk over the rendered state: no root, every mode.
 
 With real packets the same rows are asked in tests/kernel/test_packets.py.
 """
@@ -23,7 +23,7 @@ SERVING = {("node1", 6443): "api", ("node2", 9100): "host"}
 
 def who(way: Way) -> str:
     if way.result != "delivered":
-        return way.result
+        return "closed" if "closes the connection" in way.reason else way.result
     name = OWNERS[way.netns]
     return SERVING.get((name, way.packet.dport), name)
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from nsnet import names
+from nsnet import names, reconcile
 from nsnet.diff import diff, touched
 from nsnet.errors import NotReachedError
+from nsnet.kernel import iptables
 from nsnet.model import Condition, Key, Object, ObjectMeta, Objects, Pod, PodStatus, by_key, is_ready, of
 from nsnet.reconcile import (
     FLOWS,
@@ -31,6 +32,7 @@ from nsnet.reconcile import (
     with_listeners,
 )
 from nsnet.state import (
+    KINDS,
     Address,
     Bridge,
     Chain,
@@ -259,6 +261,40 @@ def test_somebody_elses_write_in_between_is_taken(kernel: Kernel, rooms: Rooms, 
     assert report.revision == store.revision() == 4
 
 
+FILTERS = {("chain",), ("nft",), ("ipset",)}
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_large_load_of_rules_is_not_read_back_until_the_next_whole_look(
+    kernel: Kernel, rooms: Rooms, store: sqlite.SqliteStore, monkeypatch: pytest.MonkeyPatch, limited: bool
+) -> None:
+    monkeypatch.setattr(reconcile, "LOAD", 1)
+    memory = sync(store, "demo", using=rooms).memory
+    kernel.values[NODE] = {Netns("m")}
+    kernel.looks.clear()
+    kernel.forgetful = lambda change: isinstance(change.value, Chain)
+    if limited:
+        sync(store, "demo", using=rooms, only={NODE: frozenset()}, memory=memory)
+    else:
+        sync(store, "demo", using=rooms)
+    again = kernel.looks[-1]
+    assert again is not None
+    assert again[NODE] == {(kind,) for kind in KINDS} - FILTERS
+    assert Bridge("cni0", "0a:58:0a:f4:01:01") in kernel.values[NODE]
+    kernel.forgetful = lambda _: False
+    sync(store, "demo", using=rooms)
+    assert chain(kernel) == BOTH
+
+
+def test_what_was_refused_of_a_large_load_is_seen(
+    kernel: Kernel, rooms: Rooms, store: sqlite.SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "LOAD", 1)
+    kernel.stubborn = lambda change: isinstance(change.value, Chain)
+    with pytest.raises(NotReachedError, match="not permitted"):
+        sync(store, "demo", using=rooms)
+
+
 # --- UDP conntrack entries --------------------------------------------------------------------------------------------
 
 STALE = Conntrack("10.244.1.9", 40000, "10.96.0.7", 53, "10.244.1.8:53")
@@ -310,10 +346,20 @@ def test_without_udp_nobody_looks(kernel: Kernel, rooms: Rooms, store: sqlite.Sq
 # --- a limited look ---------------------------------------------------------------------------------------------------
 
 
+KEY = ("chain", "ip", "nat", "KUBE-SVC-WEB")
+
+
+@pytest.mark.parametrize(("long", "first"), [(64, ("netns",)), (1, KEY)], ids=["short chains", "long chains"])
 def test_a_change_of_the_objects_is_looked_at_and_nothing_else(
-    kernel: Kernel, rooms: Rooms, store: sqlite.SqliteStore
+    kernel: Kernel,
+    rooms: Rooms,
+    store: sqlite.SqliteStore,
+    monkeypatch: pytest.MonkeyPatch,
+    long: int,
+    first: tuple[str, ...],
 ) -> None:
-    """A condition of a pod changed: one chain of one node is read, written, and read again."""
+    """A condition of a pod changed: one chain of one node is written, and read; a long one is read before, too."""
+    monkeypatch.setattr(iptables, "LONG_CHAIN", long)
     kernel._serve = lambda: None  # type: ignore[method-assign]
     for name in ("a", "b"):
         kernel.values[f"demo.pod.default.{name}"] = {Netns("m"), Listener("TCP", 80)}
@@ -323,11 +369,32 @@ def test_a_change_of_the_objects_is_looked_at_and_nothing_else(
     save_objects(store, PODS, by_key([pod("a", 2), pod("b", 3, "False")]), 1)
     deaf = rooms._replace(complete=lambda objects, _: dict(objects))
     report = sync(store, "demo", only={}, memory=memory, using=deaf)
-    key = ("chain", "ip", "nat", "KUBE-SVC-WEB")
-    assert kernel.looks == [{NODE: frozenset({key})}] * 2
-    assert [[change.value.key for change in batch] for batch in kernel.batches] == [[key]]
+    assert kernel.looks == [{NODE: {first}}, {NODE: {KEY}}]
+    assert [[change.value.key for change in batch] for batch in kernel.batches] == [[KEY]]
     assert chain(kernel) == ("-d 10.244.1.2 -j ACCEPT",)
     assert report.revision == 2
+
+
+def named(objects: Objects) -> State:
+    """As `render`; and a file in the pod `a` says which pods are ready, as kubedns' does."""
+    want, reader = render(objects), "demo.pod.default.a"
+    ready = File("/names.json", " ".join(pod.metadata.name for pod in of(objects, Pod) if is_ready(pod)))
+    return {**want, reader: want[reader] | {ready}}
+
+
+def test_what_a_pod_reads_does_not_wait_for_the_rules(kernel: Kernel, rooms: Rooms, store: sqlite.SqliteStore) -> None:
+    """It is written in a batch of its own, while the chain is read; where a pod is new, all goes in one batch."""
+    rooms = rooms._replace(render=named)
+    memory = sync(store, "demo", using=rooms).memory
+    kernel.batches.clear()
+    save_objects(store, PODS, by_key([pod("a", 2), pod("b", 3, "False")]), 1)
+    deaf = rooms._replace(complete=lambda objects, _: dict(objects))
+    memory = sync(store, "demo", only={}, memory=memory, using=deaf).memory
+    assert [[change.value.key[0] for change in batch] for batch in kernel.batches] == [["file"], ["chain"]]
+    kernel.batches.clear()
+    save_objects(store, memory.objects, {**memory.objects, **by_key([pod("c", 4)])}, 2)
+    sync(store, "demo", only={}, memory=memory, using=deaf)
+    assert {"file", "chain", "netns"} <= {change.value.key[0] for change in kernel.batches[0]}
 
 
 def test_a_new_pod_with_a_limited_look(kernel: Kernel, rooms: Rooms, store: sqlite.SqliteStore) -> None:

@@ -358,7 +358,6 @@ def test_a_pod_that_declares_no_port_serves_what_services_target() -> None:
 
 NOT_BUILT = [
     ({"flannel": model.Flannel(Backend=Backend("wireguard"))}, "flannel.Backend.Type: backend wireguard is not built"),
-    ({"underlay": model.Underlay(NETWORKS, (LinkSpec(("n", "m"), delay="5ms"),))}, "underlay.links[0].delay: is not"),
 ]
 
 
@@ -370,6 +369,37 @@ def test_what_is_not_built_is_refused(fields: dict[str, object], sentence: str) 
         render({**objects, model.key_of(cluster): cluster})
     assert sentence in str(refused.value)
     assert refused.value.hint
+
+
+LOST = "-m statistic --mode random --probability 0.00999999978 -j DROP"
+LINK = LinkSpec(("node1", "nodes"), delay="5ms", loss="1%", rate="100mbit")
+IMPAIRED = {
+    "netem": (
+        ["tc qdisc replace dev eth0 root netem limit 10000 delay 5000us loss 1% rate 100000000bit"],
+        ["tc qdisc replace dev node-node1 root netem limit 10000 delay 5000us loss 1% rate 100000000bit"],
+    ),
+    "plain": (  # without the delay, which `up` refuses there
+        [
+            f"iptables -t mangle -P POSTROUTING ACCEPT; iptables -t mangle -A POSTROUTING -o eth0 {LOST}",
+            f"iptables -t mangle -P PREROUTING ACCEPT; iptables -t mangle -A PREROUTING -i eth0 {LOST}",
+            "tc qdisc replace dev eth0 root tbf rate 100000000bit burst 125000 latency 50ms",
+        ],
+        ["tc qdisc replace dev node-node1 root tbf rate 100000000bit burst 125000 latency 50ms"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("by", IMPAIRED)
+def test_a_link_is_impaired_each_way(by: str) -> None:
+    link = LINK if by == "netem" else msgspec.structs.replace(LINK, delay="")
+    objects = built(TWO, links=[link])
+    cluster = model.cluster_of(objects)
+    meta = msgspec.structs.replace(cluster.metadata, annotations={model.IMPAIRED_BY: by})
+    told = {**objects, model.key_of(cluster): msgspec.structs.replace(cluster, metadata=meta)}
+    healthy, found = render(built(TWO)), render(told)
+    places = ("demo.node.node1", "demo.fabric.nodes")
+    near, far = (sorted(map(state.text, found[place] - healthy[place])) for place in places)
+    assert (near, far) == IMPAIRED[by]
 
 
 def test_a_second_render_makes_nothing_of_the_unchanged_pods_again() -> None:

@@ -118,6 +118,25 @@ def test_examples_of_the_concept_page(name: str) -> None:
     assert asked(compiled, wanted) == wanted
 
 
+def test_resources_as_backends_are_nothing_that_is_served() -> None:
+    """The page's `ingress-resource-backend`: both are noted and answered with 503."""
+    text = """
+kind: Ingress
+metadata: {name: ingress-resource-backend}
+spec:
+  defaultBackend: {resource: {apiGroup: k8s.example.com, kind: StorageBucket, name: static-assets}}
+  rules:
+  - http:
+      paths:
+      - path: /icons
+        pathType: ImplementationSpecific
+        backend: {resource: {apiGroup: k8s.example.com, kind: StorageBucket, name: icon-assets}}
+"""
+    compiled = Compiled(objects(text))
+    assert asked(compiled, ["any.org /icons", "any.org /"]) == {"any.org /icons": "503", "any.org /": "503"}
+    assert [note.reason for note in compiled.notes] == ["ResourceBackend"]
+
+
 def test_a_single_service_without_rules_gets_everything() -> None:
     compiled = Compiled(objects(ingress("a", default="test"), services("test")))
     assert answer(compiled, "any.org", "/x") == "test"

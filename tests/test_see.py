@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from nsnet import names
-from nsnet.cli import graph, realised, snapshot
+from nsnet.cli import graph, line, realised, snapshot
 from nsnet.cli.trace import look_of
 from nsnet.render import render
 from nsnet.state import Address, Chain, FdbEntry, Neighbour, Route, State, Sysctl, Value, Veth
@@ -274,9 +274,9 @@ def test_each_line_has_its_reason(value: Value, why: str) -> None:
 
 
 def test_a_page_has_headings_once() -> None:
-    lines = [realised.Line("title", "", "one", "because"), realised.Line("title", "", "two"),
-             realised.Line("ways", "ns", "three")]  # fmt: skip
-    assert list(realised.printed(lines)) == [
+    lines = [line.Line("title", "", "one", "because"), line.Line("title", "", "two"),
+             line.Line("ways", "ns", "three")]  # fmt: skip
+    assert list(line.printed(lines)) == [
         "title",
         "  one",
         "        because",

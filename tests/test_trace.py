@@ -120,12 +120,14 @@ def test_what_stops_a_packet_between_nodes(netns: str, fault: Fault, result: str
 
 def test_a_neighbour_entry_with_a_wrong_mac() -> None:
     state = broken(A1, lambda value: value, Neighbour("eth0", "10.244.1.1", "02:00:00:00:00:01"))
-    assert one(state, A1, POD_TO_POD)[2] == "nobody on eth0 has the MAC 02:00:00:00:00:01 that 10.244.1.1 has here"
+    assert one(state, A1, POD_TO_POD)[2] == "nobody on cni0 has the MAC 02:00:00:00:00:01 that 10.244.1.1 has here"
 
 
 def test_strict_reverse_path_filter_drops_what_would_be_answered_elsewhere() -> None:
     strict = broken(NODE2, without(Route, dst="10.244.1.0/24"), Sysctl("net.ipv4.conf.all.rp_filter", "1"))
-    assert one(strict, A1, POD_TO_POD)[2] == "rp_filter: 10.244.1.9 is not routed back by flannel.1"
+    assert one(strict, A1, POD_TO_POD)[2] == (
+        "rp_filter is 1, and 10.244.1.9 is not routed back by flannel.1 but by eth0 (default via 172.18.0.1 dev eth0)"
+    )
 
 
 def test_routes_in_a_circle() -> None:
@@ -168,7 +170,10 @@ def test_without_bridge_nf_an_answer_on_the_same_bridge_comes_from_the_wrong_add
     asked = Packet("tcp", "10.96.0.11", 80)
     ways = {way.netns: answer(state, way, asked)[0] for way in walk(state, A1, asked)}
     assert ways[E3].result == "delivered"  # over the other node: routed through this one, both ways
-    assert ways[E1].reason == "the answer comes from 10.244.1.2:8080, which nobody asked"
+    assert ways[E1].reason == (
+        "the answer comes from 10.244.1.2:8080, which nobody asked: node/node1 bridges it past conntrack, "
+        "net.bridge.bridge-nf-call-iptables is 0"
+    )
 
 
 def test_an_answer_without_a_way_back() -> None:

@@ -15,6 +15,7 @@ from nsnet import control, controller, faults, manifests, model, reconcile
 from nsnet.cli import options
 from nsnet.cli.context import changing, chosen, clusters, opened
 from nsnet.cli.files import load, placed, says_cluster, sources
+from nsnet.cli.impaired import equipped
 from nsnet.cli.kinds import kind_and_name, kind_named, plural, resource, scoped
 from nsnet.cli.output import note, out, warning
 from nsnet.errors import InputError, NotReachedError
@@ -40,7 +41,7 @@ def write(cluster: str, change: Change) -> tuple[Objects, Objects]:
     def compute(stored: Objects) -> Objects:
         nonlocal before
         before = stored
-        asked = change(stored)
+        asked = equipped(change(stored))
         _check_faults(stored, asked)
         return reconcile.completed(asked, None, facts().now)
 

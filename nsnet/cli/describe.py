@@ -22,7 +22,7 @@ from nsnet.state import socket_address
 
 WIDTH = 22
 Pair = tuple[str, str | Iterable[str]]
-SHOWN_ELSEWHERE = {"apiVersion", "kind", "metadata", "status"}
+SHOWN_ELSEWHERE = {"apiVersion", "kind", "metadata"}
 
 
 @options.verb("describe")
@@ -238,7 +238,7 @@ def _plain(obj: Object) -> Iterator[Pair]:
     import yaml
 
     for name, value in model.to_doc(obj).items():
-        if name not in SHOWN_ELSEWHERE:
+        if name not in SHOWN_ELSEWHERE and value:
             yield name[:1].upper() + name[1:], _yaml(yaml.safe_dump(value, sort_keys=False, width=100))
 
 

@@ -26,7 +26,7 @@ def down(name: str | None, everything: bool, cluster: str | None) -> None:
     """Remove a cluster: controller, processes, namespaces, files. Nothing there is success."""
     changing("down")
     for each in _leaving(name, everything, cluster):
-        _remove(each)
+        remove(each)
 
 
 def _leaving(name: str | None, everything: bool, cluster: str | None) -> list[str]:
@@ -48,7 +48,7 @@ def _nothing() -> list[str]:
     return []
 
 
-def _remove(name: str) -> None:
+def remove(name: str) -> None:
     started = time.perf_counter()
     was_there = name in clusters()
     ended = controller.stop(name)  # it may be in the middle of a sync, and any moment is a good one to die

@@ -13,6 +13,7 @@ from nsnet import faults, model, names
 from nsnet.cli import options
 from nsnet.cli.change import write
 from nsnet.cli.context import changing, chosen, clusters, running
+from nsnet.cli.groups import Group
 from nsnet.cli.kinds import kind_named
 from nsnet.cli.output import coloured, note, out, print_json, print_table
 from nsnet.cli.target import target
@@ -22,18 +23,6 @@ from nsnet.faults import CATALOGUE, Kind
 from nsnet.model import Fault, FaultSpec, Key, Object, ObjectMeta, Objects
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
-
-
-class Group(click.Group):
-    """Its own verbs, with the nearest one in the error."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does it, with the nearest verb in the error."""
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            raise click.UsageError(f'there is no fault verb "{args[0]}"{did_you_mean(args[0], self.commands)}', ctx)
-        return super().resolve_command(ctx, args)
 
 
 @click.group("fault", cls=Group, context_settings={"auto_envvar_prefix": "NSNET"})

@@ -5,13 +5,15 @@ svg drawn here, without any other program: columns of boxes are all that racks, 
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import filterfalse
 from xml.sax.saxutils import escape, quoteattr
 
 import click
 import msgspec
 
-from nsnet import model
+from nsnet import model, names
 from nsnet.cli import options
+from nsnet.cli.columns import pod_netns
 from nsnet.cli.context import running
 from nsnet.cli.output import out, print_json
 from nsnet.model import Objects
@@ -21,7 +23,11 @@ FORMS = ("mermaid", "dot", "svg", "json")
 
 
 class Node(msgspec.Struct, frozen=True):
-    """A box. `kind` is network, node, host, pod or service; `inside` the box around it; `faults`: what is broken."""
+    """A box. `kind` is router, network, node, host, pod or service; `inside` the box around it.
+
+    A Service is ready when it has an endpoint. `netns` is the network namespace it stands for; a pod on its node's
+    network has its node's. `faults`: what is broken there.
+    """
 
     id: str
     kind: str
@@ -29,13 +35,15 @@ class Node(msgspec.Struct, frozen=True):
     detail: str = ""
     inside: str = ""
     ready: bool = True
+    netns: str = ""
     faults: tuple[str, ...] = ()
 
     @property
     def words(self) -> tuple[str, ...]:
         """What is said in the box besides its name."""
+        trouble = "" if self.ready else "no endpoints" if self.kind == "service" else "not ready"
         broken = f"broken: {', '.join(self.faults)}" if self.faults else ""
-        return tuple(word for word in (self.detail, "" if self.ready else "not ready", broken) if word)
+        return tuple(word for word in (self.detail, trouble, broken) if word)
 
 
 class Edge(msgspec.Struct, frozen=True):
@@ -88,37 +96,43 @@ def picture(objects: Objects, namespace: str = "") -> Picture:
 
 
 def _faults(objects: Objects) -> dict[str, tuple[str, ...]]:
-    """Box → the faults on it; one that is everywhere is on every node."""
+    """Box → the faults on it; one that is everywhere is on every node. What a lab asks for is not given away."""
     everywhere = tuple(f"node/{node.metadata.name}" for node in model.of(objects, model.Node))
     found: dict[str, tuple[str, ...]] = {}
-    for fault in model.of(objects, model.Fault):
+    for fault in filterfalse(model.in_lab, model.of(objects, model.Fault)):
         for place in (*(fault.spec.on or everywhere), *fault.spec.to):
             found[place] = (*found.get(place, ()), fault.spec.fault)
     return found
 
 
 def _networks(cluster: model.Cluster) -> Iterator[Node]:
-    yield Node("router", "router", "router")
+    own = cluster.metadata.name
+    yield Node("router", "router", "router", netns=names.fabric_netns(own, "router"))
     for network in cluster.underlay.networks:
-        yield Node(f"network/{network.name}", "network", network.name, str(network.subnet or ""))
+        netns = names.fabric_netns(own, network.name)
+        yield Node(f"network/{network.name}", "network", network.name, str(network.subnet or ""), netns=netns)
 
 
 def _machines(objects: Objects, cluster: model.Cluster) -> Iterator[Node]:
+    own = cluster.metadata.name
     for node in model.of(objects, model.Node):
-        network = model.annotation(node, "nsnet/network")
+        name, inside = node.metadata.name, f"network/{model.annotation(node, 'nsnet/network')}"
         detail = f"{model.internal_ip(node)}, pods {node.spec.podCIDR}"
-        yield Node(f"node/{node.metadata.name}", "node", node.metadata.name, detail, f"network/{network}")
+        ready = all(item.status == "True" for item in node.status.conditions if item.type == "Ready")
+        yield Node(f"node/{name}", "node", name, detail, inside, ready, names.node_netns(own, name))
     for host in cluster.hosts or ():
-        yield Node(f"host/{host.name}", "host", host.name, host.address, f"network/{host.network}")
+        inside, netns = f"network/{host.network}", names.host_netns(own, host.name)
+        yield Node(f"host/{host.name}", "host", host.name, host.address, inside, netns=netns)
 
 
 def _pods(objects: Objects, namespace: str) -> Iterator[Node]:
+    own = model.cluster_of(objects).metadata.name
     for pod in model.of(objects, model.Pod):
         meta = pod.metadata
         if pod.spec.nodeName and namespace in ("", meta.namespace):
             name = meta.name if meta.namespace == "default" else f"{meta.namespace}/{meta.name}"
-            inside = f"node/{pod.spec.nodeName}"
-            yield Node(f"pod/{meta.namespace}/{meta.name}", "pod", name, pod.status.podIP, inside, model.is_ready(pod))
+            inside, found = f"node/{pod.spec.nodeName}", f"pod/{meta.namespace}/{meta.name}"
+            yield Node(found, "pod", name, pod.status.podIP, inside, model.is_ready(pod), pod_netns(pod, own))
 
 
 def _services(world: worlds.World, namespace: str) -> Iterator[tuple[Node, list[Edge]]]:
@@ -129,13 +143,14 @@ def _services(world: worlds.World, namespace: str) -> Iterator[tuple[Node, list[
             continue
         name = meta.name if meta.namespace == "default" else f"{meta.namespace}/{meta.name}"
         ports = " ".join(f"{port.port}{f':{port.nodePort}' if port.nodePort else ''}" for port in spec.ports or ())
-        box = Node(f"svc/{meta.namespace}/{meta.name}", "service", name, f"{spec.clusterIP} {ports}".strip())
-        served = dict.fromkeys(
-            f"pod/{owners[backend.address].name}"
+        found = {
+            backend.address: backend
             for port in spec.ports or ()
             for backend in worlds.usable(worlds.backends(world, service, port))
-            if backend.address in owners
-        )
+        }
+        detail = f"{spec.clusterIP} {ports}".strip()
+        box = Node(f"svc/{meta.namespace}/{meta.name}", "service", name, detail, ready=bool(found))
+        served = (f"pod/{owners[address].name}" for address in found if address in owners)
         yield box, [Edge(box.id, target, "serves") for target in served]
 
 

@@ -1,21 +1,19 @@
-"""`status`, `list`, `events`, `logs`: how clusters are."""
+"""`status`, `list`, `events`: how clusters are."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from nsnet import controller, diff, kernel, model, names, reconcile
+from nsnet import controller, diff, kernel, model, reconcile
 from nsnet.cli import options
 from nsnet.cli.columns import Look, cells, header
-from nsnet.cli.context import Running, chosen, clusters, need_root, opened, running
+from nsnet.cli.context import Running, clusters, need_root, opened, running
 from nsnet.cli.output import coloured, note, out, print_json, print_table
-from nsnet.errors import InputError, NotReachedError, NsnetError
+from nsnet.errors import NotReachedError, NsnetError
 from nsnet.model import Endpoints, Event, Node, Object, Objects, Pod, Service
 from nsnet.state import Process, State
 from nsnet.store.objects import load_objects
@@ -25,7 +23,10 @@ CONTROLLER = "controller"
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What `status` finds. `drift`: the lines that would repair it; `programs`: each one's name, and how many run."""
+    """What `status` finds. `programs`: each one's name, and how many run.
+
+    `drift`: the lines that would repair it; `drifting`: how many of them in which network namespace.
+    """
 
     cluster: str
     revision: int
@@ -34,6 +35,7 @@ class Health(msgspec.Struct, frozen=True):
     services: int
     without_endpoints: tuple[str, ...]
     drift: tuple[str, ...]
+    drifting: dict[str, int]
     controller: dict[str, Any] | None
     programs: tuple[tuple[str, int], ...]
     warnings: tuple[str, ...]
@@ -77,6 +79,7 @@ def health(now: Running) -> Health:
         services=len(model.of(now.objects, Service)),
         without_endpoints=tuple(_without_endpoints(now.objects)),
         drift=tuple(str(change).split("\n")[0] for change in changes),
+        drifting=dict(Counter(change.netns for change in changes)),
         controller=controller.status(now.cluster),
         programs=tuple(sorted(_programs(have).items())),
         warnings=tuple(_warning(event) for event in model.of(now.objects, Event) if _is_warning(event)),
@@ -196,7 +199,7 @@ def _objects(name: str) -> Objects:
         return {}
 
 
-# --- events and logs --------------------------------------------------------------------------------------------------
+# --- events -----------------------------------------------------------------------------------------------------------
 
 
 @options.verb("events")
@@ -220,26 +223,3 @@ def _event_rows(now: Running, found: list[Event]) -> Iterator[list[str]]:
     objects: list[Object] = list(found)
     for obj in objects:
         yield [obj.metadata.namespace, *cells(obj, look, wide=False)]
-
-
-@options.verb("logs")
-@click.argument("component", default=CONTROLLER)
-@click.option("--tail", type=click.IntRange(min=0), metavar="N", help="Only the last N lines.")
-@options.cluster
-def logs(component: str, tail: int | None, cluster: str | None) -> None:
-    """Show the log of a component: controller (the default), or a program such as podserver."""
-    need_root("logs")
-    name = chosen(cluster)
-    path = _log(name, component)
-    text = path.read_text(errors="replace").splitlines()
-    for line in text if tail is None else text[max(0, len(text) - tail) :]:
-        out(line)
-    sys.stdout.flush()
-
-
-def _log(cluster: str, component: str) -> Path:
-    found = {path.stem: path for path in sorted(names.run_dir(cluster).rglob("*.log"))}
-    if component not in found:
-        known = ", ".join(found) or "none yet"
-        raise InputError(f'cluster {cluster} has no log of "{component}"', f"there are: {known}")
-    return found[component]

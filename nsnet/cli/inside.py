@@ -1,11 +1,14 @@
 """`exec` and `shell`: a command where a pod, a node or a host lives; its exit code is ours.
 
 In a pod it has, besides the caller's variables, those that name Services, as kubelet gave them when the pod started
-(control/environment.py). What else a manifest says under `env` is meant for an image: as a PATH or LD_PRELOAD it would
-change what runs here, with root's rights.
+(control/environment.py). Of the caller's those are left out that would lead astray in there: a proxy's address, what
+libc's resolver is told besides resolv.conf, and the Services of another cluster, if the caller lives in a pod itself.
+What else a manifest says under `env` is meant for an image: as a PATH or LD_PRELOAD it would change what runs here,
+with root's rights.
 """
 
 import os
+from collections.abc import Mapping
 from typing import NoReturn
 
 import click
@@ -20,6 +23,7 @@ from nsnet.kernel.run import replace_process
 from nsnet.model import Objects
 
 PASSED = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+RESOLVER = {"LOCALDOMAIN", "RES_OPTIONS", "HOSTALIASES"}  # resolv.conf(5), hostname(7)
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as a shell says it
 
 
@@ -64,7 +68,7 @@ def _of(container: str) -> tuple[str, ...]:
 
 
 def _become(objects: Objects, found: Target, words: tuple[str, ...], container: str) -> int:
-    env = {**os.environ, "NSNET_TARGET": found.label, "debian_chroot": found.label}
+    env = {**_callers(os.environ), "NSNET_TARGET": found.label, "debian_chroot": found.label}
     if found.pod is not None:
         env |= service_variables(objects, found.pod, container)
     env["HOSTNAME"] = found.hostname
@@ -76,6 +80,17 @@ def _become(objects: Objects, found: Target, words: tuple[str, ...], container: 
     except PermissionError:
         error(f"{words[0]}: is not executable")
         return NOT_EXECUTABLE
+
+
+def _callers(environment: Mapping[str, str]) -> dict[str, str]:
+    """The caller's variables, as far as they are true in another network."""
+    services = [name.removesuffix("SERVICE_HOST") for name in environment if name.endswith("_SERVICE_HOST")]
+    foreign = tuple(prefix + word for prefix in services for word in ("SERVICE_", "PORT"))
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(foreign) and not name.lower().endswith("_proxy") and name not in RESOLVER
+    }
 
 
 def _replace(found: Target, words: tuple[str, ...], env: dict[str, str]) -> NoReturn:

@@ -18,6 +18,7 @@ from nsnet.verify import parted
 from nsnet.verify.intent import Intent, intended
 from nsnet.verify.live import Observed, observe
 from nsnet.verify.parted import Parting, Predicted
+from nsnet.verify.why import with_large
 
 RESULTS: dict[str, Result] = {
     "answered": "delivered",
@@ -38,12 +39,7 @@ def watched(
     output: str | None,
 ) -> int:
     """Sends, prints, and gives the exit code. Raises as `verify.live.observe` does."""
-    port = int(model.cluster_of(now.objects).flannel.Backend.Port or 0)
-    ends = [one.way.netns for one in found if names.kind_of(one.way.netns) == "pod"]
-    seen = observe(look.state, start.netns, asked, port, ends)
-    intent = _promised(now.objects, start, asked, found)
-    ways = [foretold(one, look) for one in found]
-    verdict = parted.compared(look.state, intent, ways, seen, look.place)
+    seen, verdict, intent = sent(now.objects, found, start, asked, look)
     if output == "json":
         print_json(document(seen, verdict, intent, found, start, end, asked, look))
     else:
@@ -53,7 +49,19 @@ def watched(
     return 0 if verdict.agree and arrived else NotReachedError.exit_code
 
 
-def _promised(objects: Objects, start: Target, asked: Packet, found: Sequence[trace.Traced]) -> Intent | None:
+def sent(
+    objects: Objects, found: Sequence[trace.Traced], start: Target, asked: Packet, look: trace.Look
+) -> tuple[Observed, Parting, Intent | None]:
+    """Sends the packet: what was seen, where it parts from what was predicted and intended, and what was intended."""
+    port = int(model.cluster_of(objects).flannel.Backend.Port or 0)
+    ends = [one.way.netns for one in found if names.kind_of(one.way.netns) == "pod"]
+    seen = observe(look.state, start.netns, asked, port, ends)
+    intent = promised(objects, start, asked, found)
+    ways = with_large(look.state, start.netns, asked, [foretold(one, look) for one in found])
+    return seen, parted.compared(look.state, intent, ways, seen, look.place), intent
+
+
+def promised(objects: Objects, start: Target, asked: Packet, found: Sequence[trace.Traced]) -> Intent | None:
     """What the objects promise, NetworkPolicies included: what they deny on every way shall not arrive."""
     intent, known = intended(objects, start.netns, asked), policy.index(objects)
     if intent is None or intent.want != "reach" or not known.closed:
@@ -67,7 +75,9 @@ def _promised(objects: Objects, start: Target, asked: Packet, found: Sequence[tr
 def foretold(one: trace.Traced, look: trace.Look) -> Predicted:
     """A predicted way, as the comparison wants it."""
     lost = next((reply for reply in one.replies if reply.result != "delivered"), None)
-    return Predicted(one.way, one.open, trace.reply_verdict(one.way, lost, look) if lost else "")
+    return Predicted(
+        one.way, one.open, trace.reply_verdict(one.way, lost, look).removeprefix("reply: ") if lost else ""
+    )
 
 
 def way_of(seen: Observed, asked: Packet) -> Way:

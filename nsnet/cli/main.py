@@ -50,10 +50,11 @@ SECTIONS: dict[str, dict[str, Verb]] = {
         "status": Verb("health:status", "Show a cluster's health, drift and components."),
         "list": Verb("health:list_", "List all clusters of this machine."),
         "events": Verb("health:events", "Show what the controllers have to say."),
-        "logs": Verb("health:logs", "Show the log of a component."),
+        "logs": Verb("logs:logs", "Show the log of a component or a pod."),
         "trace": Verb("trace:trace", "Show the way a packet would take, hop by hop, and how it ends."),
         "capture": Verb("capture:capture", "Show or write the packets that pass, on one hop or on all."),
         "graph": Verb("graph:graph", "Draw the cluster: mermaid, dot, svg or json."),
+        "ui": Verb("ui:ui", "Show the live cluster as a page in a browser, with traces by two clicks."),
         "snapshot": Verb("snapshot:snapshot", "Keep what the kernel has now under a name."),
         "diff": Verb("snapshot:diff", "Show what changed in the kernel since a snapshot."),
         "explain": Verb(
@@ -71,9 +72,10 @@ SECTIONS: dict[str, dict[str, Verb]] = {
     },
     "Break": {
         "fault": Verb("fault:fault", "Break it on purpose, list what is broken, mend it."),
+        "lab": Verb("lab:lab", "Learn to find and mend what breaks: labs with hints, checked with packets."),
     },
     "The tool": {
-        "doctor": Verb("machine:doctor", "Show what this machine lacks, and what mends it."),
+        "doctor": Verb("doctor:doctor", "Show what this machine lacks, what it costs, and what mends it."),
         "completion": Verb("machine:completion", "Print the completion script of a shell."),
         "version": Verb("machine:version", "Print the version."),
     },

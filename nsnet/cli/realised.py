@@ -1,4 +1,4 @@
-"""`explain KIND/NAME`: how a Service, a pod or a node is realised here: objects, devices, routes, rules, with reasons.
+"""`explain KIND/NAME`: how something is realised here: objects, devices, routes, rules, with reasons.
 
 What is shown is what the kernel has at this moment, not what was wanted; a reason says what the line is for.
 """
@@ -6,14 +6,14 @@ What is shown is what the kernel has at this moment, not what was wanted; a reas
 from collections.abc import Iterator, Sequence
 
 import click
-import msgspec
 
 from nsnet import kernel, model, names
-from nsnet.cli import options
+from nsnet.cli import entrance, options
 from nsnet.cli.context import Running, running
 from nsnet.cli.explain import addresses, rule_lines
 from nsnet.cli.kinds import kind_named
-from nsnet.cli.output import coloured, out, print_json
+from nsnet.cli.line import Line, printed, with_reasons
+from nsnet.cli.output import out, print_json
 from nsnet.cli.target import Target, target
 from nsnet.errors import InputError
 from nsnet.model import Objects, Pod, Service
@@ -45,24 +45,16 @@ SYSCTLS = {
 }
 
 
-class Line(msgspec.Struct, frozen=True):
-    """One line of the page: under which heading, where, what, and why."""
-
-    section: str
-    where: str
-    text: str
-    why: str = ""
-
-
 @options.verb("explain")
 @click.argument("what", metavar="KIND/NAME")
 @options.namespace
 @options.output("json")
 @options.cluster
 def explain(what: str, namespace: str, output: str | None, cluster: str | None) -> None:
-    """Show how a Service, pod or node is realised on this machine, in a page, each line with its reason.
+    """Show how something is realised on this machine, in a page, each line with its reason.
 
-    Examples: nsnet explain svc/web · nsnet explain pod/web-0 · nsnet explain node/node1
+    It knows pods, nodes, Services with their load balancer, Ingresses, Gateways and HTTPRoutes. Examples: nsnet explain
+    svc/web · nsnet explain pod/web-0 · nsnet explain node/node1 · nsnet explain ing/apps
     """
     now = running("explain", cluster)
     lines = list(page(now, what, namespace))
@@ -71,20 +63,6 @@ def explain(what: str, namespace: str, output: str | None, cluster: str | None) 
         return
     for line in printed(lines):
         out(line)
-
-
-def printed(lines: Sequence[Line]) -> Iterator[str]:
-    """Headings, and reasons under their lines."""
-    last = ("", "")
-    for line in lines:
-        if line.section != last[0]:
-            yield ("\n" if last[0] else "") + coloured(line.section, "cyan")
-        if line.where and (line.section, line.where) != last:
-            yield f"  {line.where}"
-        last = line.section, line.where
-        yield ("    " if line.where else "  ") + line.text
-        if line.why:
-            yield ("          " if line.where else "        ") + coloured(line.why, "green")
 
 
 def page(now: Running, what: str, namespace: str) -> Iterator[Line]:
@@ -103,8 +81,11 @@ def page(now: Running, what: str, namespace: str) -> Iterator[Line]:
         found = target(now.objects, what, namespace)
         assert found.pod is not None
         yield from _pod(now, found, found.pod)
+    elif kind in entrance.KINDS:
+        yield from entrance.http(now, model.Key(kind, namespace, name))
     else:
-        raise InputError(f"{what} cannot be explained", "svc/NAME, pod/NAME or node/NAME; others: nsnet describe")
+        hint = "svc, pod, node, ing, gateway or httproute, as svc/NAME; others: nsnet describe"
+        raise InputError(f"{what} cannot be explained", hint)
 
 
 # --- a Service --------------------------------------------------------------------------------------------------------
@@ -126,6 +107,8 @@ def _service(now: Running, service: Service) -> Iterator[Line]:
     yield from _endpoints(world, service)
     name = f"{meta.name}.{meta.namespace}.svc.{world.cluster.networking.dnsDomain}"
     yield Line("name", "", f"{name} → {spec.clusterIP or 'None'}", "what the cluster's DNS answers to pods")
+    if model.is_balanced(service):
+        yield from entrance.balancer(now, service)
     if service in world.services and world.nodes:
         yield from _rules(now, service, world.nodes)
 
@@ -168,18 +151,7 @@ def _rules(now: Running, service: Service, nodes: Sequence[worlds.Place]) -> Ite
     scope = {first.netns: frozenset({("chain",), ("nft",)})}
     values = kernel.observe(now.cluster, only=scope).get(first.netns, frozenset())
     others = f" (as on {len(nodes) - 1} more, but for local endpoints)" if len(nodes) > 1 else ""
-    section = f"rules on {first.label}{others}"
-    held = ""
-    for line in rule_lines(now.objects, [service], values):
-        if line.startswith("        "):
-            yield Line(section, "", held, line.strip())
-            held = ""
-            continue
-        if held:
-            yield Line(section, "", held)
-        held = line.strip() if line.startswith("  ") else ""
-    if held:
-        yield Line(section, "", held)
+    yield from with_reasons(f"rules on {first.label}{others}", rule_lines(now.objects, [service], values))
 
 
 # --- a pod ------------------------------------------------------------------------------------------------------------

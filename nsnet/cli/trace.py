@@ -20,15 +20,19 @@ from nsnet.cli.decided import intended
 from nsnet.cli.explain import addresses, service_addresses
 from nsnet.cli.kinds import kind_named
 from nsnet.cli.output import Colour, coloured, out, print_json
+from nsnet.cli.proxied import Request, address_of, legs, onward, request_of
 from nsnet.cli.sentences import sentence
 from nsnet.cli.target import Target, target
 from nsnet.errors import InputError, NotReachedError
 from nsnet.kernel import netns
 from nsnet.model import Objects, Pod, Service
-from nsnet.state import Chain, NftChain, State, socket_address
+from nsnet.state import State, socket_address
 from nsnet.trace import Hop, Packet, Way, answer, policy_of, service_of, walk
+from nsnet.trace.further import stale
 from nsnet.trace.listening import is_open
 from nsnet.verify.intent import intended as promise
+from nsnet.verify.parted import Parting, predicted
+from nsnet.verify.why import with_large
 
 
 class Destination(msgspec.Struct, frozen=True):
@@ -66,7 +70,7 @@ class Look(msgspec.Struct, frozen=True):
 
 @options.verb("trace")
 @click.argument("source", metavar="FROM")
-@click.argument("to", metavar="TO[:PORT]")
+@click.argument("to", metavar="TO[:PORT]|URL")
 @click.option("--udp", is_flag=True, help="A UDP packet instead of TCP's first.")
 @click.option("--icmp", is_flag=True, help="A ping.")
 @click.option("--live", is_flag=True, help="Send the packet and watch it on every hop, beside what is predicted.")
@@ -88,31 +92,65 @@ def trace(
     """Show the way a packet would take now, hop by hop, with every device and rule, and how it ends.
 
     FROM is a pod, node/N or host/H; TO is one of these, an address, or svc/NAME, which is its clusterIP. Without PORT
-    it is the first one served there. No packet is sent but with --live. Rules that change nothing are shown by -o json
-    alone. Exit code 1 where a way does not arrive, or its reply does not; with --live, where what is intended,
-    predicted and observed part.
+    it is the first one served there. A URL, as http://app.sample.com/path, is followed through the HTTP proxy to the
+    pods that may answer it. No packet is sent but with --live. Rules that change nothing are shown by -o json alone.
+    Exit code 1 where a way does not arrive, or its reply does not; with --live, where what is intended, predicted and
+    observed part.
     """
-    protocol = _protocol(udp=udp, icmp=icmp, source_port=source_port)
+    protocol, request = _protocol(udp=udp, icmp=icmp, source_port=source_port), request_of(to)
+    if request and (live or protocol != "tcp"):
+        raise InputError("a URL is asked over TCP, and followed without a packet", "leave out --udp, --icmp, --live")
     now = running("trace", cluster)
     start = target(now.objects, source, namespace)
     elsewhere.need_here(now, start, "trace")
-    end = destination(now.objects, to, namespace, protocol)
+    end = _asked(now.objects, to, request) if request else destination(now.objects, to, namespace, protocol)
     asked = Packet(protocol, end.address, end.port, sport=source_port or 0)
-    state, found = looked(now, start, asked)
+    state, found = _through_proxy(now, start, asked, request) if request else looked(now, start, asked)
     look = look_of(state, now.objects, namespace)
     if live:
         from nsnet.cli.live import watched
 
         return watched(now, found, start, end, asked, look, output)
+    parting = None if request else compared(now.objects, start, asked, found, look)
+    wanted, notes = tuple(_intended(now.objects, start, found, request)), tuple(remembered(found, asked, look))
     if output == "json":
-        wanted = tuple(intended(now.objects, start, (one.way for one in found)))
-        print_json({**document(found, start, end, asked, look), **({"intended": wanted} if wanted else {})})
+        said = {"agree": parting.agree, "verdict": parting.sentence} if parting else {}
+        intent = {"intended": wanted} if wanted else {}
+        print_json({**document(found, start, end, asked, look), **said, "notes": notes, **intent})
     else:
-        for line in report(found, start, end, asked, look):
+        for line in (*report(found, start, end, asked, look), *wanted, *notes):
             out(line)
-        for line in intended(now.objects, start, (one.way for one in found)):
-            out(line)
-    return 0 if all(one.good for one in found) else NotReachedError.exit_code
+        if parting and not parting.agree:
+            out(coloured(f"verdict: {parting.sentence}", "red"))
+    agree = parting is None or parting.agree
+    return 0 if agree and all(one.good for one in found) else NotReachedError.exit_code
+
+
+def compared(objects: Objects, start: Target, asked: Packet, found: Sequence[Traced], look: Look) -> Parting:
+    """What the objects promise against what is predicted, packets of full size included."""
+    from nsnet.cli.live import foretold, promised
+
+    ways = with_large(look.state, start.netns, asked, [foretold(one, look) for one in found])
+    return predicted(look.state, promised(objects, start, asked, found), ways, look.place)
+
+
+def remembered(found: Sequence[Traced], asked: Packet, look: Look) -> Iterator[str]:
+    """What conntrack keeps of this client's connections of before, where it leads elsewhere."""
+    for where, entry in stale(look.state, asked, [one.way for one in found]):
+        port = f"source port {entry.sport}"
+        yield (
+            f"note: conntrack on {look.place(where)} still leads {port} to {entry.answerer}, where no new connection "
+            f"goes: a client that keeps its port gets no answer"
+        )
+
+
+def _intended(objects: Objects, start: Target, found: Sequence[Traced], request: Request | None) -> Iterator[str]:
+    """What policies intend for the packet; for a request, for each of the two connections."""
+    if request is None:
+        yield from intended(objects, start, (one.way for one in found))
+        return
+    parts = (part for one in found for part in legs(objects, start, one.way))
+    yield from dict.fromkeys(line for who, way in parts for line in intended(objects, who, (way,)))
 
 
 def _protocol(*, udp: bool, icmp: bool, source_port: int | None) -> str:
@@ -129,8 +167,8 @@ _KINDS = {
 }
 
 
-def looked(now: Running, start: Target, asked: Packet) -> tuple[State, list[Traced]]:
-    """The state and every way. Raises NotReachedError where the namespace it starts from is not there.
+def looked(now: Running, start: Target, asked: Packet, most: int | None = None) -> tuple[State, list[Traced]]:
+    """The state and every way (at most `most`). Raises NotReachedError where the namespace it starts from is not there.
 
     Of pods and nodes that should have no part in it little is read: pods are many, and rules long. Where the packet
     does not fare as promised, or passes one of these, everything is read and followed again.
@@ -139,14 +177,40 @@ def looked(now: Running, start: Target, asked: Packet) -> tuple[State, list[Trac
     every = netns.candidates(now.cluster)
     few = {name: _KINDS[names.kind_of(name)] for name in every if names.kind_of(name) in _KINDS and name not in part}
     state: State = kernel.observe(now.cluster, only={name: few.get(name, frozenset()) for name in every})
+    flows = _flows(now.cluster, every, asked)
+    state = _with(state, flows)
     if start.netns not in state:
         raise NotReachedError(f"{start.label} has no network namespace {start.netns}", "nsnet status")
-    found = traced(state, start, asked)
+    found = traced(state, start, asked, most)
     passed = {hop.netns for one in found for way in (one.way, *one.replies) for hop in way.hops}
     if passed & few.keys() or not all(one.good for one in found):
-        state = kernel.observe(now.cluster)
-        found = traced(state, start, asked)
+        state = _with(kernel.observe(now.cluster), flows)
+        found = traced(state, start, asked, most)
     return state, found
+
+
+def _through_proxy(now: Running, start: Target, asked: Packet, request: Request) -> tuple[State, list[Traced]]:
+    """The same for a request, which may end at any pod: all is looked at."""
+    state = kernel.observe(now.cluster)
+    ways = (on for way in walk(state, start.netns, asked) for on in onward(now.objects, state, way, request))
+    return state, [_traced(state, way, asked) for way in ways]
+
+
+def _asked(objects: Objects, url: str, request: Request) -> Destination:
+    address = address_of(objects, request)
+    return Destination(address, request.port, f"{url}, {socket_address(address, request.port)}")
+
+
+def _flows(cluster: str, every: Iterable[str], asked: Packet) -> State:
+    """UDP entries of conntrack: a client that keeps its port is led by them, whatever the rules say by now."""
+    if asked.protocol != "udp":
+        return {}
+    nodes = [name for name in every if names.kind_of(name) == "node"]
+    return kernel.observe(cluster, only=dict.fromkeys(nodes, frozenset({("conntrack", "udp")})))
+
+
+def _with(state: State, more: State) -> State:
+    return {netns: values | more.get(netns, frozenset()) for netns, values in state.items()} if more else state
 
 
 def _part(objects: Objects, start: str, asked: Packet) -> Iterator[str]:
@@ -163,9 +227,9 @@ def _part(objects: Objects, start: str, asked: Packet) -> Iterator[str]:
             yield names.node_netns(own, node.metadata.name)
 
 
-def traced(state: State, start: Target, asked: Packet) -> list[Traced]:
-    """Every way, with its replies."""
-    return [_traced(state, way, asked) for way in walk(state, start.netns, asked)]
+def traced(state: State, start: Target, asked: Packet, most: int | None = None) -> list[Traced]:
+    """Every way, with its replies; at most `most`."""
+    return [_traced(state, way, asked) for way in walk(state, start.netns, asked, most=most)]
 
 
 def _traced(state: State, way: Way, asked: Packet) -> Traced:
@@ -373,7 +437,7 @@ def _hop_lines(hop: Hop, changed: str, look: Look) -> Iterator[str]:
 def _chain(hop: Hop) -> str:
     """The chain whose rule it is; empty for a device, a route or an end."""
     first, _, rest = hop.what.partition(" ")
-    return "" if first in {"in", "out", "bridge", "vxlan", "delivered"} or " " in rest else rest
+    return "" if first in {"in", "out", "bridge", "vxlan", "delivered", "qdisc"} or " " in rest else rest
 
 
 def _service_of(hop: Hop) -> str:
@@ -452,10 +516,17 @@ def _why(way: Way, look: Look, asked: Packet) -> str:
         if policy_of(last.rule):
             return f"by network policy, {_COMMENTED.findall(last.rule)[-1]}: {last.what}"
         service = _refused_service(way, look, asked)
-        return f"by rule {last.what}: {last.rule}" + (f" (Service {service})" if service else "")
+        return f"by rule {last.what}: {last.rule}" + (f" (Service {service}{_without(way)})" if service else "")
     if way.reason and (last is None or way.reason != last.rule):
         return f"because {way.reason}"
-    return f"by a chain's policy: {', '.join(_closed(look.state.get(way.netns, frozenset()))) or 'drop'}"
+    return f"by a chain's policy: {last.what if last else 'drop'}"
+
+
+def _without(way: Way) -> str:
+    """What nftables mode does not write into its rules: why a Service's packets are refused or dropped."""
+    if not any("@no-endpoint-" in hop.rule for hop in way.hops[-3:]):
+        return ""
+    return " has no endpoints" if way.result == "refused" else " has no local endpoints"
 
 
 _COMMENTED = re.compile(r'"([^"]*)"')
@@ -467,12 +538,6 @@ def _refused_service(way: Way, look: Look, asked: Packet) -> str:
     named = _service_of(way.hops[-1])
     ports = (socket_address(asked.dst, asked.dport), f":{asked.dport}")
     return named or next((look.services[port] for port in ports if port in look.services), "")
-
-
-def _closed(values: frozenset[object]) -> list[str]:
-    closed = [f"{item.table} {item.name}" for item in values if isinstance(item, Chain) and item.policy == "DROP"]
-    closed += [f"{item.table} {item.name}" for item in values if isinstance(item, NftChain) and "drop" in item.hook]
-    return sorted(closed)
 
 
 def reply_verdict(way: Way, reply: Way, look: Look) -> str:
@@ -510,7 +575,7 @@ def _way_document(one: Traced, asked: Packet, look: Look) -> dict[str, object]:
             {
                 **_ended(reply, look),
                 "verdict": reply_verdict(one.way, reply, look),
-                "hops": [_hop_document(hop, look) for hop in reply.hops],
+                "hops": _hop_documents([(hop, "") for hop in reply.hops], look),
             }
             for reply in one.replies
         ],
@@ -519,17 +584,25 @@ def _way_document(one: Traced, asked: Packet, look: Look) -> dict[str, object]:
 
 def hop_documents(way: Way, asked: Packet, look: Look) -> list[dict[str, object]]:
     """One way's hops, as `document` has them."""
-    return [_hop_document(hop, look, changed) for hop, changed in _with_changes(way, asked)]
+    return _hop_documents(list(_with_changes(way, asked)), look)
+
+
+def _hop_documents(hops: Sequence[tuple[Hop, str]], look: Look) -> list[dict[str, object]]:
+    """`passed` marks rules that changed nothing, which `report` leaves out."""
+    telling = {id(hop) for hop, _ in _that_matter(hops)}
+    passed: dict[str, object] = {"passed": True}
+    return [{**_hop_document(hop, look, changed), **({} if id(hop) in telling else passed)} for hop, changed in hops]
 
 
 def _ended(way: Way, look: Look) -> dict[str, object]:
     return {"result": way.result, "where": look.place(way.netns), "packet": way.packet, "reason": way.reason}
 
 
-def _hop_document(hop: Hop, look: Look, changed: str = "") -> dict[str, object]:
+def _hop_document(hop: Hop, look: Look, changed: str) -> dict[str, object]:
     rule = hop.rule if _chain(hop) else ""
     more = {
         "rule": hop.rule,
+        "words": sentence(_chain(hop), rule, look.pods) if rule else "",
         "service": _service_of(hop) if rule else "",
         "policy": policy_of(rule),
         "changed": changed,

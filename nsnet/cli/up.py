@@ -21,12 +21,14 @@ from nsnet.cli import check, options, spread
 from nsnet.cli.change import facts
 from nsnet.cli.context import Running, changing, opened, waiting_for
 from nsnet.cli.files import load
+from nsnet.cli.impaired import equipped
 from nsnet.cli.output import error, note, out, progress, warning
 from nsnet.cli.plan import wanted
+from nsnet.cli.target import pods_of
 from nsnet.errors import InputError, MachineError, NotReachedError
 from nsnet.kernel import features, files
 from nsnet.manifests import Loaded
-from nsnet.model import Event, Ingress, Key, Node, Object, Objects, Pod, Service
+from nsnet.model import Event, HTTPRoute, Ingress, Key, Node, Object, Objects, Pod, Service
 from nsnet.reconcile import Report
 from nsnet.store import Store, location, members, opening
 from nsnet.store.keys import CLUSTERS, NET_CONF, net_conf
@@ -86,8 +88,8 @@ def up(
     with going_on(name):
         for line in loaded.notes:
             note(f"note: {line}")
-        built = _build(loaded, name, store, machine, recreate=recreate)
-        built = _until_ready(built, seconds)
+        built = build(loaded, name, store, machine, recreate=recreate)
+        built = until_ready(built, seconds)
         _print_built(built, time.perf_counter() - started)
         code = 0 if no_verify else check.after_up(built.running)
         _print_tries(built.running)
@@ -117,9 +119,14 @@ def going_on(name: str) -> Iterator[None]:
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
-def _build(loaded: Loaded, name: str, place: str | None, machine: str | None, *, recreate: bool) -> Built:
+def build(loaded: Loaded, name: str, place: str | None = None, machine: str | None = None, *, recreate: bool) -> Built:
+    """Writes the store, brings the kernel to it, starts the controller. Raises NsnetError.
+
+    `place` and `machine`: `--store` and `--machine`.
+    """
     started = time.perf_counter()
     with reconcile.lock(name, waiting=waiting_for(name, "up")):
+        equipped(loaded.objects)
         if recreate:
             wanted(loaded, {})  # what is wrong is found before anything is touched
             controller.stop(name)
@@ -130,7 +137,7 @@ def _build(loaded: Loaded, name: str, place: str | None, machine: str | None, *,
             progress("writing the store")
             known = msgspec.structs.replace(facts(), subnets=files.subnet_envs(name))
             refuse_other_flannel(store, wanted(loaded, {}, known))
-            update(store, lambda stored: wanted(loaded, stored, known), warning)
+            update(store, lambda stored: equipped(wanted(loaded, stored, known)), warning)
             report = explained(lambda: _sync_and_start(store, name))
     progress("")
     objects = report.memory.objects
@@ -220,7 +227,7 @@ def show_phase(phase: str, count: int) -> None:
 # --- ready ------------------------------------------------------------------------------------------------------------
 
 
-def _until_ready(built: Built, seconds: float) -> Built:
+def until_ready(built: Built, seconds: float) -> Built:
     """Waits until every pod that can be ready is; the controller (of every machine) sees them become so."""
     deadline = time.monotonic() + seconds
     name, objects, revision = built.running.cluster, built.running.objects, built.running.revision
@@ -328,14 +335,33 @@ def tries(objects: Objects) -> Iterator[str]:
         yield f"exec{flag} {caller.metadata.name} -- {_call(inside, _by_name(objects, inside, caller), None)}"
     outside = next((item for item in services if any(port.nodePort for port in item.spec.ports or ())), None)
     hosts = model.cluster_of(objects).hosts
+    if outside and hosts and (door := _door(objects, outside)):
+        yield f"exec host/{hosts[0].name} -- {_call(outside, *door)}"
+    if hosts and (url := next(_urls(objects), "")):
+        yield f"exec host/{hosts[0].name} -- curl -s {quote(url)}"
+
+
+def _door(objects: Objects, service: Service) -> tuple[str, str | None] | None:
+    """Where a host comes in: the balancer's address, else a node that has a pod of it, where only those serve."""
+    if model.balanced_nodes(service):
+        return model.balanced_addresses(service)[0], None
+    if service.spec.externalTrafficPolicy == "Local":
+        return next(((pod.status.hostIP, "node") for pod in pods_of(objects, service) if model.is_ready(pod)), None)
     nodes = model.of(objects, Node)
-    if outside and hosts and nodes:
-        yield f"exec host/{hosts[0].name} -- {_call(outside, model.internal_ip(nodes[-1]), 'node')}"
-    served = next((item for item in model.of(objects, Ingress) if item.status.loadBalancer.ingress), None)
-    rule = next((rule for rule in (served.spec.rules or ()) if rule.host), None) if served else None
-    if rule and rule.host and hosts:
-        path = rule.http.paths[0].path if rule.http and rule.http.paths else ""
-        yield f"exec host/{hosts[0].name} -- curl -s {quote(f'http://{rule.host}{path}')}"
+    return (model.internal_ip(nodes[-1]), "node") if nodes else None
+
+
+def _urls(objects: Objects) -> Iterator[str]:
+    """What the HTTP proxy serves by name, the first path of each Ingress, and HTTPRoutes."""
+    for served in model.of(objects, Ingress):
+        for rule in (served.spec.rules or ()) if served.status.loadBalancer.ingress else ():
+            if rule.host:
+                yield f"http://{rule.host}{(rule.http.paths[0].path or '') if rule.http and rule.http.paths else ''}"
+    for route in model.of(objects, HTTPRoute):
+        sends = route.status.parents and any(rule.backendRefs for rule in route.spec.rules or ())
+        for host in (route.spec.hostnames or ()) if sends else ():
+            if not host.startswith("*"):
+                yield f"http://{host}/"
 
 
 def _by_name(objects: Objects, service: Service, caller: Pod) -> str:

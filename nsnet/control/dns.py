@@ -168,7 +168,11 @@ def _deployment(table: Table, cluster: Cluster, service: Service) -> None:
 
 def _pod() -> PodSpec:
     """With dnsPolicy Default, or it would ask itself; one replica per node, where there are nodes enough."""
-    apart = LabelSelector(matchExpressions=(Requirement("k8s-app", "In", (NAME,)),))
-    term = WeightedPodAffinityTerm(PodAffinityTerm("kubernetes.io/hostname", apart), 100)
-    affinity = Affinity(podAntiAffinity=PodAntiAffinity(preferredDuringSchedulingIgnoredDuringExecution=(term,)))
-    return PodSpec(CONTAINERS, affinity=affinity, tolerations=TOLERATIONS, dnsPolicy="Default")
+    apart = rather_apart(LabelSelector(matchExpressions=(Requirement("k8s-app", "In", (NAME,)),)))
+    return PodSpec(CONTAINERS, affinity=apart, tolerations=TOLERATIONS, dnsPolicy="Default")
+
+
+def rather_apart(pods: LabelSelector) -> Affinity:
+    """On other nodes than these pods, as long as there is one: so that no node takes all of them with it."""
+    term = WeightedPodAffinityTerm(PodAffinityTerm("kubernetes.io/hostname", pods), 100)
+    return Affinity(podAntiAffinity=PodAntiAffinity(preferredDuringSchedulingIgnoredDuringExecution=(term,)))

@@ -4,10 +4,10 @@ Events that manifests bring (a dump) are left alone.
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, filterfalse
 
 from nsnet import names
-from nsnet.control import loadbalancer, namespaces, policy, service_events, userspace
+from nsnet.control import kubeproxy, loadbalancer, namespaces, policy, service_events, userspace
 from nsnet.control.endpoints import SERVICE_NAME
 from nsnet.control.table import Table, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
@@ -33,6 +33,7 @@ from nsnet.model import (
     annotation,
     container_ports,
     families_of,
+    in_lab,
     is_unschedulable,
     key_of,
 )
@@ -60,17 +61,14 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
     for pod in of(table, Pod).values():
         if is_unschedulable(pod):
             yield pod, "FailedScheduling", pod.status.message, "Warning"
-    selected = _selected(table)
-    for key, service in of(table, Service).items():
-        if service.spec.selector and service.spec.type != "ExternalName" and not _has_endpoints(table, key):
-            yield service, "NoEndpoints", _why_none(service, selected), "Warning"
+    yield from _without_endpoints(table)
     for key, namespace in of(table, Namespace).items():
         if owned_by(namespace, "Cluster") and key.name not in {*namespaces.BUILT_IN, PROXY_NAMESPACE}:
             yield namespace, "NamespaceCreated", "it is named in the manifests and nowhere declared", "Normal"
     for pod in of(table, Pod).values():
         if pod.spec.dnsConfig is not None:
             yield from ((pod, "DNSConfigForming", message, "Warning") for message in _cut(pod, pod.spec.dnsConfig))
-    for fault in of(table, Fault).values():
+    for fault in filterfalse(in_lab, of(table, Fault).values()):
         where = f" on {', '.join(fault.spec.on)}" if fault.spec.on else ""
         until = f" until {fault.spec.until}" if fault.spec.until else ""
         yield fault, "Broken", f"{fault.spec.fault}{where}{until}: on purpose, nsnet fault clear ends it", "Warning"
@@ -78,6 +76,7 @@ def _said(table: Table, cluster: Cluster) -> Iterator[Said]:
     yield from _unreachable(table, cluster)
     yield from _doubtful(table)
     yield from userspace.warnings(table, cluster)
+    yield from kubeproxy.warnings(table)
     yield from loadbalancer.events(table, cluster)
     yield from _not_yet(table, cluster)
 
@@ -118,6 +117,18 @@ def _doubtful(table: Table) -> Iterator[Said]:
             found.setdefault(reason, []).append(message)
         for reason, messages in found.items():
             yield obj, reason, "; ".join(dict.fromkeys(messages)), "Warning"
+
+
+def _without_endpoints(table: Table) -> Iterator[Said]:
+    services = [service for key, service in of(table, Service).items() if _is_empty(table, key, service)]
+    selected = _selected(table) if services else set()
+    for service in services:
+        yield service, "NoEndpoints", _why_none(service, selected), "Warning"
+
+
+def _is_empty(table: Table, key: Key, service: Service) -> bool:
+    selects = bool(service.spec.selector) and service.spec.type != "ExternalName"
+    return selects and not _has_endpoints(table, key)
 
 
 def _has_endpoints(table: Table, key: Key) -> bool:

@@ -17,7 +17,7 @@ import msgspec
 
 from nsnet import model
 from nsnet.control.certificate import default_certificate
-from nsnet.control.dns import REPLICAS
+from nsnet.control.dns import REPLICAS, rather_apart
 from nsnet.control.facts import Facts
 from nsnet.control.table import Table, drop, of, owned_by, owner, put, with_spec
 from nsnet.model import (
@@ -42,6 +42,7 @@ from nsnet.model import (
     IngressClassSpec,
     IngressStatus,
     Key,
+    LabelSelector,
     ListenerStatus,
     LoadBalancerIngress,
     LoadBalancerStatus,
@@ -59,7 +60,7 @@ from nsnet.model import (
     WorkloadSpec,
 )
 from nsnet.names import pod_netns
-from nsnet.routes import READ, Compiled, compiled
+from nsnet.routes import ASKING, READ, Compiled, compiled
 from nsnet.routes import gateway as gateways
 from nsnet.routes import ingress as ingresses
 from nsnet.routes.gateway import Verdict
@@ -70,6 +71,7 @@ NAMED = {80: "http", 443: "https"}
 CONTAINER = Container(
     "haproxy", "haproxy", tuple(ContainerPort(number, name) for number, name in NAMED.items())
 )  # every other port of a Gateway is reached by the Service's targetPort: a new one must not restart the proxy
+APART = rather_apart(LabelSelector(matchLabels=PROXY_LABELS))
 REFUSED = "REFUSED "  # before the reason, where a program tells that it refused its file (see `Facts`)
 
 T = TypeVar("T")
@@ -77,7 +79,8 @@ Said = tuple[Object, str, str, str]
 
 
 def routes_of(table: Table) -> Compiled:
-    return compiled({key: obj for kind in READ for key, obj in table.get(kind, {}).items()})
+    asked = READ if any(table.get(kind) for kind in ASKING) else ()
+    return compiled({key: obj for kind in asked for key, obj in table.get(kind, {}).items()})
 
 
 def write(table: Table, cluster: Cluster) -> None:
@@ -173,7 +176,7 @@ def _deployment(table: Table, cluster: Cluster) -> None:
     """As large as the Cluster document says when it is made, or says otherwise than before; `scale` holds till then."""
     old = of(table, Deployment).get(DEPLOYMENT)
     said = str(cluster.ingress.replicas)
-    template = PodTemplateSpec(ObjectMeta(labels=PROXY_LABELS), PodSpec((CONTAINER,)))
+    template = PodTemplateSpec(ObjectMeta(labels=PROXY_LABELS), PodSpec((CONTAINER,), affinity=APART))
     if old is not None and (not owned_by(old, "Cluster") or old.metadata.annotations.get(REPLICAS) == said):
         return
     meta = _meta(cluster, DEPLOYMENT, labels=PROXY_LABELS, annotations={REPLICAS: said})

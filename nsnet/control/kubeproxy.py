@@ -8,6 +8,7 @@ The Cluster document that `complete` leaves behind always says the mode. One tha
 too, so that a configuration that comes or goes later can still change it.
 """
 
+from collections.abc import Iterator
 from ipaddress import ip_network
 
 import msgspec
@@ -30,6 +31,17 @@ def completed(cluster: Cluster, table: Table) -> Cluster:
     if told is not None:
         _agree(cluster, own, told)
     return _with_mode(cluster, own, own or (told.mode if told else "") or DEFAULT)
+
+
+def warnings(table: Table) -> Iterator[tuple[KubeProxyConfiguration, str, str, str]]:
+    """(object, reason, message, type) of what concerns the network and has no effect here."""
+    for told in of(table, KubeProxyConfiguration).values():
+        if told.conntrack.maxPerCore or told.conntrack.min:
+            message = (
+                "conntrack.maxPerCore and conntrack.min have no effect: nf_conntrack_max is one for the whole machine, "
+                "and nsnet leaves the machine's own network alone"
+            )
+            yield told, "NotInANamespace", message, "Warning"
 
 
 def _only(table: Table) -> KubeProxyConfiguration | None:

@@ -62,7 +62,7 @@ def _of_service(service: Service, cluster: Cluster) -> Iterator[tuple[str, str]]
     for message in ipfamilies.strangers(spec):
         yield "KubeProxyIncorrectIPVersion", message
     for port in spec.ports or ():
-        if port.protocol == "SCTP":
+        if port.protocol == "SCTP" and cluster.networking.kubeProxyMode != "userspace":
             yield (
                 "NotServed",
                 f"port {port.port}/SCTP: its rules are there, but stand-ins do not speak SCTP: none answers",
@@ -84,7 +84,7 @@ def _shadow(field: str) -> str:
 def _claimed_twice(services: Mapping[Key, Service]) -> Iterator[tuple[Service, str]]:
     """External and load balancer addresses that two Services want on the same port: one of them gets nothing."""
     claimed: dict[tuple[str, str, int], Key] = {}
-    for key in sorted(services):
+    for key in sorted(key for key, service in services.items() if _has_outer(service)):
         service = services[key]
         for address in _outer(service):
             for port in service.spec.ports or ():
@@ -92,6 +92,10 @@ def _claimed_twice(services: Mapping[Key, Service]) -> Iterator[tuple[Service, s
                 if first != key:
                     where = f"{address}:{port.port}/{port.protocol}"
                     yield service, f"{where} belongs to {first} already: only one of the two gets its traffic"
+
+
+def _has_outer(service: Service) -> bool:
+    return bool(service.spec.externalIPs or service.status.loadBalancer.ingress)
 
 
 def _outer(service: Service) -> Iterator[str]:

@@ -30,7 +30,6 @@ from nsnet.model import (
     ServiceSpec,
     SessionAffinityConfig,
     cluster_ips,
-    families_of,
     family_of,
 )
 
@@ -40,31 +39,32 @@ EXPOSED = ("NodePort", "LoadBalancer")
 
 
 class _Settled(NamedTuple):
-    """The last answer for a Service, and for which families: asked again, it is found by `is`."""
+    """The last answer for a Service, and for which ranges: asked again, it is found by `is`."""
 
     service: Service
-    families: tuple[Family, ...]
+    networking: Networking
 
 
-_defaulted: dict[Key, _Settled] = {}
+_settled: dict[Key, _Settled] = {}
 
 
 def write(table: Table, cluster: Cluster) -> None:
     """All Services with defaults and allocations. Raises ObjectError for what is taken or out of its range."""
-    services, families = of(table, Service), families_of(cluster)
-    for key, service in services.items():
-        last = _defaulted.get(key)
-        if last is None or last.service is not service or last.families != families:
-            services[key] = _defaults(key, service, cluster.networking)
-    _forget(services)
+    services, networking = of(table, Service), cluster.networking
+    fresh = [key for key, service in services.items() if not _is_settled(key, service, networking)]
+    if not fresh and len(services) == len(_settled):
+        return  # they are those of the last time, when nobody had what another has
+    for key in fresh:
+        services[key] = _defaults(key, services[key], networking)
+    _settled.clear()
     _cluster_ips(services, cluster)
     _node_ports(services, cluster)
-    _defaulted.update((key, _Settled(service, families)) for key, service in services.items())
+    _settled.update((key, _Settled(service, networking)) for key, service in services.items())
 
 
-def _forget(services: Mapping[Key, Service]) -> None:
-    for key in _defaulted.keys() - services.keys():
-        del _defaulted[key]
+def _is_settled(key: Key, service: Service, networking: Networking) -> bool:
+    last = _settled.get(key)
+    return last is not None and last.service is service and last.networking is networking
 
 
 # --- defaults ---------------------------------------------------------------------------------------------------------

@@ -20,9 +20,15 @@ def warnings(table: Table, cluster: Cluster) -> Iterator[tuple[Object, str, str,
         if asked:
             yield service, REASON, f"kube-proxy's userspace mode knows no {', no '.join(asked)}", "Warning"
     for told in of(table, KubeProxyConfiguration).values():
-        if told.nodePortAddresses:
-            message = "userspace mode serves node ports on every address: nodePortAddresses have no effect"
+        for message in _unheard(told):
             yield told, REASON, message, "Warning"
+
+
+def _unheard(told: KubeProxyConfiguration) -> Iterator[str]:
+    if told.nodePortAddresses:
+        yield "userspace mode serves node ports on every address: nodePortAddresses have no effect"
+    if told.portRange not in ("", "0-0"):
+        yield "proxy ports follow from the names of Service ports, so that rules stay the same: portRange has no effect"
 
 
 def _proxied(service: Service) -> bool:

@@ -2,11 +2,13 @@
 
 What wakes it: the store's socket; notifications of node and fabric namespaces (pods have too many, and what happens to
 a pod's link shows at its node's end); pidfds of the programs that run; clients; and time. A hint leads to a look at the
-namespace it came from, a change of the store to a look at what it touches, and every few seconds everything is looked
-at. Hints that our own changes caused are read away after each sync.
+namespace it came from (first of all where a program has ended, for somebody may be waiting for it), a change of the
+store to a look at what it touches, and every few seconds everything is looked at. Hints that our own changes caused are
+read away after each sync.
 
 Looking must not cost more than a tenth of a processor: after a look that took 0.3 s of processor time, the next that
-nobody asked for comes 3 s later at the earliest. Changes of the store and clients never wait for that.
+nobody asked for comes 3 s later at the earliest. Changes of the store and clients never wait for that; what they may
+have to wait for is kube-proxy's minSyncPeriod (pace.py).
 
 A sync that fails is an answer for those who wait and a line in the log, and is tried again after 0.2 s … 30 s.
 """
@@ -31,6 +33,7 @@ from nsnet import faults, kernel, names, reconcile
 from nsnet.control.flannel import lease_name
 from nsnet.controller.client import log_path, socket_path
 from nsnet.controller.leases import Keeper
+from nsnet.controller.pace import RESYNC, Pace, pace
 from nsnet.errors import NsnetError
 from nsnet.kernel import health, notify, process
 from nsnet.kernel.netns import identity
@@ -42,7 +45,6 @@ from nsnet.store import Store, Unreachable, location, opening
 from nsnet.store.keys import CLUSTERS, GONE
 from nsnet.store.members import Member
 
-RESYNC = float(os.environ.get("NSNET_RESYNC") or 5)  # seconds after which everything is looked at, if that is cheap
 SHARE = 0.1  # of one processor, for looks that nobody asked for
 DEBOUNCE = 0.05  # seconds in which further hints are awaited
 BUSY = 0.05  # seconds until the lock is asked for again
@@ -144,15 +146,18 @@ class Loop:
         self.error: NsnetError | None = None
         self.failures = 0
         self.drift = 0
-        self.syncs = 0
+        self.syncs = self.looks = 0  # of these syncs, those that looked at everything
         self.started = _now()
         self.cost = 0.0  # processor seconds of the last look
+        self.pace = Pace()
+        self.ended = -math.inf  # when the last sync did
         self.hints: Hints = {}
+        self.urgent = False  # a program has ended: its namespace is looked at before anything else
         self.clients: set[Client] = set()
         self.sockets: dict[str, socket.socket] = {}  # namespace → its notifications
         self.places: dict[str, object] = {}  # namespace → which one it was when subscribed to
         self.rooms = reconcile.rooms()._replace(apply=self._apply)
-        self.programs: dict[int, int] = {}  # pid → pidfd
+        self.programs: dict[int, tuple[int, str]] = {}  # pid → pidfd, namespace
         self.shared = location.here(cluster).store != location.SQLITE
         self.keeper = Keeper()
         at = location.here(cluster)
@@ -178,7 +183,7 @@ class Loop:
             client.answer({"error": "the controller ends", "exit_code": 1})
         for listener in self.sockets.values():
             listener.close()
-        for handle in self.programs.values():
+        for handle, _ in self.programs.values():
             os.close(handle)
         if self.health is not None:
             self.health.close()
@@ -196,7 +201,7 @@ class Loop:
             handler()
         try:
             if self.store.wait(0):
-                self.due = time.monotonic()  # also while syncs fail: this may be the cure
+                self.due = self._soonest()  # also while syncs fail: this may be the cure
         except NsnetError as error:
             self._failed(error)
             self._plan(whole=True)
@@ -208,6 +213,9 @@ class Loop:
         """Says to the other machines that we are here."""
         if self.member is not None and self.member.due() and not isinstance(self.error, Unreachable):
             self.member.beat()
+
+    def _soonest(self) -> float:
+        return max(time.monotonic(), self.ended + self.pace.soonest)
 
     def _soon(self, seconds: float) -> None:
         """A sync that was asked for; while syncs fail, it does not come before its time."""
@@ -233,8 +241,8 @@ class Loop:
     # --- syncing ------------------------------------------------------------------------------------------------------
 
     def _sync(self) -> None:
-        whole = self.memory is None or time.monotonic() >= self.resync
-        hints, self.hints = self.hints, {}
+        whole = self.memory is None or (time.monotonic() >= self.resync and not self.urgent)
+        hints, self.hints, self.urgent = self.hints, {}, False
         began, cpu = time.monotonic(), _cpu()
         try:
             with reconcile.lock(self.cluster, timeout=0):
@@ -267,6 +275,7 @@ class Loop:
                 _settle()
             if whole and not report.changes:
                 self.cost = _cpu() - cpu
+        self.ended = time.monotonic()
         self._plan(whole)
         self._answer()
         self._watch()
@@ -305,8 +314,9 @@ class Loop:
             for line in report.lines:
                 _log(self.cluster, f"    {line}")
         self.syncs += 1
+        self.looks += whole
         if report.unreachable is None:
-            self.memory, self.revision = report.memory, report.revision
+            self.memory, self.revision, self.pace = report.memory, report.revision, pace(report.memory.objects)
             self.error, self.failures = None, 0
 
     def _failed(self, error: NsnetError, memory: Memory | None = None) -> None:
@@ -323,7 +333,7 @@ class Loop:
         if self.failures:
             self.due = self.resync = now + min(RETRY_FIRST * 2 ** min(self.failures - 1, 16), RETRY_LAST)
         elif whole:
-            self.resync = now + max(RESYNC, self.cost / SHARE)
+            self.resync = now + max(self.pace.latest, self.cost / SHARE)
         self.due = min([self.due, *(now + seconds for seconds in self._ends())])
 
     def _ends(self) -> list[float]:
@@ -407,25 +417,29 @@ class Loop:
 
     def _watch_programs(self) -> None:
         living = {found.pid: found.netns for found in process.running(self.cluster)}
-        for pid in self.programs.keys() - living.keys():
-            self._forget(pid)
+        for pid in self.programs.keys() - living.keys():  # ended by the sync, or while it looked elsewhere
+            self._hint(self._forget(pid), 0)
         for pid in living.keys() - self.programs.keys():
             with contextlib.suppress(ProcessLookupError):
-                handle = self.programs[pid] = os.pidfd_open(pid)
-                self.selector.register(handle, selectors.EVENT_READ, self._when_dead(pid, living[pid]))
+                handle = os.pidfd_open(pid)
+                self.programs[pid] = handle, living[pid]
+                self.selector.register(handle, selectors.EVENT_READ, self._when_dead(pid))
 
-    def _when_dead(self, pid: int, netns: str) -> Callable[[], None]:
+    def _when_dead(self, pid: int) -> Callable[[], None]:
         def died() -> None:
-            self._forget(pid)
+            netns = self._forget(pid)
             _log(self.cluster, f"process {pid} in {netns} has ended")
+            self.urgent = True
             self._hint(netns, 0)
 
         return died
 
-    def _forget(self, pid: int) -> None:
-        handle = self.programs.pop(pid)
+    def _forget(self, pid: int) -> str:
+        """Where it was."""
+        handle, netns = self.programs.pop(pid)
         self.selector.unregister(handle)
         os.close(handle)
+        return netns
 
     # --- clients ------------------------------------------------------------------------------------------------------
 
@@ -460,7 +474,7 @@ class Loop:
                 self._reply(client, self._outcome())
             case {"converge": int(revision)}:
                 client.wanted = revision
-                self.due = min(self.due, time.monotonic())  # also while syncs fail: somebody waits for an answer
+                self.due = min(self.due, self._soonest())  # also while syncs fail: somebody waits for an answer
             case {"status": True}:
                 self._reply(client, self._status())
             case _:
@@ -478,6 +492,7 @@ class Loop:
             "error": str(self.error or ""),
             "drift": self.drift,
             "syncs": self.syncs,
+            "looks": self.looks,
             "look": round(self.cost, 3),
             "watched": len(self.sockets) + len(self.programs),
         }

@@ -12,7 +12,7 @@ nor what somebody does about it is undone.
 
     draft.py      the desired state while functions change it; the places of a fault
     kinds.py      what the catalogue knows of each kind
-    nodes.py · overlay.py · services.py · links.py      the catalogue
+    nodes.py · overlay.py · services.py · links.py · hands.py      the catalogue
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from nsnet import model
 from nsnet.errors import ObjectError
-from nsnet.faults import links, nodes, overlay, services
+from nsnet.faults import hands, links, nodes, overlay, services
 from nsnet.faults.draft import Draft, Site
 from nsnet.faults.kinds import Kind, Option
 from nsnet.model import Fault, FaultStatus, Key, Object, Objects
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 CATALOGUE: Mapping[str, Kind] = {
-    kind.name: kind for kind in (*nodes.KINDS, *overlay.KINDS, *services.KINDS, *links.KINDS)
+    kind.name: kind for kind in (*nodes.KINDS, *overlay.KINDS, *services.KINDS, *links.KINDS, *hands.KINDS)
 }
 LEAVES = ("keys", "places")
 
@@ -81,7 +81,7 @@ def holds(state: State, objects: Objects) -> frozenset[Hold]:
         if kind is None:
             continue
         site = _site(objects, fault, kind)
-        if kind.hold is not None:
+        if kind.hold is not None and (fault.status.done or not fault.spec.leave):
             found |= set(kind.hold(Draft(state), site))
         if fault.spec.leave and fault.status.done:
             found |= set(_touched(state, kind, site))
@@ -118,7 +118,7 @@ def _site(objects: Objects, fault: Fault, kind: Kind) -> Site:
 
 def standing(objects: Objects, now: str) -> Objects:
     """Without the faults whose time is over; `now` is RFC 3339 in UTC, empty: no clock."""
-    over = [key for key, obj in objects.items() if isinstance(obj, Fault) and obj.spec.until and obj.spec.until <= now]
+    over = {key for key, obj in model.keyed(objects, Fault).items() if obj.spec.until and obj.spec.until <= now}
     return {key: obj for key, obj in objects.items() if key not in over} if over else objects
 
 
@@ -157,7 +157,7 @@ def check(fault: Fault, objects: Objects) -> None:
             _check_place(key, f"spec.{field}", place, kind, objects)
     if spec.to and not kind.pairs:
         raise ObjectError(key, "spec.to", f"{kind.name} has one side only", "leave it out")
-    if spec.leave and (spec.leave not in LEAVES or kind.damage is None):
+    if spec.leave and (spec.leave not in LEAVES or (kind.damage is None and kind.hold is None)):
         hint = (
             "keys or places" if kind.damage else f"{kind.name} is not a damage that somebody could mend in the kernel"
         )
@@ -223,4 +223,4 @@ def _check_needs(key: Key, kind: Kind, objects: Objects) -> None:
 
 def ends(objects: Objects) -> Iterable[str]:
     """When faults end by themselves, RFC 3339."""
-    return (obj.spec.until for obj in objects.values() if isinstance(obj, Fault) and obj.spec.until)
+    return (fault.spec.until for fault in model.of(objects, Fault) if fault.spec.until)

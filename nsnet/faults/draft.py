@@ -146,6 +146,11 @@ class Site(msgspec.Struct, frozen=True):
         said = self.spec.to or [place for place in self._everywhere() if place not in self.spec.on]
         return [netns for place in said if (netns := self.netns(place))]
 
+    def machines(self) -> list[str]:
+        """All nodes and hosts."""
+        hosts = (f"host/{host.name}" for host in self.cluster.hosts or ())
+        return [self.netns(place) for place in (*self._everywhere(), *hosts)]
+
     def _everywhere(self) -> list[str]:
         return [f"node/{node.metadata.name}" for node in model.of(self.objects, model.Node)]
 

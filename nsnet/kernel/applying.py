@@ -13,7 +13,7 @@ The order, and why (figures: shared facts, FLOOR.md):
 
     5a bridges, then veth pairs              from the side that is a bridge port: enslaved and up in the same message
     6a one send per namespace                VXLAN, the far ends, ports, addresses, neighbours, FDB, routes
-    7a sysctls of devices
+    7a sysctls of devices, then queueing disciplines
     5b files                                 and programs are started; they get ready while iptables runs, but for those
                                              of a node that was there: its rules will lead to them at once
     6b ipsets, iptables and nftables         the processes of several namespaces side by side; of two modes the
@@ -40,7 +40,7 @@ from pathlib import Path
 
 from nsnet import names
 from nsnet.errors import NsnetError
-from nsnet.kernel import conntrack, files, netns, process, sysctl
+from nsnet.kernel import conntrack, files, netns, process, qdisc, sysctl
 from nsnet.kernel.places import Places
 from nsnet.kernel.wiring import WIRED, Wiring
 from nsnet.state import (
@@ -57,6 +57,7 @@ from nsnet.state import (
     NftTable,
     OtherLink,
     Process,
+    Qdisc,
     Refusal,
     Sysctl,
     Value,
@@ -64,7 +65,7 @@ from nsnet.state import (
 
 _WORKERS = max(2, os.cpu_count() or 1)
 _NFT = (NftTable, NftSet, NftChain, NftElement)
-_WRITTEN = {*WIRED, Netns, Sysctl, Chain, *_NFT, IpSet, Process, File, Conntrack}
+_WRITTEN = {*WIRED, Qdisc, Netns, Sysctl, Chain, *_NFT, IpSet, Process, File, Conntrack}
 _OBSERVED = {OtherLink, Listener}  # deleting a foreign link is wiring's; a listener goes with its program
 
 
@@ -101,6 +102,7 @@ class _Apply:
             self.wiring.make_links()
             self.wiring.configure()
             self._write_sysctls(of_interfaces=True)
+            self._write_qdiscs()
         self._await(others.result())
         self._tell_readers(visitors=True)
         self._refuse_others()
@@ -290,6 +292,10 @@ class _Apply:
         some = (change for change in self.of(Sysctl) if sysctl.of_interface(change.value.key[1]) is of_interfaces)
         for name, _, changes in self.places.each(some):
             self._guarded(changes, partial(sysctl.write, name, changes))
+
+    def _write_qdiscs(self) -> None:
+        for name, _, changes in self.places.each(self.of(Qdisc)):
+            self._guarded(changes, partial(qdisc.write, name, changes))
 
     def _guarded_places(self) -> frozenset[str]:
         """Namespaces where something that keeps packets out is written: there all rules stand before links come up."""

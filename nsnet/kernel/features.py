@@ -5,18 +5,25 @@ off in a container. A try costs a few milliseconds.
 """
 
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from nsnet.errors import MachineError
 
-GC_THRESH = Path("/proc/sys/net/ipv4/neigh/default/gc_thresh3")
+State = Literal["ok", "missing", "degraded", "unknown"]
+AT_ONCE = 4  # tries that run side by side
+PATIENCE = 20.0  # s for one try
+_VERSION = re.compile(r"\d+\.\d[^\s,]*(?: \((?:nf_tables|legacy)\))?")
+_MODPROBE = re.compile(r"sudo modprobe (\w+)")
 
 
 class Feature(msgspec.Struct, frozen=True):
@@ -27,14 +34,24 @@ class Feature(msgspec.Struct, frozen=True):
     mend: str
     why: str = ""
     needed: bool = True
+    after: str = ""  # a file without which it is not tried: the try would change how the machine behaves
 
 
 class Finding(msgspec.Struct, frozen=True):
+    """One line of `doctor`. `why`: what it is for, or what it costs; `found`: what is there (a version, a number)."""
+
     name: str
     ok: bool
     mend: str = ""
     why: str = ""
     needed: bool = True
+    state: State | Literal[""] = ""  # empty: ok or missing
+    found: str = ""
+    about: str = "kernel"
+
+    @property
+    def verdict(self) -> State:
+        return self.state or ("ok" if self.ok else "missing")
 
 
 def _module(module: str, option: str) -> str:
@@ -49,18 +66,32 @@ def _rule6(chain: str, *rule: str) -> tuple[str, ...]:
     return ("ip6tables", *_rule("nat", chain, *rule)[1:])
 
 
-TOOLS: tuple[tuple[str, str, bool], ...] = (  # command, Debian package, is it needed by `up`
-    ("ip", "iproute2", True),
-    ("iptables-restore", "iptables", True),
-    ("iptables-save", "iptables", True),
-    ("nft", "nftables", False),
-    ("conntrack", "conntrack", False),
-    ("tcpdump", "tcpdump", False),
-    ("curl", "curl", False),
-    ("dnsmasq", "dnsmasq-base", True),
-    ("nslookup", "bind9-dnsutils", True),
-    ("etcd", "etcd-server", False),
-    ("etcdctl", "etcd-client", False),
+class Tool(msgspec.Struct, frozen=True):
+    """A program of the machine. `version` are the words after its name that make it say one."""
+
+    name: str
+    package: str
+    why: str
+    needed: bool = False  # by every `up`
+    version: str = "--version"
+
+
+TOOLS: tuple[Tool, ...] = (
+    Tool("ip", "iproute2", "network namespaces for people, `nsnet plan -o sh`", needed=True, version="-V"),
+    Tool("tc", "iproute2", "impaired links", version="-V"),
+    Tool("iptables-restore", "iptables", "kube-proxy's and flannel's rules", needed=True),
+    Tool("iptables-save", "iptables", "kube-proxy's and flannel's rules", needed=True),
+    Tool("ip6tables-restore", "iptables", "the rules of clusters with IPv6"),
+    Tool("nft", "nftables", "kubeProxyMode: nftables, live rule traces"),
+    Tool("conntrack", "conntrack", "looking at connections by hand"),
+    Tool("tcpdump", "tcpdump", "capture filters"),
+    Tool("curl", "curl", "the commands that `up` proposes"),
+    Tool("dnsmasq", "dnsmasq-base", "the cluster's DNS", needed=True),
+    Tool("nslookup", "bind9-dnsutils", "exechealthz's probe of the cluster's DNS", needed=True, version="-version"),
+    Tool("haproxy", "haproxy", "Ingress and the Gateway API", version="-v"),
+    Tool("bwrap", "bubblewrap", "pods that run a command of their own (nsnet/run)"),
+    Tool("etcd", "etcd-server", "nsnet up --store etcd"),
+    Tool("etcdctl", "etcd-client", "looking into an etcd by hand", version="version"),
 )
 FEATURES: tuple[Feature, ...] = (
     Feature("network namespaces", ("true",), "kernel option CONFIG_NET_NS", "every pod and node is one"),
@@ -151,6 +182,7 @@ FEATURES: tuple[Feature, ...] = (
         _module("xt_physdev", "CONFIG_NETFILTER_XT_MATCH_PHYSDEV"),
         "externalIPs under kubeProxyMode: userspace",
         needed=False,
+        after="/proc/sys/net/bridge",  # it loads br_netfilter, which makes the machine's own bridges filter
     ),
     Feature(
         "ipset",
@@ -159,7 +191,27 @@ FEATURES: tuple[Feature, ...] = (
         "CONFIG_IP_SET_HASH_IPPORT, CONFIG_NETFILTER_XT_SET)",
         "NetworkPolicy",
     ),
-    Feature("nftables", ("nft", "add", "table", "ip", "t"), _module("nf_tables", "CONFIG_NF_TABLES"), needed=False),
+    Feature(
+        "nftables",
+        ("nft", "add", "table", "ip", "t"),
+        _module("nf_tables", "CONFIG_NF_TABLES"),
+        "kubeProxyMode: nftables",
+        needed=False,
+    ),
+    Feature(
+        "netem",
+        ("tc", "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"),
+        _module("sch_netem", "CONFIG_NET_SCH_NETEM"),
+        "delay, jitter, loss and reordering on links (loss and rate have a substitute)",
+        needed=False,
+    ),
+    Feature(
+        "tbf",
+        ("tc", "qdisc", "add", "dev", "lo", "root", "tbf", "rate", "1mbit", "burst", "32kbit", "latency", "400ms"),
+        _module("sch_tbf", "CONFIG_NET_SCH_TBF"),
+        "a link's rate where there is no netem",
+        needed=False,
+    ),
 )  # fmt: skip
 
 IPV6: tuple[Feature, ...] = (  # needed where podSubnet or a network has IPv6
@@ -206,11 +258,28 @@ def root() -> Finding:
 
 
 def tools() -> list[Finding]:
-    """The programs nsnet starts or tells people to start."""
-    return [
-        Finding(tool, shutil.which(tool) is not None, f"sudo apt-get install {package}", needed=needed)
-        for tool, package, needed in TOOLS
-    ]
+    """The programs nsnet starts or tells people to start, with their versions."""
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return list(threads.map(_tool, TOOLS))
+
+
+def _tool(tool: Tool) -> Finding:
+    mend = f"sudo apt-get install {tool.package}"
+    if shutil.which(tool.name) is None:
+        return Finding(tool.name, ok=False, mend=mend, why=tool.why, needed=tool.needed, about="tools")
+    try:
+        words = (tool.name, tool.version)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = f"{tool.why}; it does not even say its version: {error}"
+        return Finding(tool.name, ok=False, mend=f"{mend} --reinstall", why=why, needed=tool.needed, about="tools")
+    return Finding(tool.name, ok=True, why=tool.why, needed=tool.needed, found=_version(done), about="tools")
+
+
+def _version(done: subprocess.CompletedProcess[str]) -> str:
+    """`1.8.9 (nf_tables)` of whatever sentence; some say it on stderr."""
+    found = _VERSION.search(done.stdout or done.stderr)
+    return found.group() if found else "?"
 
 
 def has_address(address: str) -> bool:
@@ -225,30 +294,57 @@ def has_address(address: str) -> bool:
 
 def need(tool: str, what: str) -> None:
     """Raises MachineError where a tool is missing that `what` asks for."""
-    package = next(package for name, package, _ in TOOLS if name == tool)
+    package = next(item.package for item in TOOLS if item.name == tool)
     if shutil.which(tool) is None:
         raise MachineError(f"{what} needs {tool}, which is not installed", f"sudo apt-get install {package}")
 
 
 def features(wanted: Sequence[Feature] = (*FEATURES, *IPV6)) -> list[Finding]:
     """Tries each; needs root."""
-    return [Finding(item.name, _works(item.words), item.mend, item.why, item.needed) for item in wanted]
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        return list(threads.map(_feature, wanted))
+
+
+def _feature(item: Feature) -> Finding:
+    works = (not item.after or Path(item.after).exists()) and _works(item.words)
+    if works:
+        return Finding(item.name, works, item.mend, item.why, item.needed, found=_where(item.mend))
+    return Finding(item.name, works, _mend(item.mend), item.why, item.needed)
+
+
+def _where(mend: str) -> str:
+    """Where a feature that works comes from: the module that `mend` would load, or the kernel itself."""
+    named = _MODPROBE.match(mend)
+    if named is None:
+        return ""
+    try:
+        loaded = {line.split(" ", 1)[0] for line in Path("/proc/modules").read_text().splitlines()}
+    except OSError:  # a kernel without modules
+        loaded = set()
+    return f"module {named.group(1)}" if named.group(1) in loaded else "built in"
+
+
+def _mend(mend: str) -> str:
+    """Where the kernel's package has no such module, loading it is no advice; Ubuntu has a package of further ones."""
+    named = _MODPROBE.match(mend)
+    release = os.uname().release
+    try:
+        there = Path("/lib/modules", release, "modules.dep").read_text()
+    except OSError:
+        there = ""
+    if named is None or f"/{named.group(1)}.ko" in there:
+        return mend
+    option = mend.partition(" (kernel option")[2].strip(" s)")
+    extra = f"sudo apt-get install linux-modules-extra-{release}, or " if "Ubuntu" in os.uname().version else ""
+    return f"{extra}a kernel with {option} (there is no module {named.group(1)} for {release})"
 
 
 def _works(words: tuple[str, ...]) -> bool:
     try:
-        done = subprocess.run(("unshare", "--net", "--", *words), capture_output=True, timeout=20, check=False)
+        done = subprocess.run(("unshare", "--net", "--", *words), capture_output=True, timeout=PATIENCE, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
-
-
-def neighbour_limit() -> int:
-    """Entries the machine's one IPv4 neighbour table holds, namespaces included; 0 where that is not known."""
-    try:
-        return int(GC_THRESH.read_text())
-    except (OSError, ValueError):
-        return 0
 
 
 def missing(*, ipv6: bool = False) -> list[Finding]:

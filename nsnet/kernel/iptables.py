@@ -23,7 +23,8 @@ import socket
 import struct
 import subprocess
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -37,9 +38,13 @@ Piece = tuple[str, Change | None]  # one or more lines of iptables-restore, with
 Pieces = Iterator[Piece]
 
 TABLES = frozenset({"raw", "mangle", "nat", "filter", "security"})
+LEGACY_TABLES: Mapping[Family, Path] = {
+    "ip": Path("/proc/thread-self/net/ip_tables_names"), "ip6": Path("/proc/thread-self/net/ip6_tables_names"),
+}  # fmt: skip
+"""Where the older build's tables of this thread's namespace are named."""
 BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 
-CHAINS_ONE_BY_ONE = 48  # more than that are read whole
+CHAINS_ONE_BY_ONE = 160  # more are read whole: at 5,000 Services that takes twice as long as these one by one
 PROCESSES_AT_ONCE = 8
 LONG_CHAIN = 64  # rules; shorter ones are rewritten
 LINES_TRIED = 64  # refused changes in one call before the rest is given up
@@ -140,14 +145,32 @@ def _is_void(chain: Chain) -> bool:
 def write(netns: str, changes: Sequence[Change]) -> list[Refusal]:
     """Make these changes of Chain values (one iptables-restore); what was refused, with the tool's sentence.
 
-    Deleting a chain that is not there is success. Raises MachineError when the tools are missing.
+    Deleting a chain that is not there is success. A built-in one that is not wanted any more goes altogether, where the
+    build has it made only when somebody needs it. Raises MachineError when the tools are missing.
     """
     refusals: list[Refusal] = []
     with inside(netns):
         for family in EVERY_FAMILY:
             mine = [change for change in changes if _chain(change).family == family]
             refusals += _write(mine, family)
+            if any(change.verb == "delete" and _chain(change).name in BUILT_IN for change in mine) and is_nft(family):
+                _tidy(mine)
     return refusals
+
+
+def _tidy(changes: Sequence[Change]) -> None:
+    """The empty hooks of chains that are gone, and a table without any chain; what cannot go is as good as gone."""
+    gone = [_chain(change) for change in changes if change.verb == "delete" and _chain(change).name in BUILT_IN]
+    with suppress(FileNotFoundError):
+        for chain in gone:
+            _nft("delete", "chain", chain.family, chain.table, chain.name)
+        for table in {(chain.family, chain.table) for chain in gone}:
+            if "chain " not in _nft("list", "table", *table):
+                _nft("delete", "table", *table)
+
+
+def _nft(*words: str) -> str:
+    return subprocess.run(["nft", *words], capture_output=True, text=True, check=False).stdout
 
 
 def _chain(change: Change) -> Chain:
@@ -159,7 +182,7 @@ def _write(changes: list[Change], family: Family) -> list[Refusal]:
     refusals: list[Refusal] = []
     left = changes
     while left:
-        whole = all(change.verb == "add" for change in left) and is_nft(family) and _is_empty(family)
+        whole = all(change.verb == "add" for change in left) and _is_empty(family)
         # Tables before a refused line are already written, so a second try must not edit by rule number again.
         pieces = list(_whole(left) if whole else _partial(left, edit=not refusals))
         error = _restore(pieces, family, whole=whole)
@@ -310,7 +333,13 @@ _NFTA_TABLE = 1
 
 
 def _is_empty(family: Family) -> bool:
-    """Has nf_tables neither rules nor chains (but built-in ones) in iptables' tables? It takes microseconds."""
+    """Has nf_tables neither rules nor chains (but built-in ones) in iptables' tables? It takes microseconds.
+
+    The older build has no table at all before somebody asks for one.
+    """
+    if not is_nft(family):
+        names = LEGACY_TABLES[family]
+        return names.exists() and not names.read_bytes()
     if any(_is_iptables(body) for body in _dumped(_NFT_GETRULE, _NFT_NEWRULE, family)):
         return False
     chains = (body for body in _dumped(_NFT_GETCHAIN, _NFT_NEWCHAIN, family) if _is_iptables(body))

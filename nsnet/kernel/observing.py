@@ -11,6 +11,7 @@ something:
 - nftables: other tables than iptables' are read by netlink, which costs a millisecond where there is none.
 - ipsets: of nodes, by one netlink dump; a set that is there without a rule that names it is found, too.
 - sysctls: where `state.SYSCTLS` names some.
+- queueing disciplines: the dump of links says their kind; only where it is one of a person's a process asks further.
 - conntrack entries: only where they are asked for by name; they are many, and no whole look needs them.
 - processes and files: one walk for the whole cluster.
 - health: asked of every exechealthz, and of the balancer's checks, whenever listeners are looked at.
@@ -23,31 +24,26 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
 
 from nsnet import names
 from nsnet.errors import MachineError
-from nsnet.kernel import conntrack, files, health, ipset, netns, process, refusals, rtnl, sockdiag, sysctl
+from nsnet.kernel import conntrack, files, health, ipset, netns, process, qdisc, refusals, rtnl, sockdiag, sysctl
 from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request
-from nsnet.state import SYSCTLS, Family, IpSet, Key, Listener, Netns, Scope, Sysctl, Value
+from nsnet.state import KINDS, SYSCTLS, Family, IpSet, Key, Listener, Netns, Scope, Sysctl, Value
 
-_LINKS = {"netns", "link", "port"}
+_LINKS = {"netns", "link", "port", "qdisc", "segments"}
 _DUMPS: Mapping[str, Request] = {
     "address": rtnl.GET_ADDRESSES,
     "neighbour": rtnl.GET_NEIGHBOURS,
     "route": rtnl.GET_ROUTES,
 }
 _ROUTE_KINDS = {*_LINKS, *_DUMPS, "fdb"}
-_ALL = frozenset({*_ROUTE_KINDS, "sysctl", "chain", "ipset", "nft", "process", "file", "listener"})
 
 _NFT_GETTABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
 _NFGENMSG = Struct("=BBH")
 _NF_FAMILIES: Mapping[int, Family] = {2: "ip", 10: "ip6"}  # iptables' and ip6tables' tables
-_LEGACY: Mapping[Family, str] = {
-    "ip": "/proc/thread-self/net/ip_tables_names", "ip6": "/proc/thread-self/net/ip6_tables_names",
-}  # fmt: skip
 
 _FEW = 100  # namespaces, up to which their files are looked for one by one
 _WORKERS = max(2, os.cpu_count() or 1)
@@ -106,7 +102,7 @@ def _observe(cluster: str, only: Scope | None) -> dict[str, frozenset[Value]]:
 def _kinds(only: Scope | None, name: str) -> frozenset[str]:
     """Which kinds of value must be read."""
     keys = frozenset[Key]() if only is None else only[name]
-    return frozenset(key[0] for key in keys) if keys else _ALL
+    return frozenset(key[0] for key in keys) if keys else KINDS
 
 
 def _nodes_first(name: str) -> tuple[bool, str]:
@@ -152,7 +148,8 @@ def _read_route(name: str, mark: str, route: Netlink, kinds: Collection[str]) ->
     links = rtnl.interfaces(heard)
     if links[rtnl.LO].alias != mark:
         return None
-    values: list[Value] = [Netns(mark), *rtnl.ports(links)]
+    values: list[Value] = [Netns(mark), *rtnl.ports(links), *rtnl.segments(links)]
+    values += qdisc.read(name, {one.name for one in links.values() if one.qdisc in qdisc.OURS})
     for kind, messages in zip(asked, answers, strict=True):
         values += _decode(kind, messages, links)
     if "fdb" in kinds:
@@ -190,12 +187,14 @@ def _families(name: str, keys: frozenset[Key]) -> frozenset[Family]:
     """Of which families it is worth a process to read them."""
     asked = [key for key in keys if key[0] == "chain"]
     if asked and all(len(key) > 1 for key in asked):
-        return frozenset(family for family in _LEGACY if any(key[1] == family for key in asked))
+        return frozenset(family for family in _NF_FAMILIES.values() if any(key[1] == family for key in asked))
     return _with_tables(name) if asked or names.kind_of(name) != "pod" else frozenset()
 
 
 def _with_tables(name: str) -> frozenset[Family]:
     """The families that have any table."""
+    from nsnet.kernel.iptables import LEGACY_TABLES
+
     request = Request(_NFT_GETTABLE, 0, _NFGENMSG.pack(0, 0, 0))
     found: set[Family] = set()
     with netns.inside(name):
@@ -203,9 +202,9 @@ def _with_tables(name: str) -> frozenset[Family]:
             with Netlink(NETLINK_NETFILTER) as netfilter:
                 (tables,) = netfilter.dump([request])
             found |= {_NF_FAMILIES[data[start]] for _, data, start, _ in tables if data[start] in _NF_FAMILIES}
-        for family, path in _LEGACY.items():
+        for family, path in LEGACY_TABLES.items():
             with suppress(OSError):  # a kernel without the legacy tables
-                if family not in found and Path(path).read_bytes():
+                if family not in found and path.read_bytes():
                     found.add(family)
     return frozenset(found)
 

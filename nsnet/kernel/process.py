@@ -239,7 +239,10 @@ def is_ours(argv: tuple[str, ...]) -> bool:
 
 
 def log_of(netns: str, argv: tuple[str, ...]) -> Path:
-    return names.run_dir(netns.partition(".")[0]) / "log" / f"{name_of(argv)}.log"
+    """One per program; each pod has its own."""
+    cluster, _, rest = netns.partition(".")
+    directory = names.run_dir(cluster) / "log"
+    return (directory / rest if names.kind_of(netns) == "pod" else directory) / f"{name_of(argv)}.log"
 
 
 def start(netns: str, argv: tuple[str, ...]) -> Started:
@@ -273,7 +276,8 @@ def start(netns: str, argv: tuple[str, ...]) -> Started:
 
 
 def _make_private(directory: Path) -> None:
-    for each in (*reversed(directory.parents[:2]), directory):
+    above = [each for each in directory.parents if each.is_relative_to(names.RUN)]
+    for each in (*reversed(above), directory):
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 

@@ -35,6 +35,7 @@ from nsnet.kernel.netlink import (
     text,
 )
 from nsnet.state import (
+    SEGMENTS,
     Address,
     Bridge,
     BridgePort,
@@ -44,6 +45,7 @@ from nsnet.state import (
     Neighbour,
     OtherLink,
     Route,
+    Segments,
     Value,
     Veth,
     Vxlan,
@@ -56,7 +58,7 @@ RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 20, 26, 27, 28, 29
-IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES = 31, 32
+IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_QDISC, IFLA_GSO_MAX_SEGS = 31, 32, 6, 40
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4, 7
 IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 15, 17
@@ -354,6 +356,8 @@ def requests(value: Value, verb: str, index: Index) -> list[Request]:
             return _port(value, index)
         case Loopback(up):
             return [up_or_down(LO, up)]
+        case Segments(dev, most):
+            return [_change(index[dev], 0, 0, _u32(IFLA_GSO_MAX_SEGS, most))]
         case Bridge() | Veth() | Vxlan():
             return [reshaped(value, index[value.name])]
         case _:
@@ -374,6 +378,8 @@ def _deletions(value: Value, index: Index) -> list[Request]:
             return [_change(index[value.name], 0, 0, _u32(IFLA_MASTER, 0))]
         case Loopback():
             return [up_or_down(LO, False)]
+        case Segments(dev):
+            return [_change(index[dev], 0, 0, _u32(IFLA_GSO_MAX_SEGS, SEGMENTS))]
         case Bridge() | Veth() | Vxlan() | OtherLink():
             return [gone(index[value.name])]
         case _:
@@ -411,6 +417,8 @@ class Interface(NamedTuple):
     port: bool  # the master is a bridge
     hairpin: bool
     data: bytes  # IFLA_INFO_DATA
+    qdisc: str = ""  # the root queueing discipline's kind
+    segments: int = SEGMENTS
 
 
 def _string(payload: bytes) -> str:
@@ -438,6 +446,8 @@ def interface(message: Message) -> Interface:
         port=port,
         hairpin=slave.get(IFLA_BRPORT_MODE, b"\0") != b"\0",
         data=info.get(IFLA_INFO_DATA, b""),
+        qdisc=_string(found.get(IFLA_QDISC, b"\0")),
+        segments=_number(found[IFLA_GSO_MAX_SEGS]) if IFLA_GSO_MAX_SEGS in found else SEGMENTS,
     )
 
 
@@ -487,6 +497,13 @@ def _vxlan(found: Interfaces, one: Interface) -> Vxlan:
         learning=data.get(IFLA_VXLAN_LEARNING, b"\0") != b"\0",
         up=one.up,
     )
+
+
+def segments(found: Interfaces) -> Iterator[Segments]:
+    """The veth ends whose large frames somebody limited."""
+    for one in found.values():
+        if one.kind == "veth" and one.segments != SEGMENTS:
+            yield Segments(one.name, one.segments)
 
 
 def ports(found: Interfaces) -> Iterator[BridgePort]:

@@ -69,8 +69,27 @@ def output(name: str, argv: Sequence[str], *, timeout: float = 30) -> str:
     return out
 
 
-def _not_there(name: str) -> NotReachedError:
-    return NotReachedError(f"the namespace {name} is not there", "`nsnet status` says more; `nsnet up FILE` builds it")
+def typed(netns_name: str, argv: Sequence[str], *, stdin: str = "", timeout: float = 30) -> tuple[int, str]:
+    """A command as a person types it, by `ip netns exec` or (no namespace) here: its exit code, and all that it said.
+
+    124 where it takes longer than `timeout` seconds, 127 where there is no such command, as timeout(1) and a shell say.
+    """
+    words = ("ip", "netns", "exec", netns_name, *argv) if netns_name else tuple(argv)
+    try:
+        done = subprocess.run(
+            words,
+            input=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    except FileNotFoundError:
+        return 127, f"there is no {words[0]} on this machine"
+    except subprocess.TimeoutExpired:
+        return 124, f"it takes longer than {timeout:.0f} s"
+    return done.returncode, done.stdout
 
 
 def _own_view(name: str, hostname: str, etc: Path | None) -> None:

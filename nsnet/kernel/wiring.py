@@ -33,6 +33,7 @@ from nsnet.state import (
     Neighbour,
     OtherLink,
     Route,
+    Segments,
     Veth,
     Vxlan,
 )
@@ -45,10 +46,13 @@ _ABSENT = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENXIO, errno.EADDRNOTA
 
 # The order inside one send. Addresses go before others come: with a primary one the secondaries of its subnet go too.
 _ADDS: Mapping[type, int] = {
-    Loopback: 1, Bridge: 2, Veth: 2, Vxlan: 3, BridgePort: 4, Address: 5, Neighbour: 6, FdbEntry: 7, Route: 8,
+    Loopback: 1, Bridge: 2, Veth: 2, Vxlan: 3, BridgePort: 4, Segments: 4, Address: 5, Neighbour: 6, FdbEntry: 7,
+    Route: 8,
 }  # fmt: skip
 WIRED = frozenset(_ADDS)
-_DELETES: Mapping[type, int] = {Address: 0, Route: 10, FdbEntry: 11, Neighbour: 12, BridgePort: 13, Loopback: 14}
+_DELETES: Mapping[type, int] = {Address: 0, Route: 10, FdbEntry: 11, Neighbour: 12, BridgePort: 13, Segments: 13,
+    Loopback: 14,
+}  # fmt: skip
 
 
 class _Pair(NamedTuple):
@@ -223,7 +227,7 @@ class Wiring:
 
     def configure(self) -> None:
         self._make_trunks()
-        kinds = (Loopback, Bridge, Veth, Vxlan, BridgePort, Address, Neighbour, FdbEntry, Route)
+        kinds = (Loopback, Bridge, Veth, Vxlan, BridgePort, Segments, Address, Neighbour, FdbEntry, Route)
         changes = [change for change in self._of(*kinds) if self._is_left(change)]
         for name, place, some in self.places.each(changes):
             messages = (

@@ -1,9 +1,10 @@
 """kube-proxy's own configuration file: which fields it has, and what they may say.
 
 The fields are those of `k8s.io/kube-proxy/config/v1alpha1/types.go` (Kubernetes 1.36) with the component-base types it
-embeds, written down here since the API's OpenAPI models, of which `schema.json` is made, do not have them. The rules
-are `pkg/proxy/apis/config/validation`'s. What acts is in `model.KubeProxyConfiguration`; everything else (addresses of
-the metrics server, ipvs, Windows, the rhythm of kube-proxy's own syncs …) is taken, checked for its type and kept.
+embeds, written down here since the API's OpenAPI models, of which `schema.json` is made, do not have them; and
+`udpIdleTimeout`, which files of userspace mode's time have (until 1.25). The rules are
+`pkg/proxy/apis/config/validation`'s. What acts is in `model.KubeProxyConfiguration`; everything else (addresses of the
+metrics server, ipvs, Windows …) is taken, checked for its type and kept.
 """
 
 import re
@@ -29,6 +30,7 @@ TYPES: Mapping[str, dict[str, str]] = {
         "nftables": "KubeProxyNFTablesConfiguration", "winkernel": "KubeProxyWinkernelConfiguration",
         "detectLocalMode": "string", "detectLocal": "DetectLocalConfiguration", "clusterCIDR": "string",
         "nodePortAddresses": "[string]", "oomScoreAdj": "integer", "conntrack": "KubeProxyConntrackConfiguration",
+        "udpIdleTimeout": "string",
         "configSyncPeriod": "string", "portRange": "string", "windowsRunAsService": "boolean",
     },
     "KubeProxyIPTablesConfiguration": {**_MASQUERADE, "localhostNodePorts": "boolean", **_TIMES},
@@ -66,6 +68,7 @@ PRIMARY = "primary"
 
 _DURATIONS = (
     ("configSyncPeriod",),
+    ("udpIdleTimeout",),
     *((section, name) for section in ("iptables", "nftables", "ipvs") for name in _TIMES),
     *(("ipvs", name) for name in ("tcpTimeout", "tcpFinTimeout", "udpTimeout")),
     *(("conntrack", name) for name in TYPES["KubeProxyConntrackConfiguration"] if name.endswith("Timeout")),
@@ -82,6 +85,7 @@ def configuration(doc: At) -> None:
     _bind_address(doc["healthzBindAddress"])
     for section in ("iptables", "nftables"):
         within(doc[section]["masqueradeBit"], 0, 31)
+        _periods(doc[section])
     for name in ("maxPerCore", "min"):
         within(doc["conntrack"][name], 0, 2**31 - 1)
     for path in _DURATIONS:
@@ -134,6 +138,12 @@ def _bind_address(at: At) -> None:
     address, _, port = at.value.rpartition(":")
     if not address_of(address.strip("[]")) or not port.isdigit() or not 0 < int(port) < 65536:
         at.wrong(f'"{shown(at.value)}" is not an address with a port', "as 0.0.0.0:10256")
+
+
+def _periods(section: At) -> None:
+    longest, shortest = (model.seconds(section[name].value or "0") or 0 for name in ("syncPeriod", "minSyncPeriod"))
+    if 0 < longest < shortest:
+        section["syncPeriod"].wrong("is shorter than minSyncPeriod", "make it as long, or leave one of the two out")
 
 
 def _duration(at: At) -> None:

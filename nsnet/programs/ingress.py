@@ -12,12 +12,16 @@ they are added and taken away over HAProxy's own socket: nothing is reloaded, no
 is told to reload: the new worker takes over the listening sockets, the old one serves what it has to the end. A reload
 forgets what was set at run time, so the file is written first, always (facts/PARTS.md).
 
+HAProxy's log comes through a pipe and is written from here: HAProxy sets its standard output to O_NONBLOCK alone, which
+takes O_APPEND from a file, and then it and this program, which share one, would write over each other's lines.
+
 Source: HAProxy's management guide (master-worker mode, Runtime API: `add server`, `show servers state`).
 """
 
 import asyncio
 import contextlib
 import ctypes
+import fcntl
 import os
 import re
 import signal
@@ -37,6 +41,7 @@ FIRST_PAUSE, LAST_PAUSE = 0.02, 5.0  # s before HAProxy is started again
 POOL = "pool-purge-delay 5s pool-max-conn 1000"  # as a server of the file has it; else no connection is used twice
 AT_ONCE = 50  # commands of one line: HAProxy takes 16 kB
 LARGEST_LOG, MINUTE = 32 << 20, 60.0  # bytes after which the access log begins anew, looked at so often
+LOG_PIPE, LOG_PAUSE = 1 << 20, 0.05  # bytes of lines on their way to the log, s between two writes of them
 PR_SET_PDEATHSIG = 1
 _DIGEST = re.compile(r"^ *description:? (.*)$", re.MULTILINE | re.IGNORECASE)
 _LINE = re.compile(r"^(backend|    server) (\S+)(?: (\S+))?", re.MULTILINE)
@@ -101,6 +106,7 @@ class Proxy:
         self.config = config
         self.socket = config.with_name("haproxy.stats")
         self.child: asyncio.subprocess.Process | None = None
+        self.log = Log()
         self.refused = ""
         self.ending = False
         self.lock = asyncio.Lock()
@@ -151,7 +157,10 @@ class Proxy:
     async def _start(self) -> None:
         master = f"{self.config.with_name('haproxy.master')},mode,600"
         self.child = await asyncio.create_subprocess_exec(
-            HAPROXY, "-W", "-S", master, "-f", str(self.config), preexec_fn=_end_with_parent
+            *(HAPROXY, "-W", "-S", master, "-f", str(self.config)),
+            stdout=self.log.end,
+            stderr=self.log.end,
+            preexec_fn=_end_with_parent,
         )
 
     async def _await(self, wanted: Wanted) -> str:
@@ -226,6 +235,34 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
+class Log:
+    """The pipe that HAProxy writes to (`end`), and whole lines of it for our own output."""
+
+    def __init__(self) -> None:
+        self.reading, self.end = os.pipe()
+        os.set_blocking(self.reading, False)
+        fcntl.fcntl(self.end, fcntl.F_SETPIPE_SZ, LOG_PIPE)
+        self.rest = b""
+
+    async def keep(self) -> None:
+        """Writes what comes, many lines at a time."""
+        there = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        while True:
+            loop.add_reader(self.reading, there.set)
+            await there.wait()
+            loop.remove_reader(self.reading)
+            there.clear()
+            self.write()
+            await asyncio.sleep(LOG_PAUSE)
+
+    def write(self) -> None:
+        """What is there now, without the beginning of a line."""
+        with contextlib.suppress(OSError):
+            lines, newline, self.rest = (self.rest + os.read(self.reading, LOG_PIPE)).rpartition(b"\n")
+            os.write(1, lines + newline)
+
+
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
@@ -255,7 +292,7 @@ class Control:
 
 
 async def _mind_log() -> None:
-    """Our stdout is HAProxy's, and is opened for appending: emptied, it goes on at its beginning."""
+    """Our stdout is opened for appending: emptied, it goes on at its beginning."""
     while True:
         await asyncio.sleep(MINUTE)
         with contextlib.suppress(OSError):
@@ -269,7 +306,7 @@ async def run(config: Path) -> None:
     await Control(proxy).listen()
     await proxy.reload()
     ended = asyncio.Event()
-    tasks = [asyncio.create_task(proxy.keep_alive()), asyncio.create_task(_mind_log())]
+    tasks = [asyncio.create_task(minding) for minding in (proxy.keep_alive(), proxy.log.keep(), _mind_log())]
     again: set[asyncio.Task[None]] = set()
 
     def hangup() -> None:
@@ -279,6 +316,7 @@ async def run(config: Path) -> None:
     start.tell_ready()
     await ended.wait()
     await proxy.end()
+    proxy.log.write()
     for task in tasks:
         task.cancel()
 

@@ -50,7 +50,7 @@ def render(objects: model.Objects, here: str = "") -> State:
     Every value is spelled as the kernel shows it, so that equality with an observed one means that nothing is to do.
     Raises ObjectError where the objects ask for what is not built yet.
     """
-    seen = view_of(objects, here)
+    seen = view_of(model.indexed(objects), here)
     parts: defaultdict[str, list[Iterable[Value]]] = defaultdict(list)
     for component in COMPONENTS:
         for netns, values in component(seen):

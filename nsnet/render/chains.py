@@ -100,7 +100,7 @@ def _userspace(objects: model.Objects, said: Told, family: Family) -> PerNode:
         yield from (() for _ in model.of(objects, model.Node))
         return
     found = proxy_userspace.proxied(services.join(objects), objects)
-    content = proxy_userspace.configuration(found)
+    content = proxy_userspace.configuration(found, said.config.udpIdleTimeout)
     for node in model.of(objects, model.Node):
         netns = names.node_netns(said.cluster.metadata.name, node.metadata.name)
         process = proxy_userspace.program(netns, content) if found else ()

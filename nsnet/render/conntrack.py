@@ -32,7 +32,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from nsnet import names
-from nsnet.model import API_FAMILIES, Key, Node, Object, Objects, cluster_of, of
+from nsnet.model import API_FAMILIES, Node, Objects, Service, cluster_of, indexed, of
 from nsnet.render import kubeproxy, loadbalancer, policy, portmap, proxy_userspace, services
 from nsnet.render.policy_flows import PROTOCOLS, Judge, judge, permits
 from nsnet.state import Change, Conntrack, State
@@ -58,10 +58,11 @@ class Flows(msgspec.Struct, frozen=True):
 
 def flows(objects: Objects) -> dict[str, Flows]:
     """Namespace of each node, and of the balancer → its flows; `policies` in a cluster with `policy.flushConntrack`."""
+    objects = indexed(objects)
     cluster, host_ports = cluster_of(objects), portmap.udp(objects)
     in_process = cluster.networking.kubeProxyMode == "userspace"
     served = _served(objects) if in_process else ()
-    ends = _endpoints(_udp(objects)) if not in_process else ({}, {})
+    ends = _endpoints(objects) if not in_process else ({}, {})
     judges = _judges(objects) if cluster.policy.flushConntrack else {}
     found = {names.fabric_netns(cluster.metadata.name, "router"): _balanced(objects)}
     for node in of(objects, Node):
@@ -83,11 +84,9 @@ def _judges(objects: Objects) -> dict[str, Judge]:
 
 def _balanced(objects: Objects) -> Flows:
     """The balancer's; mode vip rewrites nothing."""
-    found = _udp(objects)
-    if not found or cluster_of(objects).loadBalancer.mode == "vip":
+    if cluster_of(objects).loadBalancer.mode == "vip":
         return Flows({}, {}, frozenset())
-    nodes = {key: obj for key, obj in objects.items() if key[0] == "Node"}
-    fronts = (front for front in loadbalancer.fronts({**found, **nodes}) if front.protocol == "udp")
+    fronts = (front for front in loadbalancer.fronts(objects) if front.protocol == "udp")
     return Flows({(front.address, front.port): frozenset(front.targets) for front in fronts}, {}, frozenset())
 
 
@@ -131,9 +130,8 @@ def _is_stale(entry: Conntrack, flow: Flows) -> bool:
     return entry.rewritten if endpoints is None else entry.answerer not in endpoints
 
 
-def _udp(objects: Objects) -> dict[Key, Object]:
-    """The Services that have a UDP port, and their slices."""
-    return services.some(objects, lambda service: any(port.protocol == "UDP" for port in service.spec.ports or ()))
+def _has_udp(service: Service) -> bool:
+    return any(port.protocol == "UDP" for port in service.spec.ports or ())
 
 
 def _endpoints(objects: Objects) -> tuple[Endpoints, Endpoints]:
@@ -150,7 +148,6 @@ def _endpoints(objects: Objects) -> tuple[Endpoints, Endpoints]:
 
 
 def _ports(objects: Objects) -> Iterator[services.Port]:
-    every = (
-        port for joined in services.join(objects) for family in API_FAMILIES for port in services.ports(joined, family)
-    )
+    found = services.chosen(objects, _has_udp)
+    every = (port for joined in found for family in API_FAMILIES for port in services.ports(joined, family))
     return (port for port in every if port.info.protocol == "udp")

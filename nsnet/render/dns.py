@@ -12,12 +12,12 @@ The authority answers for the names the topology gives (`dns.records`), for node
 HTTP proxy serves, which are at its address; any other name does not
 exist there, so that no question ever leaves for the machine's resolvers. With `dns.upstreams` it asks those.
 
-The ConfigMap kube-system/kube-dns acts as in kube-dns: `stubDomains` are added, `upstreamNameservers` replace.
+The ConfigMap kube-system/kube-dns acts as in kube-dns: `stubDomains` are added, `upstreamNameservers` replace. A server
+is an address, that of a stub domain also a Service's name; what is neither is left out.
 """
 
 import hashlib
 import sys
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from ipaddress import ip_address
@@ -26,15 +26,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from nsnet import model, names
-from nsnet.model import EndpointSlice, Key, Objects, Service
-from nsnet.render import ingress
+from nsnet.model import EndpointSlice, Key, Service
+from nsnet.render import ingress, services
 from nsnet.render.etc import has_authority
+from nsnet.render.services import Joined
 from nsnet.render.view import Machine, View
 from nsnet.state import File, Process, Value
 
 DNSMASQ = ("dnsmasq", "-k", "--conf-file=/dev/null", "--no-hosts", "--no-resolv", "--pid-file=", "--user=root")
 CACHE = ("--cache-size=1000", "--no-negcache", "--log-facility=-", "--server=127.0.0.1#10053")
-SERVICE_NAME = "kubernetes.io/service-name"
 CONFIG_MAP = Key("ConfigMap", "kube-system", "kube-dns")
 
 _json = msgspec.json.Encoder()
@@ -113,9 +113,12 @@ def _outside(view: View) -> _Outside:
     data = (there.raw.get("data") or {}) if isinstance(there, model.Other) else {}
     stubs = dict(said.stubDomains) | _read(data.get("stubDomains"), dict[str, tuple[str, ...]], {})
     upstreams = _read(data.get("upstreamNameservers"), tuple[str, ...], ())[:3] or said.upstreams
-    return _Outside(
-        tuple(filter(_is_server, upstreams)), {name: tuple(filter(_is_server, to)) for name, to in stubs.items()}
-    )
+    zone = f".{view.cluster.networking.dnsDomain.strip('.')}"
+    kept = {
+        name: tuple(one for one in to if _is_server(one) or one.rstrip(".").endswith(zone))
+        for name, to in stubs.items()
+    }
+    return _Outside(tuple(filter(_is_server, upstreams)), kept)
 
 
 def _read(text: object, kind: Any, default: Any) -> Any:
@@ -175,36 +178,17 @@ class _Served:
 
 def _served(view: View) -> _Served:
     said, cluster = view.cluster.dns, view.cluster
-    slices, namespaces = _by_service(view.objects)
     head = {
         "domain": cluster.networking.dnsDomain,
         "flavour": said.flavour,
         "pods": said.pods,
         "serial": _serial(view.services.values()),
-        "namespaces": namespaces,
+        "namespaces": [item.metadata.name for item in model.of(view.objects, model.Namespace)],
         "pod_addresses": _pod_addresses(view) if said.pods == "verified" else (),
     }
-    keys = sorted(view.services)
-    services = b",".join(_service(key, view.services[key], slices.get(key[1:], ())) for key in keys)
-    parts = _json.encode(head)[1:-1] + b',"services":[' + services + b"]}"
-    _forget(view.services)
+    lines = b",".join(map(_line, services.every(view.objects)))
+    parts = _json.encode(head)[1:-1] + b',"services":[' + lines + b"]}"
     return _Served(parts, _outside(view), said.records)
-
-
-_BySlice = Mapping[tuple[str, ...], tuple[EndpointSlice, ...]]
-
-
-def _by_service(objects: Objects) -> tuple[_BySlice, list[str]]:
-    """Slices by their Service's namespace and name; and the namespaces."""
-    slices: defaultdict[tuple[str, ...], list[EndpointSlice]] = defaultdict(list)
-    namespaces = []
-    for key, obj in objects.items():
-        if isinstance(obj, EndpointSlice):
-            slices[key.namespace, obj.metadata.labels.get(SERVICE_NAME, "")].append(obj)
-        elif key.kind == "Namespace":
-            namespaces.append(key.name)
-    ordered = {key: tuple(sorted(found, key=lambda item: item.metadata.name)) for key, found in slices.items()}
-    return ordered, sorted(namespaces)
 
 
 def _serial(services: Iterable[Service]) -> int:
@@ -220,32 +204,21 @@ def _pod_addresses(view: View) -> list[tuple[str, str]]:
     return sorted((pod.namespace, ip) for pods in view.pods.values() for pod in pods for ip in pod.ips)
 
 
-_Kept = tuple[Service, tuple[EndpointSlice, ...], bytes]
-_KEPT: dict[Key, _Kept] = {}  # the last answer for each Service; may be dropped at any time
-
-
-def _service(key: Key, service: Service, slices: tuple[EndpointSlice, ...]) -> bytes:
+def _line(joined: Joined) -> bytes:
     """A Service as one line of the file, in the order of `nsnet.programs.kubedns.config.Service`."""
-    last = _KEPT.get(key)
-    if last is not None and last[0] is service and len(last[1]) == len(slices) and all(map(_is, last[1], slices)):
-        return last[2]
-    spec = service.spec
+    kept: bytes | None = joined.kept.get("dns")
+    if kept is None:
+        kept = joined.kept["dns"] = _json.encode(_service(joined.service, joined.slices))
+    return kept
+
+
+def _service(service: Service, slices: tuple[EndpointSlice, ...]) -> tuple[object, ...]:
+    meta, spec = service.metadata, service.spec
     external = spec.externalName if spec.type == "ExternalName" else ""
     addresses = () if external or spec.clusterIP in ("", "None") else (spec.clusterIPs or (spec.clusterIP,))
     ports = [(port.name, port.protocol, port.port) for port in spec.ports or ()]
     endpoints = () if external else _endpoints(slices)
-    line = _json.encode((key.namespace, key.name, addresses, ports, external, endpoints))
-    _KEPT[key] = service, slices, line
-    return line
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other
-
-
-def _forget(services: Mapping[Key, Service]) -> None:
-    for key in _KEPT.keys() - services.keys():
-        del _KEPT[key]
+    return meta.namespace, meta.name, addresses, ports, external, endpoints
 
 
 def _endpoints(slices: Iterable[EndpointSlice]) -> list[tuple[str, str, list[tuple[str, str, int]]]]:

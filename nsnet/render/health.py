@@ -14,7 +14,7 @@ import msgspec
 
 from nsnet import model, names
 from nsnet.model import Node
-from nsnet.render import kubeproxy, machines, services
+from nsnet.render import kubeproxy, loadbalancer, machines, services
 from nsnet.render.kubeproxy import PRIMARY, Told
 from nsnet.render.services import Joined
 from nsnet.render.view import View
@@ -27,7 +27,8 @@ _json = msgspec.json.Encoder()
 
 def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
     said = kubeproxy.told(view.objects)
-    joined = services.join(services.some(view.objects, lambda item: model.has_health_port(item, view.cluster)))
+    checked = services.chosen(view.objects, _wants_health_check)
+    joined = [item for item in checked if model.has_health_port(item.service, view.cluster)]
     nodes = model.of(view.objects, Node)
     here = {node.name for node in machines.local(view).nodes}
     served = [_node(view, said, node, joined) for node in nodes if node.metadata.name in here]
@@ -35,6 +36,10 @@ def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
     asked = _checks(view, said, nodes)
     if asked:
         yield view.router, _program(view, "lbhealth", {"checks": asked})
+
+
+def _wants_health_check(service: model.Service) -> bool:
+    return bool(service.spec.healthCheckNodePort)
 
 
 def _program(view: View, name: str, config: object) -> tuple[Value, ...]:
@@ -90,8 +95,8 @@ def _local(joined: Joined) -> dict[str, int]:
 
 def _checks(view: View, said: Told, nodes: Iterable[Node]) -> list[dict[str, object]]:
     """Each port once for every node that may get connections."""
-    balanced = (item for item in view.services.values() if model.balanced_addresses(item))
-    ports = sorted({model.health_port(service, said.cluster, said.config) for service in balanced})
+    balanced = services.chosen(view.objects, loadbalancer.is_balanced)
+    ports = sorted({model.health_port(item.service, said.cluster, said.config) for item in balanced})
     return [
         {
             "netns": names.node_netns(view.name, node.metadata.name),

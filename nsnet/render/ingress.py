@@ -242,19 +242,7 @@ def _frontend(directory: str, frontend: Frontend, space: _Space) -> Iterator[str
     yield f"    {LOG}"
     yield "    http-request set-var(txn.host) req.hdr(host),host_only,lower"
     yield "    http-request set-var(txn.path) path"
-    yield f"    http-request set-var(txn.at) var(txn.host),map_str({base}.hosts)"
-    missing = "if !{ var(txn.at) -m found }"
-    if space.has("hosts", "*."):
-        yield f"    http-request set-var(txn.at) var(txn.host),regsub(^[^.]*,*),map_str({base}.hosts) {missing}"
-    if space.deep:
-        yield f"    http-request set-var(txn.at) var(txn.host),map_end({base}.deep) {missing}"
-    if space.any:
-        yield f"    http-request set-var(txn.at) str({space.any}) {missing}"
-    if space.has("exact"):
-        yield f"    http-request set-var(txn.to) var(txn.at),concat(,txn.path),map_str({base}.exact)"
-    unset = "if !{ var(txn.to) -m found }"
-    yield f"    http-request set-var(txn.to) var(txn.at),concat(,txn.path,/),map_beg({base}.prefix) {unset}"
-    yield f"    {_reply(404)} {unset}"
+    yield from (f"    http-request {line}" for line in _lookup(base, space))
     yield "    http-request set-header X-Forwarded-For %[src]"
     yield f"    http-request set-header X-Forwarded-Proto {scheme}"
     yield "    http-request set-header X-Forwarded-Host %[req.hdr(host)]"
@@ -263,6 +251,25 @@ def _frontend(directory: str, frontend: Frontend, space: _Space) -> Iterator[str
         yield f"    {line}"
     yield "    use_backend %[var(txn.to)]"
     yield "    default_backend none"
+
+
+def _lookup(base: str, space: _Space) -> Iterator[str]:
+    """From host and path to `txn.to`; what is not found is left to the backend `none`. Every request pays each line."""
+    host, found = f"var(txn.host),map_str({base}.hosts)", f"map_beg({base}.prefix)"
+    if not (space.has("hosts", "*.") or space.deep or space.any or space.has("exact")):
+        yield f"set-var(txn.to) {host},concat(,txn.path,/),{found}"
+        return
+    missing, unset = (f"if !{{ var(txn.{name}) -m found }}" for name in ("at", "to"))
+    yield f"set-var(txn.at) {host}"
+    if space.has("hosts", "*."):
+        yield f"set-var(txn.at) var(txn.host),regsub(^[^.]*,*),map_str({base}.hosts) {missing}"
+    if space.deep:
+        yield f"set-var(txn.at) var(txn.host),map_end({base}.deep) {missing}"
+    if space.any:
+        yield f"set-var(txn.at) str({space.any}) {missing}"
+    if space.has("exact"):
+        yield f"set-var(txn.to) var(txn.at),concat(,txn.path),map_str({base}.exact)"
+    yield f"set-var(txn.to) var(txn.at),concat(,txn.path,/),{found} {unset}"
 
 
 def _reply(status: int) -> str:

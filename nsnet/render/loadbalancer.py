@@ -89,7 +89,7 @@ def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
 
 def fronts(objects: Objects) -> list[Front]:
     """Every port at every address, by Service, port name and protocol."""
-    found = services.join(services.some(objects, lambda service: bool(model.balanced_addresses(service))))
+    found = services.chosen(objects, is_balanced)
     if not found:
         return []
     nodes = {node.metadata.name: _backend(node) for node in model.of(objects, model.Node)}
@@ -98,6 +98,11 @@ def fronts(objects: Objects) -> list[Front]:
         for joined in found
         for port, address in product(services.ports(joined), model.balanced_addresses(joined.service))
     ]
+
+
+def is_balanced(service: model.Service) -> bool:
+    """Does the balancer answer for an address of it?"""
+    return bool(model.balanced_addresses(service))
 
 
 def _backend(node: model.Node) -> Backend:

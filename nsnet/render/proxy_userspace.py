@@ -29,7 +29,7 @@ from itertools import count
 import msgspec
 
 from nsnet import names
-from nsnet.model import Objects, Pod, container_ports, of
+from nsnet.model import Objects, Pod, container_ports, of, seconds
 from nsnet.render import services
 from nsnet.render.services import Joined, Place, ServicePortInfo
 from nsnet.render.view import MEMO
@@ -170,9 +170,11 @@ def program(netns: str, content: str) -> tuple[File, Process]:
     return File(path, content), Process((sys.executable, "-m", PROGRAM, path))
 
 
-def configuration(found: Iterable[Proxied]) -> str:
-    """userproxy.json (`nsnet.programs.userproxy.Config`); the same on every node."""
-    return _json.encode({"services": [_entry(item) for item in found]}).decode()
+def configuration(found: Iterable[Proxied], udp_idle: str = "") -> str:
+    """userproxy.json (`nsnet.programs.userproxy.Config`); the same on every node. `udp_idle`: udpIdleTimeout."""
+    time = seconds(udp_idle or "0")
+    said = {"udp_idle": time} if time else {}
+    return _json.encode({**said, "services": [_entry(item) for item in found]}).decode()
 
 
 def _entry(item: Proxied) -> dict[str, object]:

@@ -14,7 +14,8 @@ What depends on the Service and its slices alone is computed once and kept in it
 The table of those may be dropped at any time without any effect but speed.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
@@ -124,10 +125,14 @@ class Port(msgspec.Struct, frozen=True):
 
 
 class Joined(msgspec.Struct, frozen=True, eq=False):
-    """A Service with its slices, and what was computed from them; `kept` goes when one of them changes."""
+    """A Service with its slices, and what was computed from them; `kept` goes when one of them changes.
+
+    `served`: kube-proxy looks after it.
+    """
 
     service: Service
     slices: tuple[EndpointSlice, ...]
+    served: bool
     kept: dict[Any, Any] = {}
 
 
@@ -141,13 +146,13 @@ class Place(msgspec.Struct, frozen=True, cache_hash=True):
 
 def place(node: Node, family: Family = "ip") -> Place:
     wanted = (address.address for address in node.status.addresses if address.type == "InternalIP")
-    primary = next((text for text in wanted if _is(text, family)), "")
+    primary = next((text for text in wanted if _in_family(text, family)), "")
     return Place(node.metadata.name, node.metadata.labels.get(ZONE, ""), primary)
 
 
 # --- Services and their slices ----------------------------------------------------------------------------------------
 
-_KEPT: dict[model.Key, Joined] = {}
+_KEPT: dict[tuple[str, str], Joined] = {}
 _KEPT_MOST = 20_000
 
 
@@ -156,35 +161,50 @@ def join(objects: Objects) -> tuple[Joined, ...]:
 
     The same `Joined` (with what is kept in it) comes back as long as its objects are equal to those of the last call.
     """
-    slices: dict[tuple[str, str], list[EndpointSlice]] = {}
-    services: list[model.Key] = []
-    for key, obj in objects.items():
-        if isinstance(obj, EndpointSlice):
-            labels = obj.metadata.labels
-            if PROXY_NAME not in labels and HEADLESS not in labels:
-                slices.setdefault((key[1], labels.get(SERVICE_NAME, "")), []).append(obj)
-        elif isinstance(obj, Service) and _served(obj):
-            services.append(key)
+    return model.once(objects, _looked_after)
+
+
+def every(objects: Objects) -> tuple[Joined, ...]:
+    """The same of all Services."""
+    return model.once(objects, _every)
+
+
+def chosen(objects: Objects, wanted: Callable[[Service], bool]) -> list[Joined]:
+    """Those of `join` that are wanted; each is asked once as long as it does not change."""
+    return [joined for joined in join(objects) if _is(joined, wanted)]
+
+
+def _looked_after(objects: Objects) -> tuple[Joined, ...]:
+    return tuple(joined for joined in every(objects) if joined.served)
+
+
+def _every(objects: Objects) -> tuple[Joined, ...]:
+    slices: defaultdict[tuple[str, str], list[EndpointSlice]] = defaultdict(list)
+    for item in model.of(objects, EndpointSlice):
+        meta = item.metadata
+        slices[meta.namespace, meta.labels.get(SERVICE_NAME, "")].append(item)
     if len(_KEPT) > _KEPT_MOST:
         _KEPT.clear()
-    return tuple(_joined(key, objects[key], slices.get(key[1:], [])) for key in sorted(services))
+    return tuple(_joined(service, slices) for service in model.of(objects, Service))
 
 
-def some(objects: Objects, wanted: Callable[[Service], bool]) -> dict[model.Key, model.Object]:
-    """The Services that are wanted, with their slices, for `join`. Most objects are neither: their keys say so."""
-    found = {
-        key: obj for key, obj in objects.items() if key[0] == "Service" and isinstance(obj, Service) and wanted(obj)
-    }
-    named = {key[1:] for key in found}
-    slices = {
-        key: obj
-        for key, obj in (objects.items() if named else ())
-        if key[0] == "EndpointSlice" and (key[1], obj.metadata.labels.get(SERVICE_NAME)) in named
-    }
-    return {**found, **slices}
+def _joined(service: Service, slices: Mapping[tuple[str, str], list[EndpointSlice]]) -> Joined:
+    key = (service.metadata.namespace, service.metadata.name)
+    found = tuple(slices.get(key, ()))
+    last = _KEPT.get(key)
+    if last is None or (last.service is not service and last.service != service) or last.slices != found:
+        last = _KEPT[key] = Joined(service, found, _is_served(service), {})
+    return last
 
 
-def _served(service: Service) -> bool:
+def _is(joined: Joined, wanted: Callable[[Service], bool]) -> bool:
+    kept: bool | None = joined.kept.get(wanted)
+    if kept is None:
+        kept = joined.kept[wanted] = wanted(joined.service)
+    return kept
+
+
+def _is_served(service: Service) -> bool:
     return (
         service.spec.type != "ExternalName"
         and service.spec.clusterIP not in ("", "None")
@@ -192,13 +212,8 @@ def _served(service: Service) -> bool:
     )
 
 
-def _joined(key: model.Key, service: model.Object, slices: list[EndpointSlice]) -> Joined:
-    assert isinstance(service, Service)
-    ordered = tuple(slices if len(slices) < 2 else sorted(slices, key=lambda item: item.metadata.name))
-    last = _KEPT.get(key)
-    if last is None or (last.service is not service and last.service != service) or last.slices != ordered:
-        last = _KEPT[key] = Joined(service, ordered, {})
-    return last
+def _is_for_proxies(item: EndpointSlice) -> bool:
+    return PROXY_NAME not in item.metadata.labels and HEADLESS not in item.metadata.labels
 
 
 def ports(joined: Joined, family: Family = "ip") -> tuple[Port, ...]:
@@ -224,7 +239,7 @@ def on_node(port: Port, where: Place) -> ServicePortInfo:
     """The port with the endpoints that are usable from this node. The same object for all nodes if none differs."""
     if not port.per_node:
         return port.info
-    return _chosen(port.info, port.candidates, where)
+    return _seen_from(port.info, port.candidates, where)
 
 
 def infos(objects: Objects, node: Node, family: Family = "ip") -> list[ServicePortInfo]:
@@ -241,18 +256,18 @@ def _ports(joined: Joined, family: Family) -> Iterator[Port]:
     address = _cluster_ip(service, family)
     if not address:
         return
-    slices = [item for item in joined.slices if item.addressType == API_FAMILIES[family]]
+    slices = [item for item in joined.slices if item.addressType == API_FAMILIES[family] and _is_for_proxies(item)]
     spec_ports = service.spec.ports or ()
     for port in sorted(spec_ports, key=lambda item: (item.name, item.protocol)):
         info = _info(service, port, address, family)
         candidates = _merged(_candidates(slices, port, family))
         per_node = _differs_by_node(info, candidates)
-        yield Port(info if per_node else _chosen(info, candidates, Place("")), candidates, per_node)
+        yield Port(info if per_node else _seen_from(info, candidates, Place("")), candidates, per_node)
 
 
 def _cluster_ip(service: Service, family: Family) -> str:
     every = service.spec.clusterIPs or (service.spec.clusterIP,)
-    return next((normal(text) for text in every if _is(text, family)), "")
+    return next((normal(text) for text in every if _in_family(text, family)), "")
 
 
 def _info(service: Service, port: model.ServicePort, address: str, family: Family) -> ServicePortInfo:
@@ -297,7 +312,7 @@ def _candidates(slices: list[EndpointSlice], port: model.ServicePort, family: Fa
             said = (candidate_port.name or "", candidate_port.protocol or "TCP")
             if said == (port.name, port.protocol) and candidate_port.port:
                 for endpoint in item.endpoints or ():
-                    if endpoint.addresses and _is(endpoint.addresses[0], family):
+                    if endpoint.addresses and _in_family(endpoint.addresses[0], family):
                         yield _candidate(endpoint, candidate_port.port)
 
 
@@ -333,7 +348,7 @@ def _differs_by_node(info: ServicePortInfo, candidates: tuple[Candidate, ...]) -
     return info.uses_local or hinted or bool(info.source_ranges or info.health_check_node_port)
 
 
-def _chosen(info: ServicePortInfo, candidates: tuple[Candidate, ...], where: Place) -> ServicePortInfo:
+def _seen_from(info: ServicePortInfo, candidates: tuple[Candidate, ...], where: Place) -> ServicePortInfo:
     """kube-proxy's CategorizeEndpoints: per policy all that are ready, else those serving and terminating."""
     local = [candidate for candidate in candidates if candidate.node == where.node]
     ready = [candidate for candidate in local if candidate.ready]
@@ -381,17 +396,17 @@ def normal(address: str) -> str:
     return ".".join(str(int(part)) for part in address.split("."))
 
 
-def _is(address: str, family: Family) -> bool:
+def _in_family(address: str, family: Family) -> bool:
     return bool(address) and address != "None" and (":" in address) == (family == "ip6")
 
 
 def _addresses(texts: Iterable[str], family: Family) -> tuple[str, ...]:
-    return tuple(normal(text) for text in texts if _is(text, family))
+    return tuple(normal(text) for text in texts if _in_family(text, family))
 
 
 def _ranges(texts: Iterable[str], family: Family) -> tuple[str, ...]:
     """CIDRs of the family; a zero-length prefix anywhere lets everybody in, so the list is empty then."""
-    networks = [_network(text.strip()) for text in texts if _is(text.strip(), family)]
+    networks = [_network(text.strip()) for text in texts if _in_family(text.strip(), family)]
     if any(network.prefixlen == 0 for network in networks):
         return ()
     return tuple(str(network) for network in networks)

@@ -24,17 +24,19 @@ from functools import lru_cache
 from ipaddress import ip_network
 
 from nsnet import names
-from nsnet.model import MachineEntry, family_of
+from nsnet.model import MachineEntry, bits, family_of, lost_by_chance, micros, percent
 from nsnet.render.machines import first
 from nsnet.render.view import MEMO, Machine, Network, View, default_route
 from nsnet.state import (
     Address,
     Bridge,
     BridgePort,
+    Chain,
     FdbEntry,
     Loopback,
     Neighbour,
     Netns,
+    Qdisc,
     Route,
     Sysctl,
     Value,
@@ -117,6 +119,7 @@ def _switch(network: Network, machines: tuple[Machine, ...], router: str) -> tup
         values += _port(network, ROUTER, f"{router}/{names.device(network.name)}", network.mtu)
     for machine in machines:
         values += _port(network, _port_name(machine), f"{machine.netns}/eth0", machine.mtu)
+        values += _impaired(_port_name(machine), machine)
     return tuple(values)
 
 
@@ -136,6 +139,27 @@ def _trunk(
     if home != here:
         away.append((gateway_mac(network), home))
     return (tunnel, BridgePort(TRUNK, SWITCH), *(FdbEntry(TRUNK, mac, at[on]) for mac, on in away))
+
+
+def _impaired(dev: str, machine: Machine) -> Iterator[Value]:
+    """What the link does to frames that leave by one of its ends: each way is impaired."""
+    link = machine.link
+    if link is None:
+        return
+    loss = 0.0 if machine.plain else percent(link.loss)
+    kind = "tbf" if machine.plain else "netem"
+    qdisc = Qdisc(dev, kind, delay=micros(link.delay), loss=loss, rate=bits(link.rate))
+    if qdisc.words:
+        yield qdisc
+
+
+def _lossy(machine: Machine) -> Iterator[Value]:
+    """Without netem the machine itself drops what comes and goes, by chance."""
+    if machine.plain and machine.link is not None and machine.link.loss:
+        rule = lost_by_chance(percent(machine.link.loss))
+        for leg in machine.network.legs:
+            yield Chain("mangle", "PREROUTING", (f"-i eth0 {rule}",), "ACCEPT", leg.family)
+            yield Chain("mangle", "POSTROUTING", (f"-o eth0 {rule}",), "ACCEPT", leg.family)
 
 
 def _port_name(machine: Machine) -> str:
@@ -180,6 +204,8 @@ def _machine(machine: Machine, machines: tuple[Machine, ...]) -> tuple[Value, ..
     port = f"{network.netns}/{_port_name(machine)}"
     return (
         Veth("eth0", port, machine.mac, machine.mtu),
+        *_impaired("eth0", machine),
+        *_lossy(machine),
         *(Address("eth0", network.cidr(ip)) for ip in machine.ips),
         *(Route(default_route(leg.family), "eth0", via=leg.gateway) for leg in network.legs),
         *(Neighbour("eth0", gateway, gateway_mac(network)) for gateway in network.gateways),

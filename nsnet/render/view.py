@@ -72,6 +72,8 @@ class Machine(msgspec.Struct, frozen=True):
     network: Network
     mtu: int
     more: tuple[str, ...] = ()
+    link: model.LinkSpec | None = None
+    plain: bool = False  # the kernel has no netem: what the link says is done without
     on: str = ""  # the machine that carries it, where there are several
 
     @property
@@ -189,7 +191,7 @@ def view_of(objects: model.Objects, here: str = "") -> View:
     networks = {item.name: _network(cluster, item) for item in cluster.underlay.networks}
     nodes = tuple(_node(cluster, networks, item) for item in model.of(objects, model.Node))
     hosts = tuple(_host(cluster, networks, item) for item in cluster.hosts or ())
-    services = {key: item for key, item in objects.items() if isinstance(item, model.Service)}
+    services = model.keyed(objects, model.Service)
     dns = model.dns_service(services, cluster)
     return View(
         objects=objects,
@@ -211,10 +213,6 @@ def _refuse_what_is_not_built(cluster: model.Cluster) -> None:
     if kind.lower() not in OVERHEAD:
         hint = f"use one of: {', '.join(OVERHEAD)}"
         raise ObjectError(key, "flannel.Backend.Type", f"backend {kind} is not built yet", hint)
-    for number, link in enumerate(cluster.underlay.links):
-        for field in ("delay", "loss", "rate"):
-            if getattr(link, field):
-                raise ObjectError(key, f"underlay.links[{number}].{field}", "is not built yet", "only mtu is")
 
 
 def _network(cluster: model.Cluster, item: model.Network) -> Network:
@@ -236,10 +234,15 @@ def _on(cluster: model.Cluster, networks: Mapping[str, Network], key: model.Key,
     return found
 
 
-def _link_mtu(cluster: model.Cluster, machine: str, network: Network) -> int:
-    """The MTU of a machine's link: what `underlay.links` says of it, else its network's."""
-    said = (link.mtu for link in cluster.underlay.links if set(link.between) == {machine, network.name} and link.mtu)
-    return next(said, network.mtu)
+def _link(cluster: model.Cluster, machine: str, network: Network) -> model.LinkSpec:
+    """What `underlay.links` says of a machine's link; its MTU is its network's where nothing else is said."""
+    said = (link for link in cluster.underlay.links if set(link.between) == {machine, network.name})
+    link = next(said, model.LinkSpec((machine, network.name)))
+    return link if link.mtu else msgspec.structs.replace(link, mtu=network.mtu)
+
+
+def _is_plain(cluster: model.Cluster) -> bool:
+    return cluster.metadata.annotations.get(model.IMPAIRED_BY) == "plain"
 
 
 def _node(cluster: model.Cluster, networks: Mapping[str, Network], node: model.Node) -> Node:
@@ -247,17 +250,10 @@ def _node(cluster: model.Cluster, networks: Mapping[str, Network], node: model.N
     network = _on(cluster, networks, key, model.annotation(node, "nsnet/network"))
     ip = model.internal_ip(node)
     more = {item.address: None for item in node.status.addresses if item.type != "Hostname" and item.address != ip}
-    mtu = _link_mtu(cluster, name, network)
-    machine = Machine(
-        "node",
-        name,
-        names.node_netns(cluster.metadata.name, name),
-        ip,
-        network,
-        mtu,
-        tuple(more),
-        _on_machine(cluster, name),
-    )
+    link = _link(cluster, name, network)
+    mtu, netns = link.mtu, names.node_netns(cluster.metadata.name, name)
+    plain, on = _is_plain(cluster), _on_machine(cluster, name)
+    machine = Machine("node", name, netns, ip, network, mtu, tuple(more), link, plain, on)
     legs = tuple(_leg(cidr, with_length=True) for cidr in masked(",".join(model.pod_cidrs(node))))
     return Node(name, machine, legs, (cluster.flannel.Backend.MTU or mtu) - _overhead(cluster))
 
@@ -280,8 +276,8 @@ def _overhead(cluster: model.Cluster) -> int:
 def _host(cluster: model.Cluster, networks: Mapping[str, Network], host: model.HostEntry) -> Machine:
     network = _on(cluster, networks, model.key_of(cluster), host.network)
     netns = names.host_netns(cluster.metadata.name, host.name)
-    mtu = _link_mtu(cluster, host.name, network)
-    return Machine("host", host.name, netns, host.address, network, mtu, host.addresses, _home(cluster))
+    link, plain, on = _link(cluster, host.name, network), _is_plain(cluster), _home(cluster)
+    return Machine("host", host.name, netns, host.address, network, link.mtu, host.addresses, link, plain, on)
 
 
 def _home(cluster: model.Cluster) -> str:

@@ -67,16 +67,33 @@ def _place(
 ) -> Iterator[Step]:
     """One chain of a hook. A connection that one nat chain has translated there is shown to no other."""
     outcome, trip = step
-    done = trip.reply or (trip.looped and name in {"PREROUTING", "INPUT"}) or trip.packet != first.packet
+    done = (
+        trip.reply
+        or trip.entry
+        or trip.error
+        or (trip.looped and name in {"PREROUTING", "INPUT"})
+        or trip.packet != first.packet
+    )
     if outcome != "accept" or (is_nat and done):
         yield step
     elif isinstance(chain, nft.Base):
         told = nft.Facts(here.nft, here.is_local, partial(_leaving, here=here), recent)
         for ended, after in nft.through(chain.chain, trip, told):
-            yield _POLICIES[chain.policy] if ended in {"on", "return"} else ended, after  # type: ignore[misc]
+            last = _POLICIES[chain.policy] if ended in {"on", "return"} else ended
+            closed = last == "drop" and ended != "drop"
+            yield last, _by_policy(after, f"{chain.chain.table} {chain.chain.name}") if closed else after  # type: ignore[misc]
     else:
         for end, after in _chain(chain, trip, here, Facts(here.is_local, recent, here.sets), 0):
-            yield end or ("drop" if chain.policy == "DROP" else "accept"), after
+            closed = end is None and chain.policy == "DROP"
+            yield (
+                end or ("drop" if closed else "accept"),
+                _by_policy(after, f"{chain.table} {name}") if closed else after,
+            )
+
+
+def _by_policy(trip: Trip, chain: str) -> Trip:
+    """The step in which no rule decides."""
+    return replace(trip, hops=(*trip.hops, Hop(trip.netns, chain, "policy DROP")))
 
 
 def _chain(chain: Chain, trip: Trip, here: View, facts: Facts, depth: int) -> Iterator[tuple[Outcome | None, Trip]]:

@@ -67,12 +67,12 @@ def without_endpoint(way: Way, item: Service) -> Way:
     return replace(way, result="refused" if tcp else "dropped", reason=reason, hops=(*way.hops, picks(way, item)))
 
 
-def joined(way: Way, item: Service, onward: Way) -> Way:
-    """Both connections as one way; `through` keeps the client's."""
+def joined(way: Way, step: Hop, onward: Way, share: float) -> Way:
+    """Both connections as one way, with the step in between and how often it is taken; `through` keeps the client's."""
     return replace(
         onward,
-        hops=(*way.hops, picks(way, item), *onward.hops),
+        hops=(*way.hops, step, *onward.hops),
         flows=(*way.flows, *onward.flows),
-        chance=way.chance * onward.chance / len(item.endpoints),
+        chance=way.chance * onward.chance * share,
         through=way,
     )

@@ -17,6 +17,7 @@ from nsnet.state import IpSet
 from nsnet.trace.values import Packet, Trip
 
 UNKNOWN = -1.0
+_PROTOCOLS = {"ipv6-icmp": "icmp", "icmpv6": "icmp"}  # a Packet's word for both
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -153,7 +154,7 @@ def likelihood(rule: Rule, trip: Trip, facts: Facts, source: int, destination: i
     """How likely the packet matches; `source` and `destination` are its addresses as numbers."""
     if rule.destination is not None and not rule.destination.matches(destination):
         return 0.0
-    if rule.protocol and rule.protocol not in (trip.packet.protocol, "all"):
+    if rule.protocol and _PROTOCOLS.get(rule.protocol, rule.protocol) not in (trip.packet.protocol, "all"):
         return 0.0
     if rule.source is not None and not rule.source.matches(source):
         return 0.0
@@ -172,7 +173,7 @@ def _one(match: Match, trip: Trip, facts: Facts) -> float:
     packet, option, values = trip.packet, match.option, match.values
     match match.module, option:
         case _, "-p":
-            return packet.protocol == values[0]
+            return packet.protocol == _PROTOCOLS.get(values[0], values[0])
         case _, "-i":
             return _is_device(trip.dev_in, values[0])
         case _, "-o":
@@ -202,6 +203,10 @@ def _one(match: Match, trip: Trip, facts: Facts) -> float:
             return float(values[0])
         case "set", "--match-set":
             return _is_in(facts.sets.get(values[0]), values[1].split(","), packet)
+        case "icmp", "--icmp-type":
+            return values[0] in (("3/4", "3") if trip.error else ("8", "8/0") if not trip.reply else ("0", "0/0"))
+        case "icmp6", "--icmpv6-type":
+            return values[0] in (("2", "2/0") if trip.error else ("128",) if not trip.reply else ("129",))
         case "tcp", "--tcp-flags":
             return _has_flags(trip, *(set(part.split(",")) for part in values))
         case "cluster", _:

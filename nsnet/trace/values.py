@@ -62,11 +62,17 @@ class Trip(msgspec.Struct, frozen=True):
     flows: tuple[Flow, ...] = ()
     chance: float = 1.0
     ttl: int = 64
+    size: int = 0  # bytes of the whole IP packet; 0: so few that every device takes it
+    whole: bool = True  # it may not be fragmented (DF)
+    error: bool = False  # not the packet, but the ICMP error "fragmentation needed" about one
+    entry: bool = False  # an entry of conntrack from before decides, and no rule of nat
 
     @property
     def state(self) -> str:
         """What `-m conntrack --ctstate` sees."""
-        return "ESTABLISHED" if self.reply else "NEW"
+        if self.error:
+            return "RELATED"
+        return "ESTABLISHED" if self.reply or self.entry else "NEW"
 
 
 class Way(msgspec.Struct, frozen=True):

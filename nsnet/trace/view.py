@@ -14,6 +14,7 @@ from nsnet.state import (
     Bridge,
     BridgePort,
     Chain,
+    Conntrack,
     Family,
     FdbEntry,
     IpSet,
@@ -24,6 +25,7 @@ from nsnet.state import (
     NftSet,
     NftTable,
     OtherLink,
+    Qdisc,
     Route,
     Sysctl,
     Value,
@@ -65,6 +67,8 @@ class View(msgspec.Struct, frozen=True, eq=False):
     chains: dict[tuple[str, str], Chain]
     nft: Tables
     sets: dict[str, IpSet]
+    qdiscs: dict[str, Qdisc]
+    tracked: dict[tuple[str, str, int, str, int], Conntrack]  # protocol, source, destination: as the packet comes
 
     def is_up(self, dev: str) -> bool:
         link = self.links.get(dev)
@@ -84,6 +88,11 @@ class View(msgspec.Struct, frozen=True, eq=False):
 
     def is_on(self, sysctl: str) -> bool:
         return self.sysctls.get(sysctl, "0") not in ("", "0")
+
+    def mtu(self, dev: str) -> int:
+        """0: whatever comes."""
+        link = self.links.get(dev)
+        return link.mtu if isinstance(link, Bridge | Veth | Vxlan) else 0
 
     def mac(self, dev: str) -> str:
         link = self.links.get(dev)
@@ -124,6 +133,12 @@ def view(every: frozenset[Value], family: Family = "ip") -> View:
         chains={(value.table, value.name): value for value in values if isinstance(value, Chain)},
         nft=tables(values),
         sets={value.name: value for value in values if isinstance(value, IpSet)},
+        qdiscs={value.dev: value for value in values if isinstance(value, Qdisc)},
+        tracked={
+            (value.protocol, value.src, value.sport, value.dst, value.dport): value
+            for value in values
+            if isinstance(value, Conntrack)
+        },
     )
 
 

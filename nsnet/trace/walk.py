@@ -11,16 +11,19 @@ Two facts that decide real failures, found by sending packets (facts/FAILURES.md
 """
 
 from collections.abc import Collection, Iterable, Iterator
+from itertools import islice
 
 import msgspec
 from msgspec.structs import replace
 
 from nsnet import state as kernel
+from nsnet.names import called, kind_of
 from nsnet.state import Bridge, Route, State, Veth, Vxlan
 from nsnet.trace import netfilter, process
 from nsnet.trace.values import Flow, Hop, Packet, Result, Trip, Way
-from nsnet.trace.view import FORWARDING, View, family_of, is_loopback, lookup, source, view
+from nsnet.trace.view import BRIDGE_NF, FORWARDING, View, family_of, is_loopback, lookup, source, view
 
+_TOLERATED = 4  # bytes above its MTU that a device still takes: room for a VLAN tag (is_skb_forwardable)
 ROUTE_LOCALNET = "net.ipv4.conf.all.route_localnet"
 
 
@@ -46,15 +49,28 @@ class Station(msgspec.Struct, frozen=True):
     dev: str
     crossed: tuple[tuple[str, str, str, str], ...] = ()
     port: str = ""  # of a bridge: the port by which it hears
+    narrow: tuple[int, str, str] | None = (
+        None  # the smallest MTU of a device that hears on the way: bytes, where, which
+    )
 
 
-def walk(state: State, netns: str, packet: Packet, recent: Collection[tuple[str, str]] = ()) -> list[Way]:
-    """Every way the first packet of a connection can go that a process in `netns` opens.
+def walk(
+    state: State,
+    netns: str,
+    packet: Packet,
+    recent: Collection[tuple[str, str]] = (),
+    *,
+    size: int = 0,
+    most: int | None = None,
+) -> list[Way]:
+    """Every way the first packet of a connection can go that a process in `netns` opens; no more than `most`.
 
     `recent`: what the xt_recent lists hold, as (list name, source address); by default nobody has been seen before.
+    `size`: of the whole IP packet in bytes, which may not be fragmented; 0: a small one.
     """
     world = World(state, recent, family=family_of(packet.dst))
-    return [end for way in _send(world, Trip(netns, packet)) for end in _through_process(world, way)]
+    ends = (end for way in _send(world, Trip(netns, packet, size=size)) for end in _through_process(world, way))
+    return list(islice(ends, most))
 
 
 def _through_process(world: World, way: Way) -> Iterator[Way]:
@@ -67,20 +83,21 @@ def _through_process(world: World, way: Way) -> Iterator[Way]:
     else:
         for packet in process.asked(item):
             for onward in _send(world, Trip(way.netns, packet)):
-                yield process.joined(way, item, onward)
+                yield process.joined(way, process.picks(way, item), onward, 1 / len(item.endpoints))
 
 
-def answer(state: State, way: Way, asked: Packet) -> list[Way]:
+def answer(state: State, way: Way, asked: Packet, *, size: int = 0) -> list[Way]:
     """The answer's way back. It counts as delivered only where it started, and from the address that was `asked`.
 
-    `asked` is the packet given to `walk`; an empty source there stands for the one the kernel chose.
+    `asked` is the packet given to `walk`; an empty source there stands for the one the kernel chose. `size` as there.
     """
     if way.through is not None:
         return _answered_twice(state, way, way.through, asked)
     came, start = way.packet, way.flows[0].netns if way.flows else way.netns
     back = Packet(came.protocol, came.src, came.sport, came.dst, came.dport)
     world = World(state, flows=way.flows, family=family_of(back.dst))
-    return [_judged(end, start, asked) for end in _send(world, Trip(way.netns, back))]
+    sent = _send(world, Trip(way.netns, back, size=size))
+    return [_judged(state, way, end, start, asked) for end in sent]
 
 
 def _answered_twice(state: State, way: Way, client: Way, asked: Packet) -> list[Way]:
@@ -96,15 +113,32 @@ def _answered_twice(state: State, way: Way, client: Way, asked: Packet) -> list[
     return found
 
 
-def _judged(end: Way, start: str, asked: Packet) -> Way:
+def _judged(state: State, way: Way, end: Way, start: str, asked: Packet) -> Way:
     if end.result != "delivered":
+        unmasked = end.result == "unreachable" and way.flows and way.packet.src == way.flows[0].came.src
+        if unmasked and kind_of(way.netns) in {"fabric", "host"} and kind_of(start) == "pod":
+            return replace(end, reason=f"{end.reason}: nothing masqueraded {way.packet.src} on its way out")
         return end
     if end.netns != start:
-        return replace(end, result="unreachable", reason=f"the answer comes to {end.netns}, not to {start}")
+        return replace(
+            end, result="unreachable", reason=f"the answer comes to {called(end.netns)}, not to {called(start)}"
+        )
     if end.packet.src != asked.dst or (asked.dport and end.packet.sport != asked.dport):
         heard = kernel.socket_address(end.packet.src, end.packet.sport)
-        return replace(end, result="dropped", reason=f"the answer comes from {heard}, which nobody asked")
+        why = f"the answer comes from {heard}, which nobody asked{_past_conntrack(state, way, end)}"
+        return replace(end, result="dropped", reason=why)
     return end
+
+
+def _past_conntrack(state: State, way: Way, end: Way) -> str:
+    """Why the answer was not translated back: it does not pass where the packet was, or is not shown to netfilter."""
+    place = next((flow.netns for flow in way.flows if flow.came.dst != flow.left.dst), "")
+    if not place:
+        return ""
+    here = view(state.get(place, frozenset()), family_of(end.packet.src))
+    if any(hop.netns == place for hop in end.hops) and not here.shows_bridged:
+        return f": {called(place)} bridges it past conntrack, {BRIDGE_NF[here.family]} is 0"
+    return f": it does not come back through {called(place)}, for nothing masqueraded {way.packet.src} there"
 
 
 # --- a namespace sends, or hears --------------------------------------------------------------------------------------
@@ -138,15 +172,31 @@ def _hear(world: World, trip: Trip) -> Iterator[Way]:
         elif _is_martian(after, here):
             yield _end("dropped", after, f"{trip.dev_in} takes no loopback address: route_localnet is 0")
         elif here.is_local(after.packet.src) and not trip.looped:
-            yield _end("dropped", after, f"martian source: {after.packet.src} is this namespace's own address")
+            yield _end("dropped", after, _own_source(after))
         elif here.is_local(after.packet.dst):
             yield from _input(world, after, here)
         elif not here.forwards:
             yield _end("dropped", after, f"{FORWARDING[here.family]} is 0")
         elif not _is_plausible(after, here):
-            yield _end("dropped", after, f"rp_filter: {after.packet.src} is not routed back by {after.dev_in}")
+            yield _end("dropped", after, _implausible(after, here))
         else:
             yield from _forward(world, after, here)
+
+
+def _own_source(trip: Trip) -> str:
+    why = f"martian source: {trip.packet.src} is this namespace's own address"
+    itself = any(flow.came.dst != flow.left.dst for flow in trip.flows) and trip.packet.dst == trip.packet.src
+    return f"{why}: nothing masqueraded its way to itself" if itself else why
+
+
+def _implausible(trip: Trip, here: View) -> str:
+    route = lookup(here, trip.packet.src)
+    back = f"but by {next(_branches(here, route))[0]} ({_spelled(route)})" if route else "nor by any other device"
+    return f"rp_filter is 1, and {trip.packet.src} is not routed back by {trip.dev_in} {back}"
+
+
+def _spelled(route: Route) -> str:
+    return kernel.text(route).removeprefix("ip route replace ")
 
 
 def _input(world: World, trip: Trip, here: View) -> Iterator[Way]:
@@ -173,7 +223,20 @@ def _known(world: World, trip: Trip) -> Trip:
     """What conntrack says of it: an answer to a connection that passed here, or something new."""
     entries = (flow for flow in world.flows if flow.netns == trip.netns)
     entry = next((flow for flow in entries if netfilter.is_answer(trip.packet, flow.left)), None)
-    return replace(trip, reply=entry, came=trip.packet, translated=False)
+    known = replace(trip, reply=entry, came=trip.packet, translated=False, entry=False)
+    return known if entry else _remembered(known, world.here(trip.netns))
+
+
+def _remembered(trip: Trip, here: View) -> Trip:
+    """An entry that the connection (the client's same port) made before: it is translated as it was, by no rule."""
+    packet = trip.packet
+    entry = here.tracked.get((packet.protocol, packet.src, packet.sport, packet.dst, packet.dport))
+    if entry is None or not entry.rewritten:
+        return trip
+    ip, _, port = entry.answerer.rpartition(":")
+    hop = Hop(trip.netns, f"conntrack has an entry of before: to {entry.answerer}")
+    to = replace(packet, dst=ip.strip("[]"), dport=int(port))
+    return replace(trip, packet=to, entry=True, translated=True, hops=(*trip.hops, hop))
 
 
 def _noted(trip: Trip) -> Trip:
@@ -231,8 +294,7 @@ def _onward(world: World, trip: Trip, here: View) -> Iterator[Way]:
         yield _end("dropped", trip, f"a loopback source may not leave by {branches[0][0]}: {why}")
         return
     for dev, via in branches:
-        text = kernel.text(route).removeprefix("ip route replace ")
-        what = Hop(trip.netns, f"out {dev}" + (f" via {via}" if via else ""), text)
+        what = Hop(trip.netns, f"out {dev}" + (f" via {via}" if via else ""), _spelled(route))
         leaving = replace(trip, dev_out=dev, hops=(*trip.hops, what), chance=trip.chance / len(branches))
         for outcome, after in netfilter.hook("POSTROUTING", leaving, here, world.recent):
             if outcome != "accept":
@@ -242,6 +304,31 @@ def _onward(world: World, trip: Trip, here: View) -> Iterator[Way]:
 
 
 def _out(world: World, trip: Trip, here: View, via: str) -> Iterator[Way]:
+    for lost, after in _queued(trip, here, trip.dev_out):
+        if lost:
+            yield _end("dropped", after, lost)
+        else:
+            yield from _sent(world, after, here, via)
+
+
+def _queued(trip: Trip, here: View, dev: str) -> Iterator[tuple[str, Trip]]:
+    """What the device's queueing discipline makes of it: why it is lost (by chance), and the packet that goes on."""
+    qdisc = here.qdiscs.get(dev)
+    if qdisc is None:
+        yield "", trip
+        return
+    seen = replace(trip, hops=(*trip.hops, Hop(trip.netns, f"qdisc {dev} {qdisc.kind}: {', '.join(qdisc.words)}")))
+    if qdisc.loss:
+        yield f"{qdisc.kind} on {dev} loses {qdisc.loss:g}% of what leaves by it", _share(seen, qdisc.loss / 100)
+    if qdisc.loss < 100:
+        yield "", _share(seen, 1 - qdisc.loss / 100)
+
+
+def _share(trip: Trip, chance: float) -> Trip:
+    return replace(trip, chance=trip.chance * chance)
+
+
+def _sent(world: World, trip: Trip, here: View, via: str) -> Iterator[Way]:
     dev = trip.dev_out
     if dev == "lo" or here.is_local(trip.packet.dst):
         yield from _hear(world, replace(trip, dev_in="lo", looped=True))
@@ -249,18 +336,39 @@ def _out(world: World, trip: Trip, here: View, via: str) -> Iterator[Way]:
         yield _end("unreachable", trip, f"there is no device {dev}")
     elif not here.is_up(dev):
         yield _end("unreachable", trip, f"{dev} is down")
+    elif trip.size > here.mtu(dev) > 0:
+        yield from _too_big(world, trip, here, via)
     elif isinstance(here.links[dev], Vxlan):
         yield from _tunnel(world, trip, here, via or trip.packet.dst)
     else:
         yield from _wire(world, trip, here, via or trip.packet.dst)
 
 
+def _too_big(world: World, trip: Trip, here: View, via: str) -> Iterator[Way]:
+    """Its own sender makes it smaller (or fragments it); any other is told by ICMP, and then sends less."""
+    mtu = here.mtu(trip.dev_out)
+    if not trip.dev_in or not trip.whole:
+        yield from _out(world, replace(trip, size=mtu), here, via)
+        return
+    back = trip.came.src if trip.came else trip.packet.src
+    told = Trip(trip.netns, Packet("icmp", back), error=True)
+    lost = next((end for end in _send(replace(world, flows=()), told) if end.result != "delivered"), None)
+    if lost is None:
+        hop = Hop(trip.netns, f"too big for {trip.dev_out}: ICMP tells {back}, which sends {mtu} bytes from now on")
+        yield from _out(world, replace(trip, size=mtu, hops=(*trip.hops, hop)), here, via)
+        return
+    by = lost.hops[-1].what if lost.hops and lost.hops[-1].rule == lost.reason else "its way"
+    why = f"{trip.dev_out} takes {mtu} bytes, it has {trip.size}, and the ICMP that should say so is {lost.result}"
+    yield _end("dropped", trip, f"{why} at {called(lost.netns)} by {by}: {lost.reason}")
+
+
 def _next(trip: Trip, netns: str, dev: str, port: str = "") -> Trip:
     """The packet in the next namespace: marks, devices and conntrack's knowledge stay behind."""
     hops = (*trip.hops, Hop(netns, f"in {dev}"))
     return Trip(
-        netns, trip.packet, dev_in=dev, port_in=port, hops=hops, flows=trip.flows, chance=trip.chance, ttl=trip.ttl
-    )
+        netns, trip.packet, dev_in=dev, port_in=port, hops=hops, flows=trip.flows, chance=trip.chance, ttl=trip.ttl,
+        size=trip.size, whole=trip.whole, error=trip.error,
+    )  # fmt: skip
 
 
 # --- a wire: veth pairs and bridges -----------------------------------------------------------------------------------
@@ -271,12 +379,58 @@ def _wire(world: World, trip: Trip, here: View, nexthop: str) -> Iterator[Way]:
     mac = here.neighbours.get((dev, nexthop))
     found = next((one for one in _stations(world, trip.netns, dev) if _takes(world, one, mac, nexthop)), None)
     if found is None:
-        why = f"nobody on {dev} has the MAC {mac} that {nexthop} has here" if mac else f"nobody on {dev} has {nexthop}"
-        yield _end("unreachable", trip, why)
+        yield _lost_on_wire(world, trip, here, mac, nexthop)
+    elif trip.size and found.narrow and trip.size > found.narrow[0] + _TOLERATED:
+        mtu, where, port = found.narrow
+        yield _end(
+            "dropped", trip, f"{port} of {called(where)} takes {mtu} bytes, it has {trip.size}: dropped without a word"
+        )
     elif _hairpin_missing(trip, here, found):
-        yield _end("dropped", trip, f"hairpin is off on {trip.port_in}: a frame may not leave by the port it came in")
+        why = f"hairpin is off on {trip.port_in}: a frame may not leave by the port it came in"
+        yield _end("dropped", _unsent(trip), why)
     else:
         yield from _cross(world, trip, found, found.crossed)
+
+
+def _lost_on_wire(world: World, trip: Trip, here: View, mac: str | None, nexthop: str) -> Way:
+    """Nobody hears it: there is no carrier, or it comes to a switch that leads to nobody who is meant."""
+    link = here.links.get(trip.dev_out)
+    other, _, port = link.peer.rpartition("/") if isinstance(link, Veth) else ("", "", "")
+    there = world.here(other)
+    if port in there.links and not there.is_up(port):
+        return _end(
+            "unreachable",
+            _unsent(trip),
+            f"no carrier: {port} of {called(other)}, the other end of {trip.dev_out}, is down",
+        )
+    bridge = there.bridge_of(port)
+    if bridge is None or mac is None:
+        lost = trip if mac else _unsent(trip)  # nobody answers ARP
+        return _end("unreachable", lost, _nobody(world, here, trip.dev_out, mac, nexthop))
+    arrived = replace(trip, netns=other, hops=(*trip.hops, Hop(other, f"in {port}")))
+    return _end("unreachable", arrived, _nobody(world, there, bridge.bridge, mac, nexthop))
+
+
+def _unsent(trip: Trip) -> Trip:
+    """Without the step out of the device, which it never leaves."""
+    last = max(i for i, hop in enumerate(trip.hops) if hop.what.startswith(f"out {trip.dev_out}"))
+    return replace(trip, hops=(*trip.hops[:last], *trip.hops[last + 1 :]))
+
+
+def _nobody(world: World, here: View, dev: str, mac: str | None, nexthop: str) -> str:
+    port = _port_with(world, here, dev, mac) if mac else ""
+    if port and not here.is_up(port):
+        return f"{port}, behind which {nexthop} is, is down"
+    return f"nobody on {dev} has the MAC {mac} that {nexthop} has here" if mac else f"nobody on {dev} has {nexthop}"
+
+
+def _port_with(world: World, here: View, bridge: str, mac: str) -> str:
+    """The port of a bridge whose other end has a MAC, up or down."""
+    for port in here.ports.values():
+        other, _, dev = _leads_to(here, port.name).rpartition("/")
+        if port.bridge == bridge and other and world.here(other).mac(dev) == mac:
+            return port.name
+    return ""
 
 
 def _takes(world: World, station: Station, mac: str | None, nexthop: str) -> bool:
@@ -309,9 +463,12 @@ def _stations(world: World, netns: str, dev: str) -> Iterator[Station]:
 
 
 Crossed = tuple[tuple[str, str, str, str], ...]
+Narrow = tuple[int, str, str] | None
 
 
-def _across(world: World, netns: str, dev: str, crossed: Crossed, seen: set[tuple[str, str]]) -> Iterator[Station]:
+def _across(
+    world: World, netns: str, dev: str, crossed: Crossed, seen: set[tuple[str, str]], before: Narrow = None
+) -> Iterator[Station]:
     """What is at the other end of a veth pair: a device of a namespace, or a bridge with all its other ports."""
     link = world.here(netns).links.get(dev)
     if not isinstance(link, Veth) or not link.up:
@@ -322,22 +479,30 @@ def _across(world: World, netns: str, dev: str, crossed: Crossed, seen: set[tupl
     if not isinstance(far, Veth) or not far.up or far.peer != f"{netns}/{dev}":
         return
     port = there.bridge_of(name)
+    narrow = min(before or (far.mtu, other, name), (far.mtu, other, name))
     if port is None:
-        yield Station(other, name, crossed)
+        yield Station(other, name, crossed, narrow=narrow)
     elif (other, port.bridge) not in seen and there.is_up(port.bridge):
         seen.add((other, port.bridge))
-        yield Station(other, port.bridge, crossed, name)
-        yield from _behind(world, other, port.bridge, name, crossed, seen)
+        yield Station(other, port.bridge, crossed, name, narrow)
+        yield from _behind(world, other, port.bridge, name, crossed, seen, narrow)
 
 
 def _behind(
-    world: World, netns: str, bridge: str, port_in: str, crossed: Crossed, seen: set[tuple[str, str]]
+    world: World,
+    netns: str,
+    bridge: str,
+    port_in: str,
+    crossed: Crossed,
+    seen: set[tuple[str, str]],
+    narrow: Narrow = None,
 ) -> Iterator[Station]:
     """What is behind the ports of a bridge, without the one the frame came in by."""
     for port in sorted(world.here(netns).ports.values(), key=lambda item: item.name):
         if port.bridge == bridge and port.name != port_in:
             step = (*crossed, (netns, bridge, port_in, port.name)) if port_in else crossed
-            yield from _across(world, netns, port.name, step, seen)
+            out = (world.here(netns).mtu(port.name), netns, port.name)
+            yield from _across(world, netns, port.name, step, seen, min(narrow or out, out) if port_in else narrow)
 
 
 def _cross(world: World, trip: Trip, station: Station, left: Crossed) -> Iterator[Way]:
@@ -348,11 +513,15 @@ def _cross(world: World, trip: Trip, station: Station, left: Crossed) -> Iterato
     (netns, bridge, port_in, port_out), *rest = left
     hop = Hop(netns, f"bridge {bridge}, {port_in} → {port_out}")
     bridged = replace(trip, netns=netns, dev_in=bridge, dev_out=bridge, hops=(*trip.hops, hop), mark=0, looped=False)
-    for outcome, after in _bridged(world, bridged):
+    for outcome, one in _bridged(world, bridged):
         if outcome != "accept":
-            yield _ended(outcome, after)
-        else:
-            yield from _cross(world, after, station, tuple(rest))
+            yield _ended(outcome, one)
+            continue
+        for lost, after in _queued(one, world.here(netns), port_out):
+            if lost:
+                yield _end("dropped", after, lost)
+            else:
+                yield from _cross(world, after, station, tuple(rest))
 
 
 def _bridged(world: World, trip: Trip) -> Iterable[netfilter.Step]:
@@ -375,6 +544,9 @@ def _same(trip: Trip) -> Trip:
 # --- VXLAN ------------------------------------------------------------------------------------------------------------
 
 
+_OVERHEAD = {"ip": 50, "ip6": 70}  # the inner Ethernet header, VXLAN, UDP and the outer IP header
+
+
 def _tunnel(world: World, trip: Trip, here: View, nexthop: str) -> Iterator[Way]:
     """Frame → neighbour's MAC → FDB → the VTEP's address: a UDP packet of the node's own carries it there."""
     link = here.links[trip.dev_out]
@@ -388,7 +560,10 @@ def _tunnel(world: World, trip: Trip, here: View, nexthop: str) -> Iterator[Way]
     else:
         outer = Packet("udp", vtep, link.port, link.local)
         hop = Hop(trip.netns, f"vxlan id {link.vni} to {vtep}", f"fdb {mac} dst {vtep}")
-        under = Trip(trip.netns, outer, mark=trip.mark, hops=(*trip.hops, hop), chance=trip.chance)
+        size = trip.size + _OVERHEAD[family_of(vtep)] if trip.size else 0
+        under = Trip(
+            trip.netns, outer, mark=trip.mark, hops=(*trip.hops, hop), chance=trip.chance, size=size, whole=False
+        )
         for end in _send(replace(world, family=family_of(vtep)), under):
             yield from _arrived(world, trip, link, mac, end)
 
@@ -409,11 +584,17 @@ def _arrived(world: World, trip: Trip, link: Vxlan, mac: str, end: Way) -> Itera
     ]
     lost = replace(inner, netns=end.netns)
     if not same or not same[0].up:
-        yield _end("dropped", lost, f"no VXLAN device with id {link.vni} and port {link.port} is up here")
+        yield _end("dropped", lost, _no_tunnel(there, link))
     elif same[0].mac != mac:
         yield _end("dropped", lost, f"the frame is for {mac}, and {same[0].name} has {same[0].mac}")
     else:
         yield from _hear(world, _next(inner, end.netns, same[0].name))
+
+
+def _no_tunnel(there: View, link: Vxlan) -> str:
+    others = [one for one in there.links.values() if isinstance(one, Vxlan)]
+    has = (f"{one.name} has id {one.vni} and port {one.port}{'' if one.up else ' and is down'}" for one in others)
+    return f"no VXLAN device with id {link.vni} and port {link.port} is up here: {', '.join(has) or 'there is none'}"
 
 
 # --- ends -------------------------------------------------------------------------------------------------------------

@@ -16,12 +16,17 @@ from nsnet.verify.world import Backend, Place, World
 
 
 class Intent(msgspec.Struct, frozen=True):
-    """`places` are the labels (`pod/default/web-0`) that may answer, by their namespaces; `words` say it."""
+    """`places` are the labels (`pod/default/web-0`) that may answer, by their namespaces; `words` say it.
+
+    `service`: by which Service; `seen_as`: the address that the receiver shall see, where it shall see a certain one.
+    """
 
     want: Literal["reach", "refused", "nothing"]
     words: str
     places: frozenset[str] = frozenset()
     netns: frozenset[str] = frozenset()
+    service: str = ""
+    seen_as: str = ""
 
 
 def intended(objects: Objects, netns: str, packet: Packet) -> Intent | None:
@@ -42,7 +47,14 @@ def intended(objects: Objects, netns: str, packet: Packet) -> Intent | None:
         return None
     if source.kind == "host" and owner.kind == "pod":
         return Intent("nothing", f"{_short(owner)} shall be out of reach of {source.label}")
-    return _reach((owner,))
+    found = _reach((owner,))
+    both = source.kind == owner.kind == "pod" and source != owner
+    return msgspec.structs.replace(found, seen_as=_own(source, packet.dst)) if both else found
+
+
+def _own(source: Place, other: str) -> str:
+    """The source's address of that family; none where the place has only another."""
+    return source.address if (":" in source.address) == (":" in other) else ""
 
 
 def _reach(places: Sequence[Place]) -> Intent:
@@ -110,7 +122,8 @@ def _of(world: World, service: Service, candidates: Sequence[Backend], found: Se
     if found:
         owners = {place.address: place for place in (*world.guests, *world.nodes, *world.hosts, *world.pods)}
         known = [owners[backend.address] for backend in found if backend.address in owners]
-        return _reach(known) if known else Intent("reach", f"an endpoint of {_title(service)}")
+        reach = _reach(known) if known else Intent("reach", f"an endpoint of {_title(service)}")
+        return msgspec.structs.replace(reach, service=_title(service))
     if worlds.usable(candidates):
         return Intent("nothing", f"{_title(service)} has no endpoint that its policy allows here")
     return Intent("refused", f"{_title(service)} has no endpoint")

@@ -3,6 +3,7 @@
 beacon ─send→ kernel ─capture→ sightings, ruletrace→ rules ─trace.observed→ hops, in the words of the predicted way
 """
 
+import errno
 import time
 from collections.abc import Sequence
 from itertools import groupby
@@ -11,7 +12,7 @@ from typing import Literal
 import msgspec
 
 from nsnet import names
-from nsnet.errors import NsnetError
+from nsnet.errors import NotReachedError, NsnetError
 from nsnet.kernel import bpf, frames, run
 from nsnet.kernel.beacon import Beacon, beacon, send
 from nsnet.kernel.capture import Capture, Seen
@@ -24,6 +25,7 @@ from nsnet.trace.observed import Sighting, hops, unflooded
 
 QUIET = 0.3  # s without any sign of the packet, after which it counts as lost
 LONGEST = 3.0
+_NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL}  # the last two: prohibit, blackhole
 
 End = Literal["answered", "reset", "error", "lost", "kept"]
 
@@ -60,7 +62,13 @@ def observe(
 
     Raises NotReachedError where it cannot be sent, MachineError where the kernel cannot be asked.
     """
-    one = beacon(netns, asked.protocol, asked.dst, asked.dport, asked.sport)
+    try:
+        one = beacon(netns, asked.protocol, asked.dst, asked.dport, asked.sport)
+    except NotReachedError as failed:
+        why = failed.__cause__
+        if isinstance(why, OSError) and why.errno in _NO_ROUTE:
+            return Observed("kept", netns, (), (), words=why.strerror or "")
+        raise
     places = [name for name in state if names.kind_of(name) != "pod"]
     places = list(dict.fromkeys([netns, *places, *ends]))
     ruled = [name for name in places if any(isinstance(value, Chain | NftChain) for value in state.get(name, ()))]

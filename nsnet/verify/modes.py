@@ -79,6 +79,19 @@ SITUATIONS: Mapping[str, Mapping[str, Situation]] = {
             "closed",
             "endpoints that terminate are no endpoints: the proxy process knows ready ones alone",
         ),
+        "not for pods": Situation(
+            "served",
+            "routed on",
+            "external addresses are for who comes from outside: what pods and the node itself send to one goes where "
+            "the network brings it, lest a Service take over an address of somebody else",
+        ),
+        "every address": Situation(
+            "the node's own",
+            "served",
+            "the proxy process was never told nodePortAddresses and localhostNodePorts: node ports are on every "
+            "address, loopback too",
+        ),
+        "no SCTP": Situation("served", "routed on", "the proxy process copies TCP and UDP: SCTP has no rules"),
     },
 }
 """mode → situation; iptables mode has none."""

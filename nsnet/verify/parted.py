@@ -4,6 +4,7 @@
 entry for 0e:…": what is promised, whether the rules agree, how far it came, and why not further.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -19,11 +20,15 @@ Place = Callable[[str], str]
 
 
 class Predicted(msgspec.Struct, frozen=True):
-    """A way and what became of it: `open` where something listens at its end, `back` why no answer returns."""
+    """A way and what became of it: `open` where something listens at its end, `back` why no answer returns.
+
+    `large`: why packets of full size are lost where the small one arrives.
+    """
 
     way: Way
     open: bool = True
     back: str = ""
+    large: str = ""
 
 
 class Parting(msgspec.Struct, frozen=True):
@@ -40,7 +45,9 @@ def predicted(state: State, intent: Intent | None, ways: Sequence[Predicted], pl
         return Parting(True, "what the kernel has now leads where it should")
     way = wrong.way
     if _arrives(intent, way):
-        return Parting(False, _joined(_should(intent, state, way), "it arrives there", _why(wrong, place)))
+        lost = not wrong.open or wrong.back or wrong.large
+        why = _why(wrong, place) if lost or not _hidden(intent, way) else _translated(way, place)
+        return Parting(False, _joined(_should(intent, state, way), "it arrives there", why))
     return Parting(False, _joined(_should(intent, state, way), _rules(intent, way), _last(state, way, place),
                                   _why(wrong, place)))  # fmt: skip
 
@@ -84,12 +91,30 @@ def _keeps(intent: Intent | None, one: Predicted) -> bool:
         return way.result == "refused" or not one.open
     if intent.want == "nothing":
         return way.result != "delivered" or bool(one.back)
-    return _arrives(intent, way) and one.open and not one.back
+    return _arrives(intent, way) and one.open and not one.back and not one.large and not _hidden(intent, way)
 
 
 def _arrives(intent: Intent | None, way: Way) -> bool:
     wanted = intent.netns if intent else frozenset[str]()
     return way.result == "delivered" and (not wanted or way.netns in wanted)
+
+
+def _hidden(intent: Intent | None, way: Way) -> bool:
+    """Does the receiver see another address than the sender's, where it should see that?"""
+    return bool(intent and intent.seen_as) and way.packet.src != (intent.seen_as if intent else "")
+
+
+def _translated(way: Way, place: Place) -> str:
+    """Where its source was changed, and by which rule."""
+    netns = next((flow.netns for flow in way.flows if flow.came.src != flow.left.src), "")
+    if not netns:
+        return f"its sender calls itself {way.packet.src}"
+    hops = (hop for hop in way.hops if hop.netns == netns and _MASQUERADES.search(hop.rule))
+    rule = next((f"{hop.what}: {hop.rule}" for hop in reversed(list(hops))), "")
+    return f"it is seen as from {way.packet.src}, which {place(netns)} made of it" + (f" by {rule}" if rule else "")
+
+
+_MASQUERADES = re.compile(r"-j (?:MASQUERADE|SNAT)\b|\bmasquerade\b")
 
 
 def _should(intent: Intent | None, state: State, way: Way) -> str:
@@ -112,8 +137,12 @@ def _overlay(state: State, way: Way) -> str:
 def _rules(intent: Intent | None, way: Way) -> str:
     """Do the rules choose an endpoint that was promised?"""
     translated = any(one.came.dst != one.left.dst for one in way.flows) or "DNAT" in str(way.hops)
-    if intent is None or intent.want != "reach" or not translated:
+    if intent is None or intent.want != "reach":
         return ""
+    if not translated:
+        by_rule = bool(way.hops) and way.hops[-1].rule == way.reason
+        unknown = intent.service and way.result != "delivered" and not by_rule
+        return f"no rule knows {intent.service}" if unknown else ""
     return f"the rules send it to {way.packet.dst}"
 
 
@@ -132,7 +161,9 @@ def _why(one: Predicted, place: Place) -> str:
         return f"{way.result} at {place(way.netns)}" + (f" by {rule}" if rule else "") + f": {way.reason}"
     if not one.open:
         return f"nothing listens on {way.packet.protocol} {way.packet.dst}:{way.packet.dport} in {place(way.netns)}"
-    return f"the answer: {one.back}" if one.back else f"it is delivered to {place(way.netns)}"
+    if one.back:
+        return f"the answer: {one.back}"
+    return f"large packets are lost: {one.large}" if one.large else f"it is delivered to {place(way.netns)}"
 
 
 def _station(station: Station, place: Place) -> str:

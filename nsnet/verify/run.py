@@ -16,6 +16,7 @@ CONCURRENCY = 512
 BLOCKED_AT_ONCE = 4096  # they only wait, so that many may do it together
 BLOCKED_TIMEOUT = 0.6  # s; what is not blocked answers within milliseconds
 TIMEOUT = 1.3  # s; TCP sends a lost SYN again after 1 s
+PATIENT = 4  # times as long when asked again: on an emulated or overloaded machine what is slow is not lost
 PAUSE = 1.0  # s before a retry: what converges needs time, and the kernel's ration of ICMP errors grows by one a second
 
 Progress = Callable[[int, int], None]
@@ -75,7 +76,7 @@ def _part(part: list[Expectation], progress: Progress | None, retry: int, timeou
         if not failed:
             break
         sleep(PAUSE)
-        for index, found in zip(failed, _ask([part[index] for index in failed], None, timeout), strict=True):
+        for index, found in zip(failed, _ask([part[index] for index in failed], None, timeout * PATIENT), strict=True):
             answers[index] = found
     return answers
 

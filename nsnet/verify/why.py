@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from nsnet.model import Objects
+from nsnet.names import called
 from nsnet.state import State
 from nsnet.trace import Packet, answer, walk
+from nsnet.trace.further import lost_when_large
 from nsnet.trace.listening import is_open
 from nsnet.verify.expect import Expectation
 from nsnet.verify.intent import Intent, intended
@@ -63,6 +65,15 @@ def foretold(state: State, netns: str, packet: Packet) -> list[Predicted]:
         lost = (
             next((back for back in answer(state, way, packet) if back.result != "delivered"), None) if heard else None
         )
-        back = f"{lost.result} in {lost.netns}: {lost.reason}" if lost else ""
+        back = f"{lost.result} at {called(lost.netns)}: {lost.reason}" if lost else ""
         ways.append(Predicted(way, heard or way.result != "delivered", back))
-    return ways
+    return with_large(state, netns, packet, ways)
+
+
+def with_large(state: State, netns: str, packet: Packet, ways: Sequence[Predicted]) -> list[Predicted]:
+    """Where the small packet and its answer arrive on all ways: why those of full size do not, if they do not."""
+    if not all(one.way.result == "delivered" and one.open and not one.back for one in ways):
+        return list(ways)
+    lost = lost_when_large(state, netns, packet, [one.way for one in ways])
+    large = f"at {called(lost.netns)} {lost.reason}" if lost else ""
+    return [msgspec.structs.replace(one, large=large) for one in ways]

@@ -94,12 +94,20 @@ def world(objects: Objects, family: Family = "ip") -> World:
         if family == "ip" or cluster.networking.kubeProxyMode != "userspace"  # which never had another family
         else (),
         slices=_slices(objects, family),
-        plain=cluster.networking.kubeProxyMode != "userspace"
-        and not any(key.kind == "KubeProxyConfiguration" for key in objects),
+        plain=_is_plain(objects, cluster.networking.kubeProxyMode),
         policy=policy.index(objects),
         userspace=cluster.networking.kubeProxyMode == "userspace",
         family=family,
     )
+
+
+def _is_plain(objects: Objects, mode: str) -> bool:
+    """Is nothing masqueraded but what kube-proxy's defaults say?"""
+    told = model.kube_proxy_of(objects)
+    if told is None or mode == "userspace":
+        return mode != "userspace"
+    section = told.nftables if mode == "nftables" else told.iptables
+    return told.detectLocalMode in ("", "ClusterCIDR") and not section.masqueradeAll
 
 
 def _of_family(addresses: Iterable[str], family: Family) -> str:

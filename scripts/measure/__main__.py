@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import datapath
+import faults
 import floor
 import ingress
 import loadbalancer
@@ -289,10 +290,14 @@ def measure_dns() -> Iterator[Line]:
         front, back = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
     front.connect((address, 53))
     back.connect((address, 10053))
+    server = _serving("nsnet.programs.kubedns", place)
+    used = lookups.processor_time(server)
     taken = [_seen(front, number) for number in range(100, 107)]
+    each = (lookups.processor_time(server) - used) / len(taken)
     middle = statistics.median(taken)
     spread = f"{middle * 1000:.0f} ms (worst {max(taken) * 1000:.0f})"
     yield "10,000 Services: from the store's write to the record", spread, "< 200 ms", middle < 0.2
+    yield "of that kubedns, in its own processor time", f"{each * 1000:.0f} ms", "< 100 ms", each < 0.1
     names = [_name(number) for number in range(200, 700)]
     for what, sock in (("nsnet.programs.kubedns", back), ("dnsmasq", front)):
         pid = _serving(what, place)
@@ -300,7 +305,7 @@ def measure_dns() -> Iterator[Line]:
         clock, core = lookups.rate(sock, names, 3, pid)
         figures = f"{core:,.0f} /s ({clock:,.0f} to one client)"
         yield f"{what.rpartition('.')[2]}: cached answers per core", figures, ">= 15,000", core >= 15_000
-    size = _resident(_serving("nsnet.programs.kubedns", place))
+    size = _resident(server)
     yield "resident memory of kubedns at 10,000 Services", f"{size:.0f} MB", "< 150 MB", size < 150
     nsnet("down", "names")
     quiet()
@@ -378,6 +383,16 @@ def measure_see() -> Iterator[Line]:
     quiet()
 
 
+def measure_labs() -> Iterator[Line]:
+    """As a student has it: whole processes."""
+    nsnet("lab", "start", "mtu-black-hole")
+    reset = statistics.median(nsnet("lab", "reset") for _ in range(5))
+    yield "nsnet lab reset", f"{reset:.2f} s", "< 1 s", reset < 1
+    start = nsnet("lab", "start", "ip-forward")
+    yield "nsnet lab start, in the place of another", f"{start:.2f} s", "< 3 s", start < 3
+    nsnet("lab", "stop")
+
+
 def measure_policy() -> Iterator[Line]:
     from policy_decide import measure
 
@@ -402,6 +417,8 @@ MEASUREMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "dns": measure_dns,
     "ingress": measure_ingress,
     "see": measure_see,
+    "labs": measure_labs,
+    "faults": faults.measure,
     "stores": stores.lines,
 }
 

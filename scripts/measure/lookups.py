@@ -28,7 +28,7 @@ def rate(sock: socket.socket, names: list[str], seconds: float, pid: int) -> tup
     answers, sent = 0, 0
     poll = select.poll()
     poll.register(sock, select.POLLIN)
-    began, used = time.perf_counter(), _processor_time(pid)
+    began, used = time.perf_counter(), processor_time(pid)
     end = began + seconds
     while time.perf_counter() < end:
         for _ in range(IN_FLIGHT):
@@ -41,10 +41,10 @@ def rate(sock: socket.socket, names: list[str], seconds: float, pid: int) -> tup
             assert answer[3] & 15 == 0, "not an answer"
             assert answer[7], "no address"
             answers += 1
-    return answers / (time.perf_counter() - began), answers / max(_processor_time(pid) - used, 1 / TICKS)
+    return answers / (time.perf_counter() - began), answers / max(processor_time(pid) - used, 1 / TICKS)
 
 
-def _processor_time(pid: int) -> float:
+def processor_time(pid: int) -> float:
     """Seconds, user and system."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS

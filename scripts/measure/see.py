@@ -1,8 +1,10 @@
-"""What it costs to look: a predicted and a live trace, and the picture, at 1,000 pods and 1,000 Services."""
+"""What it costs to look: a predicted and a live trace, the picture and the page, at 1,000 pods and 1,000 Services."""
 
 import statistics
 import time
 from collections.abc import Callable, Iterator
+
+import page
 
 Line = tuple[str, str, str, bool]
 Nsnet = Callable[..., float]
@@ -13,6 +15,7 @@ def measure(nsnet: Nsnet, topology: str, name: str, source: str) -> Iterator[Lin
     nsnet("up", "--no-verify", "-", stdin=topology)
     try:
         yield from _measured(nsnet, name, source)
+        yield from page.measure(1000, "svc/default/web")
     finally:
         nsnet("down", name)
 

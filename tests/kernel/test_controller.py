@@ -246,6 +246,24 @@ def test_a_change_in_the_store_reaches_the_kernel(running: sqlite.SqliteStore) -
     assert len([name for name in netns.listing(NAME) if ".pod.default.web" in name]) == 1
 
 
+def test_changes_within_min_sync_period_are_one_sync(running: sqlite.SqliteStore) -> None:
+    told = {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
+        "metadata": {"name": "kube-proxy"}, "iptables": {"minSyncPeriod": "1s"},
+    }  # fmt: skip
+    _, revision = update(running, lambda objects: control.complete({**objects, **by_key([from_doc(told)])}))
+    assert controller.converge(NAME, revision)
+    before, start = controller.status(NAME), time.monotonic()
+    for replicas in (1, 2, 1):
+        revision = scaled(running, replicas)
+    assert controller.converge(NAME, revision)
+    after = controller.status(NAME)
+    assert before
+    assert after
+    assert after["syncs"] == before["syncs"] + 1
+    assert time.monotonic() - start > 0.5  # most of a second: the status was asked for after the sync had ended
+
+
 def test_a_change_needs_nobody_to_ask(running: sqlite.SqliteStore) -> None:
     scaled(running, 4)
     until(lambda: len([name for name in netns.listing(NAME) if ".pod.default.web" in name]) == 4, "the fourth pod")

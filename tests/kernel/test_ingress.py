@@ -11,16 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
-from nsnet.cli import main
 from nsnet.kernel import netns, process
 
 ROOT = Path(__file__).parents[2]
@@ -291,70 +289,7 @@ def test_the_access_log(http_port: int) -> None:
     until(lambda: "/this-very-path" in nsnet("logs", "ingress"))
 
 
-# --- changes under load -----------------------------------------------------------------------------------------------
-
-
-class Load:
-    """Requests without end from two threads, one of them on a connection that stays; what went wrong is counted."""
-
-    def __init__(self, port: int, host: str) -> None:
-        self.port, self.host = port, host
-        self.wrong: Counter[str] = Counter()
-        self.done = 0
-        self.ending = threading.Event()
-        self.threads = [threading.Thread(target=self._run, args=(number % 2 == 0,)) for number in range(2)]
-
-    def __enter__(self) -> Self:
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ending.set()
-        for thread in self.threads:
-            thread.join()
-
-    def _run(self, kept: bool) -> None:
-        connection = connected(self.port)
-        while not self.ending.wait(0.002):  # a pace at which the verbs beside it still get on
-            if not kept or connection.sock is None:  # the proxy may say that it closes, and does after an answer
-                connection.close()
-                connection = connected(self.port)
-            self._ask(connection)
-        connection.close()
-
-    def _ask(self, connection: http.client.HTTPConnection) -> None:
-        try:
-            code, _ = get(connection, self.host)
-        except (OSError, http.client.HTTPException) as error:
-            self.wrong[repr(error)] += 1
-            connection.close()
-        else:
-            self.wrong.update([str(code)] if code != 200 else [])
-            self.done += 1
-
-
-def reloads() -> int:
-    """How often the proxy's program has started a worker that reads its file anew."""
-    log = Path("/run/nsnet/web/log/ingress.log").read_text(errors="replace")
-    return log.count("New worker")
-
-
-def test_no_request_is_lost_in_twenty_endpoint_changes_and_six_reloads(http_port: int) -> None:
-    names = [line.split()[0] for line in nsnet("get", "po").splitlines() if line.startswith("a-")]
-    before = reloads()
-    with Load(http_port, "a.org") as load:
-        for number in range(20):
-            annotation = "nsnet/ready-" if number % 2 else "nsnet/ready=false"
-            assert main.run(["--cluster", "web", "annotate", "pod", names[number // 2 % 2], annotation]) == 0
-        assert reloads() == before  # endpoints need none
-        for number in range(6):
-            nsnet("apply", "-f", "-", stdin=ingress("more", f"h{number}.org", "/", "b"))
-            assert status(f"h{number}.org", "/", http_port) == "200"
-    assert load.wrong == Counter()
-    assert load.done > 500
-    assert reloads() == before + 6
-    nsnet("delete", "ing", "more")
+# --- changes (under load: test_way_in.py) -----------------------------------------------------------------------------
 
 
 def test_a_new_pod_is_used_and_a_service_without_endpoints_answers_503(http_port: int) -> None:
@@ -401,6 +336,9 @@ def test_bad_objects_leave_the_others_alone(http_port: int) -> None:
     events = nsnet("events")
     for reason in ("ServiceNotFound", "PortNotFound", "LiteralPath"):
         assert reason in events
+    for wrong in (ingress("port", "port.org:80", "/", "a"), ingress("path", "path.org", "path", "a")):
+        nsnet("apply", "-f", "-", stdin=wrong, code=2)
+    assert {host: status(host, "/", http_port) for host in wanted} == wanted
     nsnet("delete", "ing", "gone", "misnamed", "regex", code=None)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import select
 import signal
@@ -14,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import dns.flags
@@ -23,6 +24,7 @@ import dns.query
 import dns.rcode
 import msgspec
 import pytest
+from scapy.layers.inet import IP, TCP
 
 from nsnet.programs.kubedns.config import Config, Endpoint, Port, Service
 from nsnet.programs.kubedns.server import CONNECTIONS
@@ -249,6 +251,8 @@ def test_signals(serve: Serve) -> None:
     CONFIG.write_text("{")
     process.send_signal(signal.SIGHUP)
     assert process.stderr is not None
+    served = f"kubedns: {len(COREDNS.services)} services of cluster.local, as coredns"
+    assert process.stderr.readline().decode() == f"{served}; names outside are asked of nobody\n"
     assert b"kubedns: /run/kubedns-test/kubedns.json: " in process.stderr.readline()  # it has read the file again
     with socket.create_connection(("127.0.0.1", PORT)), socket.socket(socket.AF_UNIX) as control:
         control.connect(f"{CONFIG}.sock")
@@ -475,6 +479,67 @@ def test_thousands_of_connections_that_say_nothing(serve: Serve) -> None:
         assert page("/readiness") == (200, "ok\n")
 
 
+@pytest.mark.usefixtures("address")
+def test_thousands_of_connections_that_are_never_completed(serve: Serve) -> None:
+    """SYNs whose sender never answers: the kernel holds some half open and says cookies to the rest."""
+    serve(COREDNS)
+    subprocess.run(["ip", "route", "add", "198.51.100.0/24", "dev", "lo"], check=True)
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+            for n in range(2000):
+                syn = IP(src=f"198.51.100.{n % 250 + 1}", dst="192.0.2.9") / TCP(sport=1024 + n, dport=PORT, seq=n)
+                raw.sendto(bytes(syn), ("192.0.2.9", 0))
+        opened = subprocess.run(["ss", "-Htn", "state", "syn-recv"], capture_output=True, text=True, check=True).stdout
+        assert len(opened.splitlines()) > 50
+        assert said(dns.query.tcp(question(WEB), "192.0.2.9", port=PORT, timeout=5))[1:] == ["@ 5 A 10.96.5.5"]
+        assert code(udp(WEB)) == "NOERROR"
+    finally:
+        subprocess.run(["ip", "route", "delete", "198.51.100.0/24", "dev", "lo"], check=True)
+
+
+LOOPS = (
+    b"\xc0\x0c",  # a name that points at itself
+    b"\1a\xc0\x0c",
+    b"\xc0\x0e\xc0\x0c",  # two that point at each other
+    b"".join(struct.pack("!H", 0xC000 | 14 + 2 * n) for n in range(60)) + b"\xc0\x0c",
+    b"\x3f" + b"a" * 63 + b"\xc0\x0c",
+)
+
+
+def hostile(count: int) -> Iterator[bytes]:
+    """Questions with bytes changed, cut, doubled and put together with names that never end; always the same ones."""
+    dice = random.Random(4)
+    whole = [question(name, kind, use_edns=edns).to_wire() for name, kind, _ in ROWS for edns in (-1, 0)]
+    for _ in range(count):
+        data = bytearray(dice.choice(whole))
+        for _ in range(dice.randrange(4)):
+            data[dice.randrange(len(data))] = dice.randrange(256)
+        if dice.random() < 0.3:
+            data[12:12] = dice.choice(LOOPS)
+        if dice.random() < 0.3:
+            data = data[: dice.randrange(len(data))]
+        yield bytes(data + data[: dice.randrange(40)] if dice.random() < 0.2 else data)
+
+
+def test_hostile_packets(serve: Serve, dnsmasq: Callable[[str], subprocess.Popen[bytes]]) -> None:
+    """Thousands over UDP and hundreds over TCP, at kubedns and at dnsmasq: both live on and are right."""
+    server, front = serve(COREDNS), dnsmasq(CLASSIC)
+    for port in (PORT, 53):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            for data in hostile(3000):
+                sock.sendto(data, ("127.0.0.1", port))
+        for data in hostile(300):
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as sock, suppress(OSError):
+                sock.sendall(struct.pack("!H", len(data)) + data)
+                sock.shutdown(socket.SHUT_WR)
+                while sock.recv(65536):
+                    pass
+        for ask in (udp, tcp):
+            assert [item.to_text() for item in ask(WEB, port=port).answer[0]] == ["10.96.5.5"]
+    assert server.poll() is front.poll() is None
+    assert resident(server.pid) < 100
+
+
 def test_messages_of_64_kb(serve: Serve) -> None:
     process = serve(COREDNS)
     bare = question(WEB).to_wire()
@@ -552,20 +617,16 @@ def ten_thousand() -> Config:
 
 
 def test_ten_thousand_services(serve: Serve) -> None:
-    """Measured here: 40 ms for a reload, 80 MB. What is asserted leaves room for a busy machine."""
+    """How long it takes is for `scripts/bench dns`."""
     config = ten_thousand()
     process = serve(config)
     assert said(udp("svc-9999.ns19.svc.cluster.local"))[1:] == ["@ 5 A 10.96.39.250"]
-    times = []
     for n in range(5):
         added = Service("ns0", f"new-{n}", (f"10.97.0.{n}",))
         write(changed(config, services=(*config.services, added)))
-        before = time.monotonic()
         assert reload() == b"ok\n"
         assert said(udp(f"new-{n}.ns0.svc.cluster.local"))[1:] == [f"@ 5 A 10.97.0.{n}"]
-        times.append(time.monotonic() - before)
     assert said(udp("250.39.96.10.in-addr.arpa", "PTR"))[1:] == ["@ 5 PTR svc-9999.ns19.svc.cluster.local."]
-    assert min(times) < 0.2
     assert resident(process.pid) < 150
 
 
@@ -652,6 +713,21 @@ def test_behind_a_later_dnsmasq(serve: Serve, dnsmasq: Callable[[str], object]) 
     before = metric('kubedns_requests_total{proto="udp"}')
     assert code(udp("www.example.com", port=53)) == "REFUSED"
     assert metric('kubedns_requests_total{proto="udp"}') == before
+
+
+def test_thousands_of_connections_to_dnsmasq(serve: Serve, dnsmasq: Callable[[str], subprocess.Popen[bytes]]) -> None:
+    """It talks to twenty over TCP at a time, as in a real cluster; over UDP to all, over TCP when they have gone."""
+    serve(COREDNS)
+    front = dnsmasq(CLASSIC)
+    with ExitStack() as stack:
+        for _ in range(3000):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(("127.0.0.1", 53))
+        assert code(udp(WEB, port=53)) == "NOERROR"
+        assert code(udp("nope.default.svc.cluster.local", port=53)) == "NXDOMAIN"
+    assert [item.to_text() for item in tcp(WEB, port=53).answer[0]] == ["10.96.5.5"]
+    assert front.poll() is None
 
 
 @pytest.mark.usefixtures("address")

@@ -10,9 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import sqrt
 from pathlib import Path
 
@@ -24,13 +23,13 @@ from nsnet.kernel.probe import Answer, Probe, probe
 from nsnet.trace.rules import Facts, likelihood, number, parse
 from nsnet.trace.values import Packet, Trip
 from nsnet.verify import chance
+from tests.outside import deaf, until
 
 ROOT = Path(__file__).parents[2]
 NSNET = (sys.executable, "-m", "nsnet")
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "NSNET_RESYNC": "3600"}
 CLIENT, NEAR = names.host_netns("lb", "client"), names.host_netns("lb", "near")
 ROUTER, NODE3 = names.fabric_netns("lb", "router"), names.node_netns("lb", "node3")
-PATIENCE = 60.0  # s for what takes some 10 on an idle machine
 WHO = b"GET / HTTP/1.0\r\n\r\n"
 
 CLUSTER = """
@@ -70,6 +69,7 @@ SERVICES = "".join(
         ("away", "198.51.100.15", "nobody", LOCAL),
         ("inside", "172.18.0.201", "two", LOCAL),
         ("spread", "198.51.100.18", "web", LOCAL),
+        ("waits", "192.0.2.1", "web", ""),
     )
 )
 UDP = """
@@ -125,12 +125,6 @@ def outcome(address: str, where: str = CLIENT, port: int = 80) -> str:
     return ask(address, 1, where, port)[0].outcome
 
 
-def until(what: Callable[[], bool], why: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < deadline, why
-
-
 def service(name: str) -> dict[str, list[str]]:
     """Addresses and nodes as the status has them."""
     status = json.loads(nsnet("get", "svc", name, "-o", "json")).get("status", {})
@@ -169,6 +163,22 @@ def test_under_local_the_client_is_seen_unless_it_is_on_a_segment_with_the_nodes
     assert seen("198.51.100.11") == {"203.0.113.2"}
     assert seen("198.51.100.11", NEAR) == seen("172.18.0.201", NEAR) == {"172.18.0.1"}
     assert seen("172.18.0.201") == {"203.0.113.2"}
+
+
+def test_explain_and_trace_say_whose_address_arrives() -> None:
+    """Also of a client on a segment with the nodes, whose source changes whatever `snat` says."""
+    page = nsnet("explain", "svc/two")
+    for line in (
+        "  to node1, node2\n",
+        "  not to node3\n        it does not answer its health check\n",
+        "  no source NAT\n        nodes see the client; their default route leads the answer back this way\n",
+        "  but for clients in 172.18.0.0/16: they get its address\n",
+    ):
+        assert line in page
+    why = "client and node are both in 172.18.0.0/16: the node would answer past the balancer"
+    assert why in nsnet("trace", "host/near", "198.51.100.11:80")
+    assert why not in nsnet("trace", "host/client", "198.51.100.11:80")
+    assert "no address: pending" in nsnet("explain", "svc/waits")
 
 
 def test_a_pod_and_a_node_are_served_by_their_own_node_from_all_endpoints() -> None:
@@ -222,19 +232,6 @@ def test_an_address_that_is_taken_is_waited_for() -> None:
 # --- health -----------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def deaf(node: str) -> Iterator[None]:
-    """Nothing from outside reaches the node: a table drops it, the one that the controller leaves alone."""
-    inside = ("ip", "netns", "exec", names.node_netns("lb", node), "nft")
-    hook = "{ type filter hook prerouting priority -400; }"
-    subprocess.run([*inside, f"add table ip nsnet-trace; add chain ip nsnet-trace c {hook}"], check=True)
-    subprocess.run([*inside, 'add rule ip nsnet-trace c iifname "eth0" drop'], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run([*inside, "delete table ip nsnet-trace"], check=True)
-
-
 class Sender:
     """Asks over UDP from one port, so that conntrack takes it all for one connection."""
 
@@ -265,7 +262,7 @@ def sender_to(pod: str) -> Iterator[Sender]:
 
 def test_a_node_that_dies_is_left_out_and_comes_back() -> None:
     """Connections are lost until two checks have failed, and none from then on. A UDP client moves on with its port."""
-    with sender_to("w3") as stuck, deaf("node3"):
+    with sender_to("w3") as stuck, deaf(NODE3):
         assert {answer.outcome for answer in ask("198.51.100.18", 60)} == {"ok", "timeout"}
         assert not stuck.who()
         until(lambda: service("spread")["nodes"] == ["node1", "node2"], "node3 does not answer and is still used")
@@ -344,6 +341,7 @@ def test_mode_vip_routes_to_the_nodes_and_needs_no_node_ports() -> None:
     assert pods(ask("198.51.100.17", 200)).keys() == {"w1", "w2", "w3"}
     counts = pods(ask("198.51.100.18", 600))
     assert counts.keys() == {"w1", "w2", "w3"}
+    assert chance.likelihood(counts.values()) > chance.ERROR_RATE
     assert seen("198.51.100.11") == {"203.0.113.2"}
     assert seen("172.18.0.201", NEAR) == {"172.18.0.5"} == {_address(NEAR)}
     assert outcome("198.51.100.13") == "timeout"
@@ -353,7 +351,7 @@ def test_mode_vip_routes_to_the_nodes_and_needs_no_node_ports() -> None:
         ["ip", "netns", "exec", ROUTER, "iptables-save", "-t", "nat"], check=True, capture_output=True, text=True
     )
     assert "DNAT" not in rules.stdout
-    with deaf("node3"):
+    with deaf(NODE3):
         until(lambda: service("spread")["nodes"] == ["node1", "node2"], "node3 does not answer and is still used")
         assert pods(ask("198.51.100.18", 100)).keys() == {"w1", "w2"}
     until(lambda: service("spread")["nodes"] == ["node1", "node2", "node3"], "node3 answers and is not used")

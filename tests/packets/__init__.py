@@ -6,9 +6,11 @@ A row: sender, destination, protocol → who answers, which source is seen there
     a1      10.96.0.11:81      tcp   unreachable      ; nftables refused  (other port)
 
 Who answers: every one of these in turns; `e1|e2`: always the same one of these; or `refused` (by a rule), `dropped`,
-`unreachable` (no route or no answer on the way), or a node's name (its own processes get it; none of them listens).
+`closed` (taken, and closed without a word), `unreachable` (no route or no answer on the way), or a node's name (its own
+processes get it; none of them listens).
 Seen: `=` the sender's own address; else names from `SEEN`. Several rows of a table may be right about the source: which
 one depends on the endpoint. After `;` a mode with what it does otherwise, by upstream's design (nsnet/verify/modes.py).
+In userspace mode endpoints see the node whose process asks them: `_asks` says which, so the rows need not.
 
 A file of rows may begin with `config:` and what a KubeProxyConfiguration says.
 """
@@ -16,6 +18,7 @@ A file of rows may begin with `config:` and what a KubeProxyConfiguration says.
 import re
 from collections.abc import Iterator
 from functools import cache
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import msgspec
@@ -28,10 +31,10 @@ from nsnet.state import Route, State
 
 HERE = Path(__file__).parent
 NAME = "pk"
-MODES = ("iptables", "nftables")  # userspace: add it here, and `; userspace …` to the rows it answers otherwise
+MODES = ("iptables", "nftables", "userspace")
 FILES = tuple(sorted(path.stem for path in HERE.glob("*.txt")))
 
-ENDS = ("refused", "dropped", "unreachable")
+ENDS = ("refused", "dropped", "unreachable", "closed")
 NODES = ("node1", "node2", "node3")
 PODS = ("a1", "a2", "a3", "e1", "e2", "e3", "slow")
 NETNS = {
@@ -46,11 +49,17 @@ SEEN = {
     "a1": "10.244.1.9", "a2": "10.244.2.9", "a3": "10.244.3.9",
     "e1": "10.244.1.20", "e2": "10.244.1.30", "e3": "10.244.2.20", "slow": "10.244.2.40",
 }  # fmt: skip
+HOME = {
+    "a1": "node1", "e1": "node1", "e2": "node1", "api": "node1",
+    "a2": "node2", "e3": "node2", "slow": "node2", "host": "node2", "a3": "node3",
+}  # fmt: skip
 ROUTED = {
     **dict.fromkeys(("198.51.100.0/24", "192.0.2.0/25"), "172.18.0.2"),
     "192.0.2.128/26": "172.18.0.3",
 }
 """What the network around the cluster knows of external addresses: to which node they go, as BGP would tell it."""
+EXTERNAL = "198.51.100."  # externalIPs; the other networks have addresses of load balancers
+NODE_OF = {address: name.rpartition("@")[2] for name, address in SEEN.items() if name.rpartition("@")[2] in NODES}
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -96,9 +105,38 @@ def _row(line: str, mode: str) -> Row:
         if found[1] == mode:
             answer, situation = re.split(r"\s{2,}", found[2]), found[3]
     who, seen = answer[0], answer[1].split() if len(answer) > 1 else []
-    return Row(
+    row = Row(
         sender, to, protocol, frozenset(re.split(r"[ |]", who)), frozenset(seen), one="|" in who, situation=situation
     )
+    return _proxied(row) if mode == "userspace" else row
+
+
+def _proxied(row: Row) -> Row:
+    """The row where a process asks the endpoints: they see its node, under the address that faces them."""
+    direct = row.address in {SEEN[pod] for pod in PODS} or "lo" in row.seen
+    if direct or not row.who <= HOME.keys():
+        return row
+    node = _asks(row)
+    seen = frozenset(_facing(node, end) for end in row.who)
+    return msgspec.structs.replace(row, seen=seen, situation=row.situation or "own connection")
+
+
+def _asks(row: Row) -> str:
+    """Whose process: the node's whose address it is, or to which the network brings it; else the sender's own node.
+
+    External addresses are not for pods and the node itself (userspace mode's rule): the network gets them.
+    """
+    home = HOME.get(row.sender, row.sender)
+    routed = next((via for net, via in ROUTED.items() if ip_address(row.address) in ip_network(net)), "")
+    if routed and (row.sender == "client" or row.address.startswith(EXTERNAL)):
+        return NODE_OF[routed]
+    return NODE_OF.get(row.address, home)
+
+
+def _facing(node: str, end: str) -> str:
+    if end in ("api", "host"):  # in the network of their nodes
+        return node
+    return f"cni0@{node}" if HOME[end] == node else f"flannel@{node}"
 
 
 def text(stem: str, mode: str) -> str:

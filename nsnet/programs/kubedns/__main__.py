@@ -36,6 +36,7 @@ class Control:
         self.http = http
         self.hourly: asyncio.TimerHandle | None = None
         self.opening: asyncio.Task[None] | None = None
+        self.said = ""
 
     def reload(self) -> str:
         """`ok`, or what is wrong with the file."""
@@ -46,6 +47,7 @@ class Control:
             return f"error: {error}"
         self.server.answers.reloads += 1
         self.use(config)
+        self._say(config)
         if self.opening is None:
             self.opening = asyncio.create_task(self._open())
         return "ok"
@@ -59,6 +61,15 @@ class Control:
             self.hourly = None
         if config.flavour == "kube-dns":
             self.hourly = asyncio.get_running_loop().call_later(HOUR - now % HOUR, self.use, config)
+
+    def _say(self, config: Config) -> None:
+        """What is served and who else is asked, where that is new; a Service that comes or goes is not."""
+        stubs = "".join(f"; {name} of {' '.join(servers)}" for name, servers in sorted(config.stubs.items()))
+        others = f"names outside are asked of {' '.join(config.upstreams) or 'nobody'}{stubs}"
+        said = f"{config.domain}, as {config.flavour}; {others}"
+        if said != self.said:
+            log(f"{len(config.services)} services of {said}")
+        self.said = said
 
     async def _open(self) -> None:
         try:

@@ -95,8 +95,8 @@ class Zone:
             return Found("SERVFAIL" if self.skydns else "REFUSED", authoritative=False)
         if kind == "ANY" and self.skydns:
             return Found("REFUSED", authoritative=False)
-        if self._stub(lower):
-            return Forward(self._stub(lower))
+        if servers := self._stub(lower):
+            return Forward(servers)
         if self._is_inside(lower):
             return self._inside(lower, self._spelled(labels), kind)
         if lower[-2:] in (IN_ADDR, IP6):
@@ -115,7 +115,16 @@ class Zone:
     def _stub(self, lower: Labels) -> tuple[str, ...]:
         """The servers of the longest stub domain that the name is in."""
         suffixes = (lower[start:] for start in range(len(lower)))
-        return next((self.stubs[suffix] for suffix in suffixes if suffix in self.stubs), ())
+        servers: tuple[str, ...] = next((self.stubs[suffix] for suffix in suffixes if suffix in self.stubs), ())
+        return tuple(address for server in servers for address in self._server(server))
+
+    def _server(self, server: str) -> tuple[str, ...]:
+        """As it is; but kube-dns' stub domains may name a Service of the cluster, which stands for its addresses."""
+        labels = labels_of(server)
+        if not self._is_inside(labels):
+            return (server,)
+        values = self._values(labels[: len(labels) - len(self.origin)]) or ()
+        return tuple(value.host for value in values if canonical(value.host))
 
     def servers(self, name: str) -> tuple[str, ...]:
         """Whom to ask about a name outside; nobody, perhaps. kube-dns never asks about names of one label."""

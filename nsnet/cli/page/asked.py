@@ -1,0 +1,54 @@
+"""The way of a packet between two ends of the picture: the document that `nsnet trace -o json` prints."""
+
+from collections.abc import Sequence
+
+from nsnet.cli import live, trace
+from nsnet.cli.context import Running, running
+from nsnet.cli.target import Target, target
+from nsnet.errors import InputError
+from nsnet.trace import Packet
+
+WAYS = 24  # followed and shown; a Service of 1,000 endpoints has 1,000
+PROTOCOLS = ("tcp", "udp", "icmp")
+
+Document = dict[str, object]
+
+
+def way(cluster: str, source: str, to: str, protocol: str, *, send: bool) -> Document:
+    """From SOURCE to TO, predicted; with `send` a real packet, too. What lies in a namespace may be named with it.
+
+    `more` says that there are further ways than the first `WAYS`, which nobody followed. Raises InputError (an end that
+    is nothing, a port that is missing), NotReachedError, MachineError.
+    """
+    if protocol not in PROTOCOLS:
+        raise InputError(f'"{protocol}" is no protocol', f"one of {', '.join(PROTOCOLS)}")
+    if not source or not to:
+        raise InputError("a way has two ends", "FROM and TO")
+    now = running("ui", cluster)
+    (namespace, first), (other, second) = _named(source), _named(to)
+    start = target(now.objects, first, namespace)
+    end = trace.destination(now.objects, second, other, protocol)
+    asked = Packet(protocol, end.address, end.port)
+    state, found = trace.looked(now, start, asked, WAYS + 1)
+    look = trace.look_of(state, now.objects, namespace)
+    shown = _sent(now, found, start, end, asked, look) if send else {}
+    return {**trace.document(found[:WAYS], start, end, asked, look), "more": len(found) > WAYS, **shown}
+
+
+def _named(text: str) -> tuple[str, str]:
+    """`pod/kube-system/dns:53` is pod/dns:53 of kube-system."""
+    kind, *rest = text.strip().split("/")
+    return (rest[0], f"{kind}/{rest[1]}") if len(rest) == 2 else ("default", text.strip())
+
+
+def _sent(
+    now: Running,
+    found: Sequence[trace.Traced],
+    start: Target,
+    end: trace.Destination,
+    asked: Packet,
+    look: trace.Look,
+) -> Document:
+    seen, verdict, intent = live.sent(now.objects, found, start, asked, look)
+    said = live.document(seen, verdict, intent, found[:WAYS], start, end, asked, look)
+    return {name: said[name] for name in ("observed", "agree", "verdict", "promised")}

@@ -1,0 +1,56 @@
+"""What a connection meets beyond its first packet: packets of full size, and clients that were here before.
+
+The first packet is small and new. A path that takes it may lose every large one after it, and an entry that conntrack
+keeps for a client's old port may lead to where nobody is any more.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from nsnet.state import Conntrack, State, socket_address
+from nsnet.trace.values import Packet, Way
+from nsnet.trace.view import family_of, lookup, view
+from nsnet.trace.walk import answer, walk
+
+
+def full_size(state: State, netns: str, packet: Packet, way: Way) -> int:
+    """Bytes of the largest IP packet that the sender makes; over TCP of what both ends believe in (MSS). 0: any."""
+    there = view(state.get(netns, frozenset()), family_of(packet.dst))
+    route = lookup(there, packet.dst)
+    sizes = [route.mtu or there.mtu(route.dev)] if route else []
+    if packet.protocol == "tcp":
+        here = view(state.get(way.netns, frozenset()), family_of(way.packet.dst))
+        owners = (
+            dev for dev, cidrs in here.addresses.items() if way.packet.dst in {c.partition("/")[0] for c in cidrs}
+        )
+        sizes += [here.mtu(dev) for dev in owners]
+    return min((size for size in sizes if size), default=0)
+
+
+def lost_when_large(state: State, netns: str, packet: Packet, ways: Sequence[Way]) -> Way | None:
+    """The first way on which a packet of full size is lost, there or back, where the small one arrives."""
+    sizes = {full_size(state, netns, packet, way) for way in ways if way.result == "delivered"} - {0}
+    for size in sorted(sizes, reverse=True):
+        for way in walk(state, netns, packet, size=size):
+            if _is_too_large(way):
+                return way
+            if way.result == "delivered" and way.through is None:
+                lost = next((back for back in answer(state, way, packet, size=size) if _is_too_large(back)), None)
+                if lost is not None:
+                    return lost
+    return None
+
+
+def _is_too_large(way: Way) -> bool:
+    return way.result == "dropped" and " bytes, it has " in way.reason
+
+
+def stale(state: State, packet: Packet, ways: Sequence[Way]) -> Iterator[tuple[str, Conntrack]]:
+    """Entries that lead this client's old ports to where no new connection goes, by the namespaces that keep them."""
+    sources = {way.flows[0].came.src if way.flows else way.packet.src for way in ways}
+    now = {socket_address(way.packet.dst, way.packet.dport) for way in ways}
+    for netns, values in sorted(state.items()):
+        entries = [value for value in values if isinstance(value, Conntrack) and value.rewritten]
+        for entry in sorted(entries, key=lambda value: value.key):
+            same = (entry.protocol, entry.dst, entry.dport) == (packet.protocol, packet.dst, packet.dport)
+            if same and entry.src in sources and entry.answerer not in now:
+                yield netns, entry
