@@ -11,7 +11,8 @@ import msgspec
 
 from nsnet import diff, kernel, reconcile, verify
 from nsnet.cli import elsewhere, options
-from nsnet.cli.context import Running, running
+from nsnet.cli.context import Running, chosen, running
+from nsnet.cli.failing import guarded
 from nsnet.cli.output import coloured, error, note, out, print_json, print_table, progress
 from nsnet.cli.trace import look_of
 from nsnet.errors import InputError, NotReachedError
@@ -22,6 +23,7 @@ from nsnet.verify.why import explained
 
 SHOWN = 20
 DRIFT = "drift"
+REPORT = "verify.xml"  # in a bundle
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -41,6 +43,7 @@ class Wish(msgspec.Struct, frozen=True):
 @click.option("--keep-going", is_flag=True, help="Ask everything, also after failures.")
 @click.option("--everywhere", is_flag=True, help="On the cluster's other machines, too, which ssh must reach.")
 @click.option("--compare-modes", is_flag=True, help="Instead: a copy under each kubeProxyMode, side by side.")
+@options.bundle_on_failure
 @click.option("--junit-file", type=click.Path(dir_okay=False), metavar="FILE", help="Write a JUnit report.")
 @options.output("json")
 @options.cluster
@@ -52,6 +55,7 @@ def verify_(
     keep_going: bool,
     everywhere: bool,
     compare_modes: bool,
+    bundle_on_failure: Path | None,
     junit_file: str | None,
     output: str | None,
     cluster: str | None,
@@ -64,27 +68,32 @@ def verify_(
         raise InputError("--compare-modes asks everything and prints its own table", "leave the other options out")
     if everywhere and (listing or junit_file or output or compare_modes):
         raise InputError("--everywhere prints a table for each machine", "leave the other forms of output out")
-    now = running("verify", cluster)
-    if compare_modes:
-        from nsnet.cli.compare import compare_modes as compare
 
-        return compare(now, output)
-    wish = Wish(only, all_pairs, retry, keep_going)
-    found, drift = wished(now, wish)
-    if listing:
-        _print_list(found, output)
-        return 0
-    started = time.perf_counter()
-    results = results_of(now, found, wish, drift=drift)
-    seconds = time.perf_counter() - started
-    if junit_file:
-        _write(junit_file, report.junit(results))
-    if output == "json":
-        print_json({"passed": report.passed(results), "results": [report.document(item) for item in results]})
-    else:
-        _print(results, seconds)
-    code = 0 if report.passed(results) else NotReachedError.exit_code
-    return max([code, *_elsewhere(now, wish)]) if everywhere else code
+    def work(further: dict[str, str]) -> int:
+        now = running("verify", cluster)
+        if compare_modes:
+            from nsnet.cli.compare import compare_modes as compare
+
+            return compare(now, output)
+        wish = Wish(only, all_pairs, retry, keep_going)
+        found, drift = wished(now, wish)
+        if listing:
+            _print_list(found, output)
+            return 0
+        started = time.perf_counter()
+        results = results_of(now, found, wish, drift=drift)
+        seconds = time.perf_counter() - started
+        further[REPORT] = report.junit(results)
+        if junit_file:
+            _write(junit_file, further[REPORT])
+        if output == "json":
+            print_json({"passed": report.passed(results), "results": [report.document(item) for item in results]})
+        else:
+            _print(results, seconds)
+        code = 0 if report.passed(results) else NotReachedError.exit_code
+        return max([code, *_elsewhere(now, wish)]) if everywhere else code
+
+    return guarded(bundle_on_failure, lambda: chosen(cluster), work)
 
 
 def _elsewhere(now: Running, wish: Wish) -> Iterator[int]:
@@ -183,11 +192,15 @@ def closing(results: list[Result], seconds: float) -> str:
     return f"{coloured(word, 'green' if good == len(results) else 'red')}, {calls} calls  ({seconds:.2f} s)"
 
 
-def after_up(now: Running) -> int:
-    """What `up` does with a cluster that stands: everything, once more for what failed; the exit code."""
+def after_up(now: Running, further: dict[str, str]) -> int:
+    """What `up` does with a cluster that stands: everything, once more for what failed; the exit code.
+
+    `further` gets the report, for a bundle.
+    """
     started = time.perf_counter()
     found, _ = wished(now, Wish())
     results = results_of(now, found, Wish(retry=1), drift=True)
+    further[REPORT] = report.junit(results)
     print_failures(results)
     out(closing(results, time.perf_counter() - started))
     if report.passed(results):

@@ -76,6 +76,9 @@ SECTIONS: dict[str, dict[str, Verb]] = {
     },
     "The tool": {
         "doctor": Verb("doctor:doctor", "Show what this machine lacks, what it costs, and what mends it."),
+        "bundle": Verb(
+            "bundle:bundle", "Pack objects, kernel state, logs and doctor into an archive, without secrets."
+        ),
         "completion": Verb("machine:completion", "Print the completion script of a shell."),
         "version": Verb("machine:version", "Print the version."),
     },
@@ -123,13 +126,15 @@ CONTEXT = {"auto_envvar_prefix": "NSNET", "help_option_names": ["-h", "--help"],
 
 @click.group(cls=Verbs, context_settings=CONTEXT, no_args_is_help=False, invoke_without_command=True)
 @click.option("--cluster", metavar="NAME", allow_from_autoenv=False, help="The cluster (also NSNET_CLUSTER).")
+@click.option("--rootless", is_flag=True, help="Without root, in a user namespace of your own.")
 @click.option("--version", is_flag=True, allow_from_autoenv=False, help="Print the version.")
 @click.pass_context
-def nsnet(ctx: click.Context, cluster: str | None, version: bool) -> None:
+def nsnet(ctx: click.Context, cluster: str | None, rootless: bool, version: bool) -> None:
     """A whole Kubernetes cluster network on one Linux machine, real, and checked with packets.
 
     Start with: sudo nsnet up topologies/quickstart.yaml
     """
+    del rootless  # each verb heeds it (options.py)
     ctx.obj = cluster
     if version:
         from nsnet import __version__

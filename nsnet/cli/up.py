@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from shlex import quote
 from typing import Any, TypeVar
 
@@ -20,13 +21,14 @@ from nsnet import controller, model, names, reconcile
 from nsnet.cli import check, options, spread
 from nsnet.cli.change import facts
 from nsnet.cli.context import Running, changing, opened, waiting_for
+from nsnet.cli.failing import guarded
 from nsnet.cli.files import load
 from nsnet.cli.impaired import equipped
 from nsnet.cli.output import error, note, out, progress, warning
 from nsnet.cli.plan import wanted
 from nsnet.cli.target import pods_of
 from nsnet.errors import InputError, MachineError, NotReachedError
-from nsnet.kernel import features, files
+from nsnet.kernel import features, files, rootless
 from nsnet.manifests import Loaded
 from nsnet.model import Event, HTTPRoute, Ingress, Key, Node, Object, Objects, Pod, Service
 from nsnet.reconcile import Report
@@ -58,6 +60,7 @@ class Built(msgspec.Struct, frozen=True):
 @click.option("--no-verify", is_flag=True, help="Do not send packets to prove it.")
 @click.option("--timeout", default="60s", metavar="TIME", help="How long to wait until pods are ready (60s).")
 @click.option("--recreate", is_flag=True, help="Remove what is there under that name first.")
+@options.bundle_on_failure
 @click.option(
     "--store", metavar="STORE", help="Where objects stand: sqlite (default), etcd, etcd://HOST:2379[/PREFIX]."
 )
@@ -68,6 +71,7 @@ def up(
     no_verify: bool,
     timeout: str,
     recreate: bool,
+    bundle_on_failure: Path | None,
     store: str | None,
     machine: str | None,
     cluster: str | None,
@@ -85,15 +89,19 @@ def up(
     store = location.checked(store) if store else None
     loaded = load(files, cluster)
     name = model.cluster_of(loaded.objects).metadata.name
-    with going_on(name):
-        for line in loaded.notes:
-            note(f"note: {line}")
-        built = build(loaded, name, store, machine, recreate=recreate)
-        built = until_ready(built, seconds)
-        _print_built(built, time.perf_counter() - started)
-        code = 0 if no_verify else check.after_up(built.running)
-        _print_tries(built.running)
-        return max(code, _not_ready(built.running.objects))
+
+    def work(further: dict[str, str]) -> int:
+        with going_on(name):
+            for line in loaded.notes:
+                note(f"note: {line}")
+            built = build(loaded, name, store, machine, recreate=recreate)
+            built = until_ready(built, seconds)
+            _print_built(built, time.perf_counter() - started)
+            code = 0 if no_verify else check.after_up(built.running, further)
+            _print_tries(built.running)
+            return max(code, _not_ready(built.running.objects))
+
+    return guarded(bundle_on_failure, lambda: name, work)
 
 
 def duration(text: str) -> float:
@@ -128,7 +136,7 @@ def build(loaded: Loaded, name: str, place: str | None = None, machine: str | No
     with reconcile.lock(name, waiting=waiting_for(name, "up")):
         equipped(loaded.objects)
         if recreate:
-            wanted(loaded, {})  # what is wrong is found before anything is touched
+            reconcile.possible(wanted(loaded, {}))  # what is wrong is found before anything is touched
             controller.stop(name)
             opening.forget(name)
             reconcile.destroy(name)
@@ -137,7 +145,8 @@ def build(loaded: Loaded, name: str, place: str | None = None, machine: str | No
             progress("writing the store")
             known = msgspec.structs.replace(facts(), subnets=files.subnet_envs(name))
             refuse_other_flannel(store, wanted(loaded, {}, known))
-            update(store, lambda stored: equipped(wanted(loaded, stored, known)), warning)
+            with reconcile.nothing_left(store, name):
+                update(store, lambda stored: reconcile.possible(equipped(wanted(loaded, stored, known))), warning)
             report = explained(lambda: _sync_and_start(store, name))
     progress("")
     objects = report.memory.objects
@@ -308,8 +317,9 @@ def counted(number: int, noun: str) -> str:
 
 
 def command() -> str:
-    """What to type to run this very nsnet with root's rights."""
-    return f"sudo {quote(os.environ.get('NSNET_INVOKED_AS') or 'nsnet')}"
+    """What to type to run this very nsnet with root's rights, or without them as now."""
+    name = quote(os.environ.get("NSNET_INVOKED_AS") or "nsnet")
+    return f"{name} --rootless" if rootless.INSIDE in os.environ else f"sudo {name}"
 
 
 def _print_tries(running: Running) -> None:

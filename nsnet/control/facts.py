@@ -20,11 +20,14 @@ class Facts(msgspec.Struct, frozen=True):
     `now` is RFC 3339 in UTC (`2026-01-31T12:00:00Z`); empty: no clock, nothing gets a time stamp and no grace period
     ends.
 
+    `entropy` is what secrets are drawn from, once; empty: they are functions of names, as all else (`plan`, tests).
+
     `subnets`: node → the FLANNEL_SUBNET of a subnet.env that is still there, though the store knows nothing of it.
     """
 
     listening: Listening | None = None
     now: str = ""
+    entropy: bytes = b""
     subnets: Mapping[str, str] = {}
 
 

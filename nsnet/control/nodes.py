@@ -8,7 +8,7 @@ made (or the document read anew); after that the Node says what they are, so tha
 import msgspec
 
 from nsnet import names
-from nsnet.control import flannel
+from nsnet.control import flannel, wireguard
 from nsnet.control.facts import Facts
 from nsnet.control.table import Table, of, owned_by, owner
 from nsnet.model import (
@@ -48,15 +48,17 @@ def write(table: Table, cluster: Cluster, facts: Facts) -> None:
     nodes = of(table, Node)
     there = {node.metadata.name: node for node in nodes.values()}
     subnets = flannel.subnets(cluster, there, of(table, SubnetLease), facts.subnets)
+    keys = wireguard.public_keys(table, cluster, facts.entropy)
     wanted: dict[Key, Node] = {}
     for entry in cluster.nodes:
         key = Key("Node", "", entry.name)
         old = there.get(entry.name)
-        new = _node(cluster, entry, old, subnets[entry.name], _silent(cluster, entry, old, facts))
+        silent = _silent(cluster, entry, old, facts)
+        new = _node(cluster, entry, old, subnets[entry.name], keys.get(entry.name, ""), silent)
         wanted[key] = old if old is not None and old == new else new
     nodes.clear()
     nodes.update(wanted)
-    flannel.write_leases(table, cluster)
+    flannel.write_leases(table, cluster, keys)
 
 
 def _silent(cluster: Cluster, entry: NodeEntry, old: Node | None, facts: Facts) -> bool:
@@ -68,9 +70,11 @@ def _silent(cluster: Cluster, entry: NodeEntry, old: Node | None, facts: Facts) 
     return names.node_netns(cluster.metadata.name, entry.name) not in facts.listening
 
 
-def _node(cluster: Cluster, entry: NodeEntry, old: Node | None, subnets: tuple[str, ...], silent: bool) -> Node:
+def _node(
+    cluster: Cluster, entry: NodeEntry, old: Node | None, subnets: tuple[str, ...], key: str, silent: bool
+) -> Node:
     base = old or Node(ObjectMeta(name=entry.name, ownerReferences=(owner(cluster),)))
-    notes = flannel.annotations(cluster, entry.name, (entry.address, *entry.addresses))
+    notes = flannel.annotations(cluster, entry.name, (entry.address, *entry.addresses), key)
     made = old is not None and owned_by(old, "Cluster") and bool(old.metadata.labels)
     meta = msgspec.structs.replace(
         base.metadata,

@@ -22,6 +22,7 @@ from nsnet.render import (
     machines,
     portmap,
     programs,
+    sysctls,
     underlay,
 )
 from nsnet.render.view import MEMO, View, view_of
@@ -55,7 +56,10 @@ def render(objects: model.Objects, here: str = "") -> State:
     for component in COMPONENTS:
         for netns, values in component(seen):
             parts[netns].append(values)
-    return machines.own(seen, {netns: _united(values) for netns, values in parts.items()})
+    want = {netns: _united(values) for netns, values in parts.items()}
+    for netns, said in sysctls.said(seen).items():
+        want[netns] = frozenset(sysctls.over(want[netns], netns, said))
+    return machines.own(seen, want)
 
 
 def _united(parts: list[Iterable[Value]]) -> frozenset[Value]:

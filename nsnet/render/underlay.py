@@ -28,6 +28,7 @@ from nsnet.model import MachineEntry, bits, family_of, lost_by_chance, micros, p
 from nsnet.render.machines import first
 from nsnet.render.view import MEMO, Machine, Network, View, default_route
 from nsnet.state import (
+    OFFLOADS,
     Address,
     Bridge,
     BridgePort,
@@ -36,6 +37,7 @@ from nsnet.state import (
     Loopback,
     Neighbour,
     Netns,
+    Offload,
     Qdisc,
     Route,
     Sysctl,
@@ -119,8 +121,14 @@ def _switch(network: Network, machines: tuple[Machine, ...], router: str) -> tup
         values += _port(network, ROUTER, f"{router}/{names.device(network.name)}", network.mtu)
     for machine in machines:
         values += _port(network, _port_name(machine), f"{machine.netns}/eth0", machine.mtu)
+        values += _offload(machine, _port_name(machine))
         values += _impaired(_port_name(machine), machine)
     return tuple(values)
+
+
+def _offload(machine: Machine, dev: str) -> tuple[Offload, ...]:
+    """Both ends of the cable: what one leaves to the other would not be done at all."""
+    return () if machine.link is None or machine.link.offload else (Offload(dev, OFFLOADS),)
 
 
 @lru_cache(maxsize=256)
@@ -204,6 +212,7 @@ def _machine(machine: Machine, machines: tuple[Machine, ...]) -> tuple[Value, ..
     port = f"{network.netns}/{_port_name(machine)}"
     return (
         Veth("eth0", port, machine.mac, machine.mtu),
+        *_offload(machine, "eth0"),
         *_impaired("eth0", machine),
         *_lossy(machine),
         *(Address("eth0", network.cidr(ip)) for ip in machine.ips),
