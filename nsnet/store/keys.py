@@ -105,8 +105,8 @@ def net_conf(cluster: Cluster) -> bytes:
     each = {family_of(subnet): subnet for subnet in subnets(cluster.networking.podSubnet)}
     networks = {name: each[family] for family, name in (("ip", "Network"), ("ip6", "IPv6Network")) if family in each}
     said: dict[str, Any] = msgspec.to_builtins(cluster.flannel)
-    kind, usual = cluster.flannel.Backend.Type, msgspec.to_builtins(type(cluster.flannel.Backend)())
-    shown = {"Type", *(("VNI", "Port") if kind.lower() == "vxlan" else ())}
+    usual = msgspec.to_builtins(type(cluster.flannel.Backend)())
+    shown = {"Type", *(("VNI",) if cluster.flannel.Backend.kind == "vxlan" else ())}  # flannel's code says udp and 1
     backend = {name: value for name, value in said.pop("Backend").items() if name in shown or value != usual[name]}
     body = {name: value for name, value in said.items() if value not in (0, "", None) and name not in _OURS}
     return msgspec.json.encode({**networks, **body, "Backend": backend})

@@ -166,7 +166,7 @@ def test_leases_live_as_flannels_do(etcd: Etcd) -> None:
     nsnet("up", QUICKSTART, "--store", etcd.url, "--no-verify")
     assert json.loads(etcdctl(etcd, "get", "--print-value-only", "/coreos.com/network/config")) == {
         "Network": "10.244.0.0/16", "SubnetLen": 24, "SubnetMin": "10.244.1.0", "SubnetMax": "10.244.255.0",
-        "Backend": {"Type": "vxlan", "VNI": 1, "Port": 8472},
+        "Backend": {"Type": "vxlan", "VNI": 1},
     }  # fmt: skip
     value = etcdctl(etcd, "get", "--print-value-only", f"{SUBNETS}10.244.2.0-24").strip()
     vtep = json.loads(value)["BackendData"]["VtepMAC"]
