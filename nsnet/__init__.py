@@ -21,6 +21,10 @@ there, and writes the difference.
 Imports only point down, and rooms on floor 1 never see each other. `render` never sees the kernel, the kernel never
 sees a Service; only `kernel/` (and `programs/`, which run inside) make system calls; only `kernel/netns.py` enters a
 namespace. Nothing remembers: there are the objects in the store and the kernel, and no third thing.
+
+The store is a file, or an etcd that several machines share: then every machine runs the same controller, renders
+what is its own (`render/machines.py`) and tells the others who listens there (`store/members.py`); one at a time does
+control.
 """
 
 __version__ = "0.1.0"

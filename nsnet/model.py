@@ -900,9 +900,20 @@ IMPAIRED_BY = "nsnet/impaired-by"
 """Annotation of the Cluster: `netem`, or `plain` where the kernel has none. `up` asks the kernel and writes it."""
 
 
+class MachineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A machine that carries part of the cluster; `address` is one of its own, by which the others reach it."""
+
+    name: str
+    address: str
+    mtu: int = 1500
+
+
 class Underlay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`machines`: those that the cluster is spread over; its networks are carried between them by VXLAN."""
+
     networks: tuple[Network, ...] = ()
     links: tuple[LinkSpec, ...] = ()
+    machines: tuple[MachineEntry, ...] = ()
 
 
 class NodeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -914,6 +925,7 @@ class NodeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels: Labels = {}
     taints: tuple[Taint, ...] = ()
     sysctls: dict[str, int | str] = {}  # as in sysctl.conf, over what kubelet, CNI and kube-proxy set
+    machine: str = ""
 
 
 class HostEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

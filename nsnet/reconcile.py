@@ -52,7 +52,7 @@ import msgspec
 
 from nsnet import names
 from nsnet.errors import MachineError, NotReachedError
-from nsnet.model import Fault, Key, Object, Objects, indexed, of
+from nsnet.model import Fault, Key, Object, Objects, cluster_of, indexed, of
 from nsnet.state import (
     FILTER_KINDS,
     KINDS,
@@ -77,7 +77,8 @@ from nsnet.state import (
     Value,
     is_held,
 )
-from nsnet.store import Conflict, Store
+from nsnet.store import Conflict, Store, Unreachable, location
+from nsnet.store.members import Member
 from nsnet.store.objects import differences, load_objects, refresh, save_objects
 
 T = TypeVar("T")
@@ -143,6 +144,7 @@ class Report(msgspec.Struct, frozen=True):
     seconds: dict[str, float]
     memory: Memory
     lines: tuple[str, ...] = ()  # the first few changes, for a log
+    unreachable: Unreachable | None = None  # the store, so that this went by what was last known of it
 
 
 class BusyError(NotReachedError):
@@ -190,16 +192,47 @@ def wanted(objects: Objects) -> Wanted:
     """What follows from completed objects for the kernel, with the faults that stand among them."""
     from nsnet import faults, render
 
-    healthy = render.render(faults.asked(objects))
+    cluster = cluster_of(objects).metadata.name
+    healthy = {**render.render(faults.asked(objects), location.here(cluster).machine), **furniture(cluster)}
     return Wanted(faults.broken(healthy, objects), faults.holds(healthy, objects))
 
 
-def completed(objects: Objects, listening: Listening | None, now: str) -> dict[Key, Object]:
+def furniture(cluster: str) -> State:
+    """What shall stand whatever the objects say: the etcd in which they do, if the cluster has one of its own."""
+    from nsnet.render import etcd
+
+    if location.here(cluster).store != location.INSIDE:
+        return {}
+    return dict([etcd.values(cluster, str(location.etcd_dir(cluster)))])
+
+
+def furnish(cluster: str) -> None:
+    """Makes that stand, before the store is opened. Whoever calls holds the lock. Raises NotReachedError."""
+    from nsnet import diff, kernel
+
+    want = furniture(cluster)
+    scope: Scope = dict.fromkeys(want, WHOLE)
+    refusals = kernel.apply(diff.diff(kernel.observe(cluster, only=scope), want, only=scope)) if want else []
+    if refusals:
+        raise NotReachedError(_sentences(refusals), "`nsnet logs etcd` shows what it says")
+
+
+def completed(
+    objects: Objects, listening: Listening | None, now: str, subnets: Mapping[str, str] | None = None
+) -> dict[Key, Object]:
     """`control.complete`, with what faults do to what it makes; those whose time is over are gone."""
     from nsnet import control, faults
 
     standing = faults.standing(objects, now)
-    return dict(faults.derived(control.complete(standing, control.Facts(listening, now, os.urandom(32)))))
+    return dict(
+        faults.derived(control.complete(standing, control.Facts(listening, now, os.urandom(32), subnets or {})))
+    )
+
+
+def member(store: Store, cluster: str) -> Member | None:
+    """This machine, for a sync that is not the controller's: it tells nothing and has no charge."""
+    at = location.here(cluster)
+    return Member(store, at.machine, at.id) if at.machine else None
 
 
 def quiet(_phase: str, _count: int) -> None: ...
@@ -325,20 +358,27 @@ def sync(
     memory: Memory | None = None,
     progress: Progress = quiet,
     using: Rooms | None = None,
+    member: Member | None = None,
 ) -> Report:
     """Brings the kernel to what the store says; whoever calls holds the lock.
+
+    `member` is this machine, where the cluster is spread over several: whoever is in charge does control, by what all
+    of them hear, and the others tell what they hear.
 
     Looks at everything; with `only` (and the `memory` of the last sync) at what that names and at what the changes of
     the objects since can touch. Raises NotReachedError where the kernel refuses the same change twice or nothing
     settles; and what control raises.
     """
-    return _Sync(store, cluster, using or rooms(), progress).run(only, memory)
+    return _Sync(store, cluster, using or rooms(), progress, member).run(only, memory)
 
 
 class _Sync:
     """One run: the rooms, and how long each took."""
 
-    def __init__(self, store: Store, cluster: str, using: Rooms, progress: Progress) -> None:
+    def __init__(
+        self, store: Store, cluster: str, using: Rooms, progress: Progress, member: Member | None = None
+    ) -> None:
+        self.member = member
         self.store = store
         self.cluster = cluster
         self.rooms = using
@@ -349,6 +389,7 @@ class _Sync:
         self.refusals: list[Refusal] = []
         self.refused: set[Any] = set()
         self.filtered: set[str] = set()  # namespaces whose packet filters were written, or no longer held
+        self.unreachable: Unreachable | None = None
         self.holds: frozenset[Hold] = frozenset()
         self.made: set[str] = set()  # namespaces that were not there before: no connection is older than their rules
 
@@ -370,8 +411,8 @@ class _Sync:
                 self._apply(changes)
                 have, scope, listening = self._look_again(changes, have, want, scope, listening)
                 continue
-            completed = self._timed("control", self.rooms.complete, objects, listening)
-            if not self._differ(objects, completed):
+            completed = self._completed(objects, listening, revision)
+            if completed is None or not self._differ(objects, completed):
                 self._forget_flows(objects, None if scope is None else self.filtered)
                 return self._report(number, Memory(objects, revision, want, listening, self.holds))
             objects, revision = self._save(objects, completed, revision)
@@ -383,6 +424,21 @@ class _Sync:
                 have = self._first_look(scope, old, want)
                 listening = heard(have, scope, listening)
         raise self._unsettled(changes)
+
+    def _completed(self, objects: dict[Key, Object], listening: Listening, revision: int) -> dict[Key, Object] | None:
+        """What control makes of it; None where that has to wait, or is another machine's to do."""
+        if self.unreachable is not None:
+            return None
+        if self.member is not None:
+            try:
+                self.member.tell(listening, revision)
+                if not self.member.in_charge():
+                    return None
+                listening = self.member.heard(listening)
+            except Unreachable as error:
+                self.unreachable = error
+                return None
+        return self._timed("control", self.rooms.complete, objects, listening)
 
     def _first_look(self, scope: Scope | None, old: State, want: State) -> State:
         """While the rules of nodes are read, what programs in pods read is written: names need not wait for them.
@@ -458,7 +514,11 @@ class _Sync:
         if memory is None:
             objects, revision = self._timed("store", load_objects, self.store)
         else:
-            objects, revision = self._timed("store", refresh, self.store, memory.objects, memory.revision)
+            try:
+                objects, revision = self._timed("store", refresh, self.store, memory.objects, memory.revision)
+            except Unreachable as error:  # what stands is kept as it was last wanted; what control makes of it waits
+                self.unreachable = error
+                objects, revision = memory.objects, memory.revision
         return indexed(objects), revision
 
     def _render(self, objects: Objects) -> State:
@@ -510,7 +570,8 @@ class _Sync:
 
     def _report(self, rounds: int, memory: Memory) -> Report:
         refusals = tuple(self.refusals)
-        return Report(memory.revision, rounds, self.count, refusals, self.seconds, memory, tuple(self.lines))
+        told = tuple(self.lines)
+        return Report(memory.revision, rounds, self.count, refusals, self.seconds, memory, told, self.unreachable)
 
     def _unsettled(self, changes: Sequence[Change]) -> NotReachedError:
         first = str(changes[0]).split("\n")[0] if changes else "the objects"

@@ -67,7 +67,11 @@ class Veth(msgspec.Struct, frozen=True, tag=True):
 
 
 class Vxlan(msgspec.Struct, frozen=True, tag=True):
-    """A VTEP: `local` its outer source address, `dev` the device that carries it, `port` the UDP destination."""
+    """A VTEP: `local` its outer source address, `dev` the device that carries it, `port` the UDP destination.
+
+    Without `dev` the machine itself carries it: its packets leave by the network namespace nsnet runs in, which keeps
+    nothing of it but a UDP port.
+    """
 
     name: str
     mac: str
@@ -665,7 +669,7 @@ def _words(value: Value) -> Iterator[str]:
             learn = "learning" if learning else "nolearning"
             yield (
                 f"ip link add {name} address {mac} mtu {mtu} "
-                f"type vxlan id {vni} local {local} dev {dev} dstport {port} {learn}"
+                f"type vxlan id {vni} local {local} {f'dev {dev} ' if dev else ''}dstport {port} {learn}"
             )
             yield f"ip link set {name} {_updown(up)}"
         case Ipip(name, mtu, local, remote, pmtudisc, up):

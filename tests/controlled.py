@@ -151,6 +151,7 @@ def _read_back(objects: Iterable[Object]) -> Iterator[tuple[Key, Object]]:
     for obj in objects:
         records = keys.records(obj)
         back = keys.decode(keys.path(obj), records.pop(keys.path(obj)))
+        records.pop(keys.NET_CONF, None)  # follows from the Cluster, and is only written
         for value in records.values():
             assert isinstance(back, model.SubnetLease)
             back = keys.with_metadata(back, value)

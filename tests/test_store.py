@@ -1,4 +1,4 @@
-"""The store's contract, one suite for every store (SQLite now; etcd joins by one more `param`), and its crashes."""
+"""SQLite keeps the store's contract (`store_contract.py`), wakes who waits, and survives crashes and damage."""
 
 import contextlib
 import os
@@ -9,15 +9,14 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nsnet.errors import InputError, MachineError
-from nsnet.store import Compacted, Conflict, Entry, Event, Store, sqlite
-
-Opener = Callable[[], Store]
+from nsnet.store import Compacted, Entry, Event, Store, sqlite
+from tests.store_contract import Contract, Opener
 
 
 class Clock:
@@ -33,18 +32,22 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["sqlite"])
-def opener(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[Opener]:
+@pytest.fixture
+def opener(tmp_path: Path, clock: Clock) -> Iterator[Opener]:
     """Opens one more handle on one and the same store, as another process would."""
-    assert request.param == "sqlite"
     with contextlib.ExitStack() as stack:
 
         def open_one() -> Store:
             store = sqlite.open_file(tmp_path / "state" / "store.db", clock=clock)
-            stack.callback(store.close)
+            stack.callback(_closed, store)
             return store
 
         yield open_one
+
+
+def _closed(store: sqlite.SqliteStore) -> None:
+    with contextlib.suppress(sqlite3.ProgrammingError):  # a thread of the test has opened and closed it
+        store.close()
 
 
 @pytest.fixture
@@ -52,121 +55,11 @@ def store(opener: Opener) -> Store:
     return opener()
 
 
-# --- the contract -----------------------------------------------------------------------------------------------------
-
-
-def test_a_new_store_is_empty_at_revision_0(store: Store) -> None:
-    assert store.revision() == 0
-    assert store.list("/") == ([], 0)
-    assert store.get("/registry/pods/default/web-0") is None
-
-
-def test_every_transaction_is_one_revision(store: Store) -> None:
-    assert store.txn({}, {"/b": b"1", "/a": b"1"}) == 1
-    assert store.txn({}, {"/b": b"2"}) == 2
-    assert store.list("/") == ([Entry("/a", b"1", 1, 1), Entry("/b", b"2", 1, 2)], 2)
-
-
-@pytest.mark.parametrize(
-    ("compares", "passes"),
-    [
-        ({}, True),
-        ({"/a": 1}, True),
-        ({"/a": 1, "/new": 0}, True),
-        ({"/a": 0}, False),  # it is there
-        ({"/a": 2}, False),  # written earlier
-        ({"/new": 1}, False),  # absent
-        ({"/a": 1, "/b": 1}, False),  # one of two
-    ],
-)
-def test_compare_and_swap(store: Store, compares: dict[str, int], passes: bool) -> None:
-    store.txn({}, {"/a": b"1"})
-    store.txn({}, {"/b": b"1"})
-    if passes:
-        assert store.txn(compares, {"/a": b"2", "/b": None}) == 3
-        assert store.list("/")[0] == [Entry("/a", b"2", 1, 3)]
-        return
-    with pytest.raises(Conflict):
-        store.txn(compares, {"/a": b"2", "/b": None})
-    assert store.list("/") == ([Entry("/a", b"1", 1, 1), Entry("/b", b"1", 2, 2)], 2)
-
-
-def test_deleting_the_absent_is_success_and_no_revision(store: Store) -> None:
-    store.txn({}, {"/a": b"1"})
-    assert store.txn({}, {"/nothing": None}) == 1
-    assert store.txn({}, {}) == 1
-    assert store.changes("/", 1) == ([], 1)
-
-
-def test_a_key_that_was_deleted_is_created_again(store: Store) -> None:
-    store.txn({}, {"/a": b"1"})
-    store.txn({}, {"/a": None})
-    store.txn({"/a": 0}, {"/a": b"2"})
-    assert store.get("/a") == Entry("/a", b"2", 3, 3)
-
-
-def test_a_prefix_is_a_prefix(store: Store) -> None:
-    store.txn({}, {"/pods/a/x": b"", "/pods/ab/x": b"", "/podsx": b"", "/pods/a/y": b"", "/q": b""})
-    assert [entry.key for entry in store.list("/pods/a/")[0]] == ["/pods/a/x", "/pods/a/y"]
-    assert [entry.key for entry in store.list("/pods")[0]] == ["/pods/a/x", "/pods/a/y", "/pods/ab/x", "/podsx"]
-    assert len(store.list("")[0]) == 5
-
-
-def test_changes_since_a_revision_in_their_order(store: Store) -> None:
-    store.txn({}, {"/p/a": b"1", "/q": b"1"})
-    store.txn({}, {"/p/a": b"2"})
-    store.txn({}, {"/p/a": None, "/p/b": b"1"})
-    told = [Event(2, "/p/a", b"2"), Event(3, "/p/a", None), Event(3, "/p/b", b"1")]
-    assert store.changes("/p/", 1) == (told, 3)
-    assert store.changes("/p/", 0) == ([Event(1, "/p/a", b"1"), *told], 3)
-    assert store.changes("/p/", 3) == ([], 3)
-    assert store.changes("/q", 1) == ([], 3)
-
-
-def test_compaction_forgets_changes_and_keeps_what_stands(store: Store) -> None:
-    for number in range(5):
-        store.txn({}, {"/a": b"%d" % number})
-    store.compact(3)
-    with pytest.raises(Compacted) as raised:
-        store.changes("/", 1)
-    assert raised.value.revision == 3
-    assert store.changes("/", 3) == ([Event(4, "/a", b"3"), Event(5, "/a", b"4")], 5)
-    assert store.get("/a") == Entry("/a", b"4", 1, 5)
-    assert store.txn({"/a": 5}, {"/a": b"5"}) == 6
-
-
-def test_two_handles_see_the_same(opener: Opener) -> None:
-    one, two = opener(), opener()
-    one.txn({}, {"/a": b"1"})
-    assert two.get("/a") == Entry("/a", b"1", 1, 1)
-    assert two.txn({"/a": 1}, {"/a": b"2"}) == 2
-    with pytest.raises(Conflict):
-        one.txn({"/a": 1}, {"/a": b"3"})
+class TestSqlite(Contract):
+    """tests/store_contract.py"""
 
 
 # --- waiting ----------------------------------------------------------------------------------------------------------
-
-
-def test_waiting_ends_when_another_writes(opener: Opener) -> None:
-    waiter, writer = opener(), opener()
-    assert not waiter.wait(0)
-    writer.txn({}, {"/a": b"1"})
-    assert waiter.wait(10)
-    assert not waiter.wait(0)
-
-
-def test_a_change_between_looking_and_waiting_counts(opener: Opener) -> None:
-    waiter, writer = opener(), opener()
-    waiter.list("/")
-    writer.txn({}, {"/a": b"1"})
-    assert waiter.wait(10)
-
-
-def test_own_changes_wake_nobody_here(opener: Opener) -> None:
-    store = opener()
-    store.fileno()
-    store.txn({}, {"/a": b"1"})
-    assert not store.wait(0)
 
 
 def test_a_write_of_another_process_sends_a_datagram(opener: Opener) -> None:
@@ -227,27 +120,6 @@ def test_a_lease_that_is_kept_lives(store: Store, clock: Clock) -> None:
     clock.now += 59
     store.reap()
     assert store.get("/a") == Entry("/a", b"1", 1, 1, lease)
-
-
-def test_a_put_without_lease_frees_the_key(store: Store, clock: Clock) -> None:
-    """flannel renews by a new grant and an unconditional put; the old lease runs out without effect."""
-    old, new = store.grant(60), store.grant(600)
-    store.txn({}, {"/a": b"1", "/b": b"1"}, lease=old)
-    store.txn({}, {"/a": b"2"}, lease=new)
-    store.txn({}, {"/b": b"2"})
-    clock.now += 61
-    store.reap()
-    assert [entry.key for entry in store.list("/")[0]] == ["/a", "/b"]
-
-
-def test_attach_writes_the_key_again(store: Store) -> None:
-    lease = store.grant(60)
-    store.txn({}, {"/a": b"1"})
-    assert store.attach(lease, "/a") == 2
-    assert store.get("/a") == Entry("/a", b"1", 1, 2, lease)
-    assert store.revoke(lease) == 3
-    assert store.revoke(lease) == 3
-    assert store.get("/a") is None
 
 
 def test_a_lease_that_is_gone_takes_nothing_more(store: Store, clock: Clock) -> None:

@@ -18,7 +18,7 @@ import click
 import msgspec
 
 from nsnet import model, names
-from nsnet.cli import options
+from nsnet.cli import elsewhere, options
 from nsnet.cli.context import Running, running
 from nsnet.cli.output import coloured, note, warning
 from nsnet.cli.target import target
@@ -107,7 +107,9 @@ def _what(places: Sequence[tuple[str, str]], place: Callable[[str], str]) -> str
 def _places(now: Running, where: str, namespace: str, *, all_hops: bool) -> list[tuple[str, str]]:
     """(namespace, device) of each socket; an empty device is all of them."""
     name, _, dev = where.partition(":")
-    own = target(now.objects, name, namespace).netns
+    found = target(now.objects, name, namespace)
+    elsewhere.need_here(now, found, "capture")
+    own = found.netns
     if not all_hops:
         return [(own, dev)]
     if dev:

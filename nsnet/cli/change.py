@@ -19,9 +19,10 @@ from nsnet.cli.files import load, placed, says_cluster, sources
 from nsnet.cli.impaired import equipped
 from nsnet.cli.kinds import kind_and_name, kind_named, plural, resource, scoped
 from nsnet.cli.output import note, out, warning
-from nsnet.errors import InputError
+from nsnet.errors import InputError, NotReachedError
 from nsnet.manifests import Loaded, Source
 from nsnet.model import Key, Object, Objects
+from nsnet.store import location, members
 from nsnet.store.objects import differences, update
 
 WAIT_SECONDS = 60.0
@@ -66,10 +67,21 @@ def _check_faults(stored: Objects, asked: Objects) -> None:
 def settled(cluster: str, revision: int) -> None:
     """Waits until the kernel is as the store says at `revision`. Raises NotReachedError after a minute."""
     if controller.converge(cluster, revision, WAIT_SECONDS) is not None:
+        _await_others(cluster)
         return
     with reconcile.lock(cluster, timeout=WAIT_SECONDS), opened(cluster) as store:
-        reconcile.sync(store, cluster)
+        reconcile.sync(store, cluster, member=reconcile.member(store, cluster))
     controller.start(cluster)
+
+
+def _await_others(cluster: str) -> None:
+    """The same of the other machines that are there. Raises NotReachedError."""
+    if not location.here(cluster).machine:
+        return
+    with opened(cluster) as store:
+        late = members.await_all(store, WAIT_SECONDS)
+    if late:
+        raise NotReachedError(f"machine {', '.join(late)} has not followed within {WAIT_SECONDS:.0f} s", "nsnet status")
 
 
 # --- apply and delete -------------------------------------------------------------------------------------------------

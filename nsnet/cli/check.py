@@ -1,19 +1,23 @@
 """`verify`: every expectation that follows from the objects and the topology's own checks, answered by real packets."""
 
 import re
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import msgspec
 
 from nsnet import diff, kernel, reconcile, verify
-from nsnet.cli import options
+from nsnet.cli import elsewhere, options
 from nsnet.cli.context import Running, chosen, running
 from nsnet.cli.failing import guarded
-from nsnet.cli.output import coloured, error, out, print_json, print_table, progress
+from nsnet.cli.output import coloured, error, note, out, print_json, print_table, progress
 from nsnet.cli.trace import look_of
 from nsnet.errors import InputError, NotReachedError
+from nsnet.render import machines
+from nsnet.store import location
 from nsnet.verify import Expectation, Result, report
 from nsnet.verify.why import explained
 
@@ -37,6 +41,7 @@ class Wish(msgspec.Struct, frozen=True):
 @click.option("--all-pairs", is_flag=True, help="All pairs of pods; above some hundred pods a sample is the default.")
 @click.option("--retry", type=click.IntRange(min=0), default=0, metavar="N", help="Ask what failed again, N times.")
 @click.option("--keep-going", is_flag=True, help="Ask everything, also after failures.")
+@click.option("--everywhere", is_flag=True, help="On the cluster's other machines, too, which ssh must reach.")
 @click.option("--compare-modes", is_flag=True, help="Instead: a copy under each kubeProxyMode, side by side.")
 @options.bundle_on_failure
 @click.option("--junit-file", type=click.Path(dir_okay=False), metavar="FILE", help="Write a JUnit report.")
@@ -48,6 +53,7 @@ def verify_(
     all_pairs: bool,
     retry: int,
     keep_going: bool,
+    everywhere: bool,
     compare_modes: bool,
     bundle_on_failure: Path | None,
     junit_file: str | None,
@@ -60,6 +66,8 @@ def verify_(
     """
     if compare_modes and (listing or only or junit_file):
         raise InputError("--compare-modes asks everything and prints its own table", "leave the other options out")
+    if everywhere and (listing or junit_file or output or compare_modes):
+        raise InputError("--everywhere prints a table for each machine", "leave the other forms of output out")
 
     def work(further: dict[str, str]) -> int:
         now = running("verify", cluster)
@@ -82,14 +90,26 @@ def verify_(
             print_json({"passed": report.passed(results), "results": [report.document(item) for item in results]})
         else:
             _print(results, seconds)
-        return 0 if report.passed(results) else NotReachedError.exit_code
+        code = 0 if report.passed(results) else NotReachedError.exit_code
+        return max([code, *_elsewhere(now, wish)]) if everywhere else code
 
     return guarded(bundle_on_failure, lambda: chosen(cluster), work)
 
 
+def _elsewhere(now: Running, wish: Wish) -> Iterator[int]:
+    """The same on every other machine of the cluster; the exit codes."""
+    words = [*(("--only", wish.only) if wish.only else ()), "--retry", str(wish.retry)]
+    words += ["--all-pairs"] * wish.all_pairs + ["--keep-going"] * wish.keep_going
+    for machine in elsewhere.others(now):
+        out(f"machine {machine}")
+        sys.stdout.flush()
+        yield elsewhere.run(now, machine, "verify", *words)
+
+
 def wished(now: Running, wish: Wish) -> tuple[list[Expectation], bool]:
     """The expectations asked for, and whether drift is. Raises InputError where --only finds nothing."""
-    found = [*verify.expectations(now.objects, all_pairs=wish.all_pairs), *verify.checks(now.objects)]
+    every = [*verify.expectations(now.objects, all_pairs=wish.all_pairs), *verify.checks(now.objects)]
+    found = _from_here(now, every)
     if not wish.only:
         return found, True
     try:
@@ -98,6 +118,16 @@ def wished(now: Running, wish: Wish) -> tuple[list[Expectation], bool]:
         if _finds_drift(wish.only):
             return [], True
         raise
+
+
+def _from_here(now: Running, found: list[Expectation]) -> list[Expectation]:
+    """Those whose packets start on this machine; the others are another machine's to ask."""
+    here, places = location.here(now.cluster).machine, machines.where(now.objects)
+    kept = [item for item in found if places.get(item.netns, here) == here]
+    if len(kept) < len(found):
+        away = ", ".join(sorted(set(places.values()) - {here}))
+        note(f"note: {len(found) - len(kept)} checks start on other machines: run `nsnet verify` on {away}, too")
+    return kept
 
 
 def _finds_drift(pattern: str) -> bool:

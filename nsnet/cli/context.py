@@ -88,7 +88,7 @@ def checked(name: str) -> str:
 @contextmanager
 def opened(cluster: str, *, create: bool = False) -> Iterator[Store]:
     """The cluster's store. Raises InputError where there is no such cluster (and `create` is not set)."""
-    from nsnet.store.sqlite import open_store
+    from nsnet.store.opening import open_store
 
     store = open_store(cluster, create=create)
     try:

@@ -1,7 +1,8 @@
 """`down`: back to nothing.
 
 It needs nothing but the names in /run/netns and the marks inside: no store, no state directory, no other room's good
-health. Nothing there is success, and half of it there is, too.
+health. Nothing there is success, and half of it there is, too. What stands in an etcd that others use too is deleted
+there if it answers; if not, that is said.
 """
 
 import os
@@ -14,6 +15,7 @@ from nsnet.cli import options
 from nsnet.cli.context import changing, chosen, clusters, waiting_for
 from nsnet.cli.output import out, progress, warning
 from nsnet.errors import InputError
+from nsnet.store import opening
 
 
 @options.verb("down")
@@ -53,9 +55,12 @@ def remove(name: str) -> None:
     with reconcile.lock(name, waiting=waiting_for(name, "down")):
         progress(f"removing cluster {name}")
         ended += controller.stop(name)
+        lost = opening.forget(name)
         gone = reconcile.destroy(name)
     progress("")
     seconds = time.perf_counter() - started
     out(f"cluster {name} is gone  ({seconds:.2f} s)" if ended or was_there else f"cluster {name}: nothing was there")
+    if lost:
+        warning(f"its objects stay in the store: {lost}; the next `nsnet up` there takes them over")
     if not gone:
         warning("a process of somebody else still holds one of its namespaces; the kernel frees it when that ends")

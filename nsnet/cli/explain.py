@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import click
 
 from nsnet import kernel, model, names
-from nsnet.cli import options
+from nsnet.cli import elsewhere, options
 from nsnet.cli.columns import NONE
 from nsnet.cli.context import Running, running
 from nsnet.cli.output import coloured, out, print_json, print_table
@@ -33,7 +33,7 @@ def rules(where: str, service: str | None, namespace: str, cluster: str | None) 
     Those of the load balancer outside the cluster are shown for `lb`.
     """
     now = running("rules", cluster)
-    at = _place(now.objects, where)
+    at = _place(now, where)
     found = _service(now.objects, namespace, service) if service else None
     values = _values(now.cluster, at.netns)
     if at.label == BALANCER:
@@ -75,12 +75,14 @@ def _of_family(
         yield from host_port_lines(chains, pods)
 
 
-def _place(objects: Objects, where: str) -> Target:
+def _place(now: Running, where: str) -> Target:
     """A node, or the balancer."""
+    objects = now.objects
     found = target(objects, where if "/" in where or where == BALANCER else f"node/{where}")
     if found.label != BALANCER and not found.label.startswith("node/"):
         known = _listed([*(node.metadata.name for node in _nodes(objects)), BALANCER])
         raise InputError(f"{where} is neither a node nor {BALANCER}", f"nodes: {known}")
+    elsewhere.need_here(now, found, "rules")
     return found
 
 
@@ -337,7 +339,7 @@ def _lease_rows(now: Running, found: list[SubnetLease]) -> Iterator[list[str]]:
 def conntrack(where: str, overlay: bool, cluster: str | None) -> None:
     """Show the connections a node (or `lb`) tracks: who called, what for, and who answers in truth."""
     now = running("conntrack", cluster)
-    place = _place(now.objects, where)
+    place = _place(now, where)
     families = model.families_of(model.cluster_of(now.objects))
     text = "".join(run.output(place.netns, ("conntrack", "-L", *_CONNTRACK[family])) for family in families)
     outer = tuple(f":{port}" for port in model.cluster_of(now.objects).flannel.Backend.udp_ports)

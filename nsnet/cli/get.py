@@ -17,7 +17,7 @@ from nsnet.cli.selectors import selector
 from nsnet.errors import InputError
 from nsnet.model import Key, LabelSelector, Object, Objects
 from nsnet.store.objects import refresh
-from nsnet.store.sqlite import exists
+from nsnet.store.opening import exists
 
 WATCH_SECONDS = 5.0
 

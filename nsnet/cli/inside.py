@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from nsnet import names
-from nsnet.cli import options
+from nsnet.cli import elsewhere, options
 from nsnet.cli.context import running
 from nsnet.cli.output import error
 from nsnet.cli.target import Target, target
@@ -36,13 +36,17 @@ NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as a shell says it
 def exec_(container: str, namespace: str, cluster: str | None, where: str, command: tuple[str, ...]) -> int:
     """Run a command in a pod, node or host, with its network, hostname, resolv.conf and hosts.
 
-    TARGET is POD, pod/POD, node/NODE, host/HOST, deploy/NAME or svc/NAME (one ready pod of it).
+    TARGET is POD, pod/POD, node/NODE, host/HOST, deploy/NAME or svc/NAME (one ready pod of it). What another machine of
+    the cluster carries is reached by ssh (NSNET_RSH: the words before its address).
     """
     words = command[1:] if command[:1] == ("--",) else command
     if not words:
         raise click.UsageError("a command is missing", click.get_current_context())
-    objects = running("exec", cluster).objects
-    return _become(objects, target(objects, where, namespace, container), words, container)
+    now = running("exec", cluster)
+    found = target(now.objects, where, namespace, container)
+    if there := elsewhere.machine_of(now, found.netns):
+        return elsewhere.run(now, there, "exec", "-n", namespace, *_of(container), where, "--", *words)
+    return _become(now.objects, found, words, container)
 
 
 @options.verb("shell")
@@ -52,9 +56,15 @@ def exec_(container: str, namespace: str, cluster: str | None, where: str, comma
 @click.argument("where", metavar="TARGET")
 def shell(container: str, namespace: str, cluster: str | None, where: str) -> int:
     """Open a shell in a pod, node or host; the prompt says where."""
-    objects = running("shell", cluster).objects
-    found = target(objects, where, namespace, container)
-    return _become(objects, found, (os.environ.get("SHELL") or "/bin/sh",), container)
+    now = running("shell", cluster)
+    found = target(now.objects, where, namespace, container)
+    if there := elsewhere.machine_of(now, found.netns):
+        return elsewhere.run(now, there, "shell", "-n", namespace, *_of(container), where)
+    return _become(now.objects, found, (os.environ.get("SHELL") or "/bin/sh",), container)
+
+
+def _of(container: str) -> tuple[str, ...]:
+    return ("-c", container) if container else ()
 
 
 def _become(objects: Objects, found: Target, words: tuple[str, ...], container: str) -> int:

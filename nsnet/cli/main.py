@@ -32,6 +32,7 @@ class Verb(NamedTuple):
 SECTIONS: dict[str, dict[str, Verb]] = {
     "Build": {
         "up": Verb("up:up", "Build or converge a cluster from files, start its controller, verify it."),
+        "agent": Verb("agent:agent", "Carry one machine's part of a cluster that several carry."),
         "down": Verb("down:down", "Remove a cluster, everything of it."),
         "plan": Verb("plan:plan", "Show the changes `up` would make, as lines a person could type."),
         "validate": Verb("plan:validate", "Check files; say file, line and field of what is wrong."),

@@ -46,8 +46,8 @@ def wanted(loaded: Loaded, stored: Objects, facts: control.Facts | None = None) 
 
     def compute() -> dict[Key, Object]:
         admitted = control.admit(stored, loaded.objects, whole=True)
-        listening, now = (facts.listening, facts.now) if facts else (None, "")
-        completed = reconcile.completed(admitted, listening, now)
+        seen = facts or control.Facts()
+        completed = reconcile.completed(admitted, seen.listening, seen.now, seen.subnets)
         for fault in model.of(completed, model.Fault):
             faults.check(fault, completed)
         verify.checks(completed)  # the topology's own checks must lead somewhere

@@ -14,7 +14,7 @@ import click
 import msgspec
 
 from nsnet import kernel, model, names
-from nsnet.cli import options
+from nsnet.cli import elsewhere, options
 from nsnet.cli.context import Running, running
 from nsnet.cli.decided import decided, end_of, intended
 from nsnet.cli.explain import addresses, service_addresses
@@ -104,6 +104,7 @@ def trace(
         raise InputError("a URL is asked over TCP, and followed without a packet", "leave out --udp, --icmp, --live")
     now = running("trace", cluster)
     start = target(now.objects, source, namespace)
+    elsewhere.need_here(now, start, "trace")
     end = _asked(now.objects, to, request) if request else destination(now.objects, to, namespace, protocol)
     asked = Packet(protocol, end.address, end.port, sport=source_port or 0)
     state, found = _through_proxy(now, start, asked, request) if request else looked(now, start, asked)

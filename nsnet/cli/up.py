@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 import msgspec
 
-from nsnet import controller, model, reconcile
-from nsnet.cli import check, options
+from nsnet import controller, model, names, reconcile
+from nsnet.cli import check, options, spread
 from nsnet.cli.change import facts
 from nsnet.cli.context import Running, changing, opened, waiting_for
 from nsnet.cli.failing import guarded
@@ -27,12 +27,13 @@ from nsnet.cli.impaired import equipped
 from nsnet.cli.output import error, note, out, progress, warning
 from nsnet.cli.plan import wanted
 from nsnet.cli.target import pods_of
-from nsnet.errors import MachineError, NotReachedError
-from nsnet.kernel import features, rootless
+from nsnet.errors import InputError, MachineError, NotReachedError
+from nsnet.kernel import features, files, rootless
 from nsnet.manifests import Loaded
-from nsnet.model import Event, HTTPRoute, Ingress, Node, Objects, Pod, Service
+from nsnet.model import Event, HTTPRoute, Ingress, Key, Node, Object, Objects, Pod, Service
 from nsnet.reconcile import Report
-from nsnet.store import Store
+from nsnet.store import Store, location, members, opening
+from nsnet.store.keys import CLUSTERS, NET_CONF, net_conf
 from nsnet.store.objects import load_objects, update
 
 T = TypeVar("T")
@@ -60,6 +61,10 @@ class Built(msgspec.Struct, frozen=True):
 @click.option("--timeout", default="60s", metavar="TIME", help="How long to wait until pods are ready (60s).")
 @click.option("--recreate", is_flag=True, help="Remove what is there under that name first.")
 @options.bundle_on_failure
+@click.option(
+    "--store", metavar="STORE", help="Where objects stand: sqlite (default), etcd, etcd://HOST:2379[/PREFIX]."
+)
+@click.option("--machine", metavar="NAME", help="Which of the Cluster's underlay.machines this is (see `agent`).")
 @options.cluster
 def up(
     files: tuple[str, ...],
@@ -67,15 +72,21 @@ def up(
     timeout: str,
     recreate: bool,
     bundle_on_failure: Path | None,
+    store: str | None,
+    machine: str | None,
     cluster: str | None,
 ) -> int:
     """Build or converge a cluster: the files are the whole truth. Then start its controller, wait, verify.
 
     FILE is Kubernetes manifests, with at most one Cluster document; - is stdin, a directory stands for its manifests.
+
+    --store etcd runs one etcd for the cluster in its fabric; a URL names one that is there (by TLS: etcds://HOST:2379
+    ?cacert=FILE&cert=FILE&key=FILE; several endpoints with commas). Every other verb finds it again.
     """
     started = time.perf_counter()
     seconds = duration(timeout)
     changing("up")
+    store = location.checked(store) if store else None
     loaded = load(files, cluster)
     name = model.cluster_of(loaded.objects).metadata.name
 
@@ -83,7 +94,7 @@ def up(
         with going_on(name):
             for line in loaded.notes:
                 note(f"note: {line}")
-            built = build(loaded, name, recreate=recreate)
+            built = build(loaded, name, store, machine, recreate=recreate)
             built = until_ready(built, seconds)
             _print_built(built, time.perf_counter() - started)
             code = 0 if no_verify else check.after_up(built.running, further)
@@ -116,23 +127,76 @@ def going_on(name: str) -> Iterator[None]:
         raise click.exceptions.Exit(INTERRUPTED) from None
 
 
-def build(loaded: Loaded, name: str, *, recreate: bool) -> Built:
-    """Writes the store, brings the kernel to it, starts the controller. Raises NsnetError."""
+def build(loaded: Loaded, name: str, place: str | None = None, machine: str | None = None, *, recreate: bool) -> Built:
+    """Writes the store, brings the kernel to it, starts the controller. Raises NsnetError.
+
+    `place` and `machine`: `--store` and `--machine`.
+    """
     started = time.perf_counter()
     with reconcile.lock(name, waiting=waiting_for(name, "up")):
         equipped(loaded.objects)
         if recreate:
             reconcile.possible(wanted(loaded, {}))  # what is wrong is found before anything is touched
             controller.stop(name)
+            opening.forget(name)
             reconcile.destroy(name)
+        _settle(model.cluster_of(loaded.objects), place, machine)
         with opened(name, create=True) as store:
             progress("writing the store")
+            known = msgspec.structs.replace(facts(), subnets=files.subnet_envs(name))
+            refuse_other_flannel(store, wanted(loaded, {}, known))
             with reconcile.nothing_left(store, name):
-                update(store, lambda stored: reconcile.possible(equipped(wanted(loaded, stored, facts()))), warning)
+                update(store, lambda stored: reconcile.possible(equipped(wanted(loaded, stored, known))), warning)
             report = explained(lambda: _sync_and_start(store, name))
     progress("")
     objects = report.memory.objects
     return Built(Running(name, objects, report.revision), report.changes, time.perf_counter() - started)
+
+
+def _settle(cluster: model.Cluster, place: str | None, machine: str | None) -> None:
+    """Where the store is to be: what was said now, else where it has been. It must be there before it is opened.
+
+    Raises InputError where the cluster has another one.
+    """
+    name = cluster.metadata.name
+    had = location.here(name)
+    store = place or had.store
+    machine = spread.machine_of(cluster, store, machine or had.machine)
+    if store != had.store and opening.exists(name):
+        hint = f"leave --store out, or begin anew: --recreate (or nsnet down {name})"
+        raise InputError(f"cluster {name} has its store in {had.store}, not in {store}", hint)
+    if store == location.INSIDE:
+        features.need("etcd", "--store etcd")
+    elif store != location.SQLITE:
+        opening.open_at(name, store, create=True).close()  # what is wrong with it is found before it is written down
+    location.settle(name, spread.replaced(had, store, machine))
+    reconcile.furnish(name)
+    for line in spread.others(cluster, store, machine):
+        note(f"on another machine: {line}")
+
+
+def refuse_other_flannel(store: Store, objects: Objects) -> None:
+    """Where a real flannel already has another network in that etcd, the two cannot share it. Raises InputError."""
+    there = store.get(NET_CONF)
+    if there is None or store.list(CLUSTERS)[0]:
+        return
+    cluster = model.cluster_of(objects)
+    theirs, ours = json_or_nothing(there.value), json_or_nothing(net_conf(cluster))
+    for name in ("Network", "IPv6Network"):
+        if theirs.get(name) != ours.get(name):
+            hint = (
+                f"write podSubnet: {theirs.get(name)}, or give the cluster a prefix: --store …/{cluster.metadata.name}"
+            )
+            said = f"{name} {theirs.get(name)}, and networking.podSubnet is {cluster.networking.podSubnet}"
+            raise InputError(f"flannel's configuration in that etcd ({NET_CONF}) says {said}", hint)
+
+
+def json_or_nothing(value: bytes) -> dict[str, Any]:
+    """A JSON object; empty for what is none."""
+    try:
+        return msgspec.json.decode(value, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        return {}
 
 
 def _sync_and_start(store: Store, name: str) -> Report:
@@ -140,7 +204,7 @@ def _sync_and_start(store: Store, name: str) -> Report:
     with ThreadPoolExecutor(1) as beside:
         started = beside.submit(controller.start, name)
         try:
-            report = reconcile.sync(store, name, progress=show_phase)
+            report = reconcile.sync(store, name, progress=show_phase, member=reconcile.member(store, name))
         except NotReachedError:
             started.result()
             controller.stop(name)  # it would try for ever what the kernel has refused
@@ -173,16 +237,30 @@ def show_phase(phase: str, count: int) -> None:
 
 
 def until_ready(built: Built, seconds: float) -> Built:
-    """Waits until every pod that can be ready is; the controller sees them become so."""
+    """Waits until every pod that can be ready is; the controller (of every machine) sees them become so."""
     deadline = time.monotonic() + seconds
-    objects, revision = built.running.objects, built.running.revision
-    with opened(built.running.cluster) as store:
+    name, objects, revision = built.running.cluster, built.running.objects, built.running.revision
+    with opened(name) as store:
+        if location.here(name).machine:
+            objects, revision = _followed_everywhere(store, objects, deadline)
         while (left := _waited_for(objects)) and time.monotonic() < deadline:
             progress(f"waiting for {len(left)} pods, {left[0].metadata.name} first")
             store.wait(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
             objects, revision = load_objects(store)
+        if location.here(name).machine:
+            objects, revision = _followed_everywhere(store, objects, deadline)
     progress("")
-    return msgspec.structs.replace(built, running=Running(built.running.cluster, objects, revision))
+    return msgspec.structs.replace(built, running=Running(name, objects, revision))
+
+
+def _followed_everywhere(store: Store, objects: Objects, deadline: float) -> tuple[dict[Key, Object], int]:
+    """Waits for every machine of the cluster: until then nobody has seen whether its pods are ready."""
+    expected = [machine.name for machine in model.cluster_of(objects).underlay.machines]
+    progress(f"waiting for machines {', '.join(expected)}")
+    late = members.await_all(store, max(0.0, deadline - time.monotonic()), expected)
+    if late:
+        warning(f"machine {', '.join(late)} is not there, or has not followed yet")
+    return load_objects(store)
 
 
 def _unready(objects: Objects) -> list[Pod]:
@@ -224,6 +302,9 @@ def _print_built(built: Built, seconds: float) -> None:
     )
     made = counted(built.changes, "change") if built.changes else "nothing to change"
     out(f"cluster {built.running.cluster} is up: {what}  ({made}, {seconds:.2f} s)")
+    store = location.here(built.running.cluster).store
+    if store != location.SQLITE:
+        out(f"its objects stand in {'an etcd of its own' if store == location.INSIDE else store.partition('?')[0]}")
     for event in model.of(objects, Event):
         if event.type == "Warning":
             about = event.involvedObject
@@ -247,6 +328,9 @@ def _print_tries(running: Running) -> None:
         out("try")
         for line in lines:
             out(f"  {command()} {line}")
+        if location.here(running.cluster).store == location.INSIDE:
+            place = names.fabric_netns(running.cluster, "etcd")
+            out(f"  sudo ip netns exec {place} etcdctl get --prefix --keys-only /registry")
 
 
 def tries(objects: Objects) -> Iterator[str]:

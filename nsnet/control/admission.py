@@ -319,18 +319,29 @@ def _with_allocated(new: Cluster, old: Cluster, incoming: Objects) -> Cluster:
     before = {entry.name: entry for entry in old.nodes} if isinstance(old.nodes, tuple) else {}
     hosts_before = {entry.name: entry for entry in old.hosts or ()}
     machines: list[NodeEntry | HostEntry] = [*nodes, *hosts]
+    known = {machine.name for machine in new.underlay.machines}
     said = {address for entry in machines for address in (entry.address, *entry.addresses)}
     return msgspec.structs.replace(
         new,
         metadata=meta,
-        nodes=tuple(_placed(entry, before.get(entry.name), at, said) for entry in nodes),
+        nodes=tuple(_placed(entry, before.get(entry.name), at, said, known) for entry in nodes),
         hosts=tuple(_placed(entry, hosts_before.get(entry.name), at, said) for entry in hosts),
     )
 
 
-def _placed(entry: Any, old: NodeEntry | HostEntry | None, at: Mapping[str, Ranges], said: Collection[str]) -> Any:
+def _placed(
+    entry: Any,
+    old: NodeEntry | HostEntry | None,
+    at: Mapping[str, Ranges],
+    said: Collection[str],
+    machines: Collection[str] = (),
+) -> Any:
     """The entry with the network and addresses it had, where it says none of that family and they still fit."""
-    if old is None or (entry.network and entry.network != old.network):
+    if old is None:
+        return entry
+    if isinstance(entry, NodeEntry) and isinstance(old, NodeEntry) and not entry.machine:
+        entry = msgspec.structs.replace(entry, machine=old.machine if old.machine in machines else "")
+    if entry.network and entry.network != old.network:
         return entry
     there = at.get(old.network, ())
     own = {family_of(address) for address in (entry.address, *entry.addresses) if address}

@@ -21,11 +21,14 @@ class Facts(msgspec.Struct, frozen=True):
     ends.
 
     `entropy` is what secrets are drawn from, once; empty: they are functions of names, as all else (`plan`, tests).
+
+    `subnets`: node → the FLANNEL_SUBNET of a subnet.env that is still there, though the store knows nothing of it.
     """
 
     listening: Listening | None = None
     now: str = ""
     entropy: bytes = b""
+    subnets: Mapping[str, str] = {}
 
 
 NOTHING_SEEN = Facts()

@@ -3,7 +3,8 @@
 `net-conf.json`'s defaults and checks are flannel's (`pkg/subnet/config.go`): SubnetLen 24 where Network is a /22 or
 larger, else Network + 2; SubnetMin the second subnet, because the first one's .0 would be the network's own address;
 SubnetMax the last. A node keeps its subnet as long as that fits, whatever its address becomes. A new node takes the one
-it says (`podCIDR`), the one of a lease that bears its address, else the first free one from SubnetMin in node order;
+it says (`podCIDR`), the one of a lease that bears its address, the one its subnet.env says if nobody holds that, else
+the first free one from SubnetMin in node order;
 `allocation: random` chooses among the first hundred free ones as flannel does, by a hash instead of dice, so that
 `plan` says what `up` does.
 
@@ -156,19 +157,23 @@ def _bound(cluster: Cluster, field: str, default: int, network: Range, length: i
 
 
 def subnets(
-    cluster: Cluster, nodes: Mapping[str, Node], leases: Mapping[Key, SubnetLease]
+    cluster: Cluster, nodes: Mapping[str, Node], leases: Mapping[Key, SubnetLease], envs: Mapping[str, str]
 ) -> dict[str, tuple[str, ...]]:
     """The subnets of every node, by name: one per family, in podSubnet's order. Raises ObjectError.
 
-    `nodes`: the Node objects there are.
+    `nodes`: the Node objects there are. `envs`: what nodes' subnet.env say.
     """
     assert isinstance(cluster.nodes, tuple)
-    each = [_of_family(cluster, network, nodes, leases) for network in ranges(cluster.networking.podSubnet)]
+    each = [_of_family(cluster, network, nodes, leases, envs) for network in ranges(cluster.networking.podSubnet)]
     return {entry.name: tuple(found[entry.name] for found in each) for entry in cluster.nodes}
 
 
 def _of_family(
-    cluster: Cluster, network: Range, nodes: Mapping[str, Node], leases: Mapping[Key, SubnetLease]
+    cluster: Cluster,
+    network: Range,
+    nodes: Mapping[str, Node],
+    leases: Mapping[Key, SubnetLease],
+    envs: Mapping[str, str],
 ) -> dict[str, str]:
     assert isinstance(cluster.nodes, tuple)
     family = network.family
@@ -190,6 +195,9 @@ def _of_family(
     for entry in cluster.nodes:
         if entry.name not in held.by_node and entry.address in mine:
             held.keep(entry.name, subnet_of(",".join(mine[entry.address].subnets), family))
+    for entry in cluster.nodes:
+        if entry.name not in held.by_node and entry.name in envs:
+            held.keep(entry.name, subnet_of(envs[entry.name], family))
     missing = [entry for entry in cluster.nodes if entry.name not in held.by_node]
     if missing:
         held.give(missing)
@@ -317,11 +325,17 @@ def write_leases(table: Table, cluster: Cluster, keys: Mapping[str, str]) -> Non
             leases[key] = lease
 
 
+def lease_name(cidrs: Iterable[str]) -> str:
+    """`10.244.1.0-24`, `10.244.1.0-24&fd00:10:244:1::-64`: what a node's lease is called; empty without subnets."""
+    each = {family_of(cidr): cidr for cidr in cidrs}
+    parts = (each.get("ip", NO_SUBNET), *filter(None, (each.get("ip6"),)))
+    return "&".join(part.replace("/", "-") for part in parts) if each else ""
+
+
 def _lease(cluster: Cluster, node: Node, key: str) -> SubnetLease:
     name, addresses = node.metadata.name, internal_ips(node)
     cidrs = {family_of(cidr): cidr for cidr in pod_cidrs(node)}
-    parts = (cidrs.get("ip", NO_SUBNET), *filter(None, (cidrs.get("ip6"),)))
-    meta = ObjectMeta(name="&".join(part.replace("/", "-") for part in parts), ownerReferences=(owner(node),))
+    meta = ObjectMeta(name=lease_name(pod_cidrs(node)), ownerReferences=(owner(node),))
     return SubnetLease(
         meta,
         _first(addresses, "ip") if "ip" in cidrs else NO_SUBNET.partition("/")[0],

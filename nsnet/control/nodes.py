@@ -7,6 +7,7 @@ made (or the document read anew); after that the Node says what they are, so tha
 
 import msgspec
 
+from nsnet import names
 from nsnet.control import flannel, wireguard
 from nsnet.control.facts import Facts
 from nsnet.control.table import Table, of, owned_by, owner
@@ -30,6 +31,10 @@ CONDITIONS = (
     Condition("NetworkUnavailable", "False", "FlannelIsUp", "Flannel is running on this node"),
     Condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
 )
+SILENT = (
+    CONDITIONS[0],
+    Condition("Ready", "Unknown", "NodeStatusUnknown", "Kubelet stopped posting node status."),
+)  # as the node controller says it of a node whose kubelet is silent
 
 
 def declared(table: Table) -> dict[Key, Node]:
@@ -42,20 +47,32 @@ def write(table: Table, cluster: Cluster, facts: Facts) -> None:
     assert isinstance(cluster.nodes, tuple)
     nodes = of(table, Node)
     there = {node.metadata.name: node for node in nodes.values()}
-    subnets = flannel.subnets(cluster, there, of(table, SubnetLease))
+    subnets = flannel.subnets(cluster, there, of(table, SubnetLease), facts.subnets)
     keys = wireguard.public_keys(table, cluster, facts.entropy)
     wanted: dict[Key, Node] = {}
     for entry in cluster.nodes:
         key = Key("Node", "", entry.name)
         old = there.get(entry.name)
-        new = _node(cluster, entry, old, subnets[entry.name], keys.get(entry.name, ""))
+        silent = _silent(cluster, entry, old, facts)
+        new = _node(cluster, entry, old, subnets[entry.name], keys.get(entry.name, ""), silent)
         wanted[key] = old if old is not None and old == new else new
     nodes.clear()
     nodes.update(wanted)
     flannel.write_leases(table, cluster, keys)
 
 
-def _node(cluster: Cluster, entry: NodeEntry, old: Node | None, subnets: tuple[str, ...], key: str) -> Node:
+def _silent(cluster: Cluster, entry: NodeEntry, old: Node | None, facts: Facts) -> bool:
+    """Does nobody hear of the node's machine? What was last known of it, where nobody has listened."""
+    if not entry.machine:
+        return False
+    if facts.listening is None:
+        return old is not None and old.status.conditions == SILENT
+    return names.node_netns(cluster.metadata.name, entry.name) not in facts.listening
+
+
+def _node(
+    cluster: Cluster, entry: NodeEntry, old: Node | None, subnets: tuple[str, ...], key: str, silent: bool
+) -> Node:
     base = old or Node(ObjectMeta(name=entry.name, ownerReferences=(owner(cluster),)))
     notes = flannel.annotations(cluster, entry.name, (entry.address, *entry.addresses), key)
     made = old is not None and owned_by(old, "Cluster") and bool(old.metadata.labels)
@@ -66,7 +83,7 @@ def _node(cluster: Cluster, entry: NodeEntry, old: Node | None, subnets: tuple[s
     )
     taints = base.spec.taints if made else _taints(entry.taints, base.spec.taints)
     spec = msgspec.structs.replace(base.spec, podCIDR=subnets[0], podCIDRs=subnets, taints=taints)
-    return msgspec.structs.replace(base, metadata=meta, spec=spec, status=_status(entry))
+    return msgspec.structs.replace(base, metadata=meta, spec=spec, status=_status(entry, silent))
 
 
 def _labels(name: str) -> dict[str, str]:
@@ -85,10 +102,10 @@ def _taints(said: tuple[Taint, ...], there: tuple[Taint, ...]) -> tuple[Taint, .
     return tuple(found.values())
 
 
-def _status(entry: NodeEntry) -> NodeStatus:
+def _status(entry: NodeEntry, silent: bool) -> NodeStatus:
     addresses = (
         NodeAddress("InternalIP", entry.address),
         NodeAddress("Hostname", entry.name),
         *(NodeAddress("InternalIP", further) for further in entry.addresses),
     )
-    return NodeStatus(addresses, CONDITIONS)
+    return NodeStatus(addresses, SILENT if silent else CONDITIONS)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from nsnet import model
-from nsnet.control import flannel
+from nsnet.control import flannel, machines
 from nsnet.control.addresses import NOWHERE, Range, around, number, ranges, span, subnet, subnet_or_none, text
 from nsnet.control.ipfamilies import LARGEST, SUBNETS
 from nsnet.control.wrong import cluster_error, meant, some
@@ -40,6 +40,7 @@ from nsnet.model import (
 
 NODES, OUTSIDE, CLIENT = "nodes", "outside", "client"
 ROUTER = "router"  # `<cluster>.fabric.router` is the router's namespace, so no switch may be called so
+ETCD = "etcd"  # the same of `up --store etcd`
 _NUMBERS = (*range(18, 32), 17, 16)
 INSIDE: Mapping[Family, tuple[str, ...]] = {
     "ip": tuple(f"172.{number}.0.0/16" for number in _NUMBERS),
@@ -68,11 +69,12 @@ def completed(cluster: Cluster, declared: Mapping[Key, Node]) -> Cluster:
     networks = networks_of(cluster)
     at = {network.name: ranges(network.subnet) for network in networks}
     nodes = tuple(_placed(cluster, entry, at, networks[0].name, f"nodes[{i}]") for i, entry in enumerate(nodes))
+    nodes = machines.placed(cluster, nodes)
     home = OUTSIDE if OUTSIDE in at else networks[0].name
     hosts = tuple(_placed(cluster, entry, at, home, f"hosts[{i}]") for i, entry in enumerate(hosts))
     nodes, hosts = _addressed(cluster, nodes, hosts, at)
     _links(cluster, nodes, hosts, at)
-    underlay = msgspec.structs.replace(cluster.underlay, networks=networks)
+    underlay = msgspec.structs.replace(cluster.underlay, networks=machines.carried(cluster, networks))
     whole = msgspec.structs.replace(cluster, underlay=underlay, nodes=nodes, hosts=hosts)
     return cluster if whole == cluster else whole
 
@@ -244,6 +246,8 @@ def _network_names(cluster: Cluster, networks: Sequence[Network]) -> None:
         field = f"underlay.networks[{index}].name"
         if network.name == ROUTER:
             raise cluster_error(cluster, field, "router is the name of what joins the networks", "choose another name")
+        if network.name == ETCD:
+            raise cluster_error(cluster, field, "etcd is the name of the cluster's own etcd", "choose another name")
         if not _LABEL.fullmatch(network.name):
             raise cluster_error(
                 cluster, field, f'"{network.name}" is not a DNS label', "lower-case letters, digits and -"

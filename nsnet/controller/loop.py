@@ -30,21 +30,27 @@ from pathlib import Path
 from typing import Any
 
 from nsnet import faults, kernel, names, reconcile
+from nsnet.control.flannel import lease_name
 from nsnet.controller.client import log_path, socket_path
+from nsnet.controller.leases import Keeper
 from nsnet.controller.pace import RESYNC, Pace, pace
 from nsnet.errors import NsnetError
 from nsnet.kernel import health, notify, process
 from nsnet.kernel.netns import identity
+from nsnet.model import Node, cluster_of, of
 from nsnet.reconcile import LISTENERS, WHOLE, BusyError, Memory, Report
+from nsnet.render import machines
 from nsnet.state import Change, Key, Netns, Refusal
-from nsnet.store import sqlite
-from nsnet.store.keys import CLUSTERS
+from nsnet.store import Store, Unreachable, location, opening
+from nsnet.store.keys import CLUSTERS, GONE
+from nsnet.store.members import Member
 
 SHARE = 0.1  # of one processor, for looks that nobody asked for
 DEBOUNCE = 0.05  # seconds in which further hints are awaited
 BUSY = 0.05  # seconds until the lock is asked for again
 POLL = 0.5  # seconds until the store is asked whether a wake-up was lost
 RETRY_FIRST, RETRY_LAST = 0.2, 30.0
+PATIENCE = 1.0  # for an etcd that does not answer: what stands has to be looked after meanwhile
 LOG_BYTES = 1 << 20
 LINE_BYTES, CLIENTS = 4096, 64
 
@@ -55,7 +61,7 @@ def run(cluster: str) -> int:
     """Runs the cluster's controller until the cluster is gone (0); 3 when another controller is running."""
     os.umask(0o077)
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(contextlib.closing(sqlite.open_store(cluster)))
+        store = stack.enter_context(contextlib.closing(_opened(cluster)))
         server = _listen(socket_path(cluster))
         if server is None:
             _log(cluster, "another controller is running")
@@ -67,7 +73,20 @@ def run(cluster: str) -> int:
         _log(cluster, f"controller {os.getpid()} runs")
         why = loop.run()
         _log(cluster, f"ends: {why}")
+        leaves = loop.member is not None and store.get(GONE) is not None
+    if leaves:  # `nsnet down` on another machine: what this one carries goes, too
+        with reconcile.lock(cluster):
+            reconcile.destroy(cluster)
     return 0
+
+
+def _opened(cluster: str) -> Store:
+    """The store. The cluster's own etcd is made to stand where it does not; whoever starts us may hold the lock."""
+    with contextlib.suppress(Unreachable):
+        return opening.open_store(cluster, patience=PATIENCE)
+    with reconcile.lock(cluster):
+        reconcile.furnish(cluster)
+    return opening.open_store(cluster, patience=PATIENCE)
 
 
 def _listen(path: Path) -> socket.socket | None:
@@ -118,7 +137,7 @@ class Client:
 class Loop:
     """Everything the controller knows may be dropped at any time: `memory` is a cache, the rest are sockets."""
 
-    def __init__(self, cluster: str, store: sqlite.SqliteStore, server: socket.socket) -> None:
+    def __init__(self, cluster: str, store: Store, server: socket.socket) -> None:
         self.cluster = cluster
         self.store = store
         self.server = server
@@ -139,6 +158,10 @@ class Loop:
         self.places: dict[str, object] = {}  # namespace → which one it was when subscribed to
         self.rooms = reconcile.rooms()._replace(apply=self._apply)
         self.programs: dict[int, tuple[int, str]] = {}  # pid → pidfd, namespace
+        self.shared = location.here(cluster).store != location.SQLITE
+        self.keeper = Keeper()
+        at = location.here(cluster)
+        self.member = Member(store, at.machine, at.id) if at.machine else None
         self.health: socket.socket | None = None  # on which the balancer's checks tell of a change
         self.selector = selectors.EpollSelector()
         self.due = self.resync = time.monotonic()
@@ -171,6 +194,8 @@ class Loop:
 
     def _wait(self) -> None:
         left = min(self.due, self.resync) - time.monotonic()
+        with contextlib.suppress(NsnetError):  # the sync meets it, too
+            self._beat()
         for key, _ in self.selector.select(max(0.0, min(left, POLL))):
             handler: Callable[[], None] = key.data
             handler()
@@ -183,6 +208,11 @@ class Loop:
         for netns in [netns for netns, place in self.places.items() if place != identity(netns)]:
             self._unsubscribe(netns)
             self._hint(netns, 0)
+
+    def _beat(self) -> None:
+        """Says to the other machines that we are here."""
+        if self.member is not None and self.member.due() and not isinstance(self.error, Unreachable):
+            self.member.beat()
 
     def _soonest(self) -> float:
         return max(time.monotonic(), self.ended + self.pace.soonest)
@@ -201,6 +231,8 @@ class Loop:
             return "the cluster's store is gone"
         if not names.run_dir(self.cluster).is_dir():
             return "the cluster's run directory is gone"
+        if isinstance(self.error, Unreachable):
+            return ""
         with contextlib.suppress(NsnetError):  # a store that cannot be read is not gone
             if not self.store.list(CLUSTERS)[0]:
                 return "the store holds no cluster any more"
@@ -216,7 +248,18 @@ class Loop:
             with reconcile.lock(self.cluster, timeout=0):
                 if self.store.gone():
                     return
-                report = reconcile.sync(self.store, self.cluster, only=None if whole else hints, memory=self.memory)
+                if self.memory is None:
+                    reconcile.furnish(self.cluster)
+                with contextlib.suppress(Unreachable):  # the sync meets it, too
+                    self._beat()
+                report = reconcile.sync(
+                    self.store,
+                    self.cluster,
+                    only=None if whole else hints,
+                    memory=self.memory,
+                    using=self.rooms,
+                    member=self.member,
+                )
         except BusyError:
             self.hints = hints | self.hints
             self.due = self.resync = time.monotonic() + BUSY
@@ -236,6 +279,20 @@ class Loop:
         self._plan(whole)
         self._answer()
         self._watch()
+        self._keep_leases()
+
+    def _keep_leases(self) -> None:
+        """flannel's, of the nodes that are here."""
+        if not self.shared or self.memory is None or not self.keeper.due():
+            return
+        places, machine = machines.of_nodes(cluster_of(self.memory.objects)), location.here(self.cluster).machine
+        nodes = [node for node in of(self.memory.objects, Node) if places.get(node.metadata.name, "") == machine]
+        subnets = {name for node in nodes if (name := lease_name(node.spec.podCIDRs))}
+        try:
+            if self.keeper.keep(self.store, subnets):
+                self.due = time.monotonic()  # the revision is another one now
+        except NsnetError as error:
+            _log(self.cluster, f"leases could not be renewed: {error}")
 
     def _apply(self, changes: Sequence[Change]) -> list[Refusal]:
         """An open socket keeps its namespace alive: those of namespaces that are to go are closed before."""
@@ -245,7 +302,9 @@ class Loop:
         return kernel.apply(changes)
 
     def _reached(self, report: Report, whole: bool, seconds: float) -> None:
-        if self.error is not None:
+        if report.unreachable is not None:
+            self._failed(report.unreachable, report.memory)
+        elif self.error is not None:
             _log(self.cluster, "the sync succeeds again")
         if report.revision == self.revision:
             self.drift += report.changes
@@ -254,15 +313,17 @@ class Loop:
             _log(self.cluster, f"revision {report.revision}: {report.changes} changes, {seconds:.3f} s, saw {look}")
             for line in report.lines:
                 _log(self.cluster, f"    {line}")
-        self.memory, self.revision, self.pace = report.memory, report.revision, pace(report.memory.objects)
-        self.error, self.failures = None, 0
         self.syncs += 1
         self.looks += whole
+        if report.unreachable is None:
+            self.memory, self.revision, self.pace = report.memory, report.revision, pace(report.memory.objects)
+            self.error, self.failures = None, 0
 
-    def _failed(self, error: NsnetError) -> None:
+    def _failed(self, error: NsnetError, memory: Memory | None = None) -> None:
+        """`memory`: what may be kept of what was known, where it is the store alone that fails."""
         if self.error is None or str(self.error) != str(error):
             _log(self.cluster, f"the sync failed: {error}")
-        self.error, self.memory = error, None
+        self.error, self.memory = error, memory
         self.failures += 1
 
     def _plan(self, whole: bool) -> None:

@@ -7,6 +7,7 @@ off in a container. A try costs a few milliseconds.
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+
+from nsnet.errors import MachineError
 
 State = Literal["ok", "missing", "degraded", "unknown"]
 AT_ONCE = 4  # tries that run side by side
@@ -87,6 +90,8 @@ TOOLS: tuple[Tool, ...] = (
     Tool("nslookup", "bind9-dnsutils", "exechealthz's probe of the cluster's DNS", needed=True, version="-version"),
     Tool("haproxy", "haproxy", "Ingress and the Gateway API", version="-v"),
     Tool("bwrap", "bubblewrap", "pods that run a command of their own (nsnet/run)"),
+    Tool("etcd", "etcd-server", "nsnet up --store etcd"),
+    Tool("etcdctl", "etcd-client", "looking into an etcd by hand", version="version"),
 )
 FEATURES: tuple[Feature, ...] = (
     Feature("network namespaces", ("true",), "kernel option CONFIG_NET_NS", "every pod and node is one"),
@@ -296,6 +301,23 @@ def _version(done: subprocess.CompletedProcess[str]) -> str:
     """`1.8.9 (nf_tables)` of whatever sentence; some say it on stderr."""
     found = _VERSION.search(done.stdout or done.stderr)
     return found.group() if found else "?"
+
+
+def has_address(address: str) -> bool:
+    """Has the machine this IPv4 address?"""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+def need(tool: str, what: str) -> None:
+    """Raises MachineError where a tool is missing that `what` asks for."""
+    package = next(item.package for item in TOOLS if item.name == tool)
+    if shutil.which(tool) is None:
+        raise MachineError(f"{what} needs {tool}, which is not installed", f"sudo apt-get install {package}")
 
 
 def features(wanted: Sequence[Feature] = (*FEATURES, *IPV6)) -> list[Finding]:

@@ -19,6 +19,7 @@ import stat
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from ipaddress import ip_interface
 from pathlib import Path
 
 from nsnet import names
@@ -27,6 +28,7 @@ from nsnet.state import File
 UNREAD = stat.S_ISVTX
 
 _SHARED = {".json", ".conf"}  # what stands beside the directories of the namespaces, all the rest there is no File
+_SUBNETS = {"FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET"}
 _LARGEST = 64 << 20  # bytes; nothing of ours comes near it
 
 
@@ -50,6 +52,17 @@ def _paths(cluster: str) -> Iterator[tuple[str, str]]:
     for entry in _scan(names.ETC_NETNS):
         if entry.name.startswith(f"{cluster}.") and names.kind_of(entry.name):
             yield from ((entry.name, path) for path in _below(entry.path))
+
+
+def subnet_envs(cluster: str) -> dict[str, str]:
+    """Node → the subnets that its subnet.env says, with commas: what flanneld would take again."""
+    found = {}
+    for path in names.run_dir(cluster).glob("node.*/flannel/subnet.env"):
+        with suppress(OSError, ValueError):
+            lines = (line.partition("=") for line in path.read_text().splitlines())
+            said = [str(ip_interface(value).network) for name, _, value in lines if name in _SUBNETS]
+            found[path.parent.parent.name.removeprefix("node.")] = ",".join(said)
+    return found
 
 
 def _paths_of(cluster: str, only: Collection[str]) -> Iterator[tuple[str, str]]:

@@ -191,11 +191,15 @@ def bridge(value: Bridge, index: int) -> list[Request]:
 Tunnel = Vxlan | Ipip | Wireguard
 
 
-def tunnel(value: Tunnel, index: int, dev: int = 0) -> Request:
-    """`ip link add NAME … type vxlan`, ipip or wireguard, up; `dev` is the number of the device that carries it."""
+def tunnel(value: Tunnel, index: int, dev: int = 0, netns_fd: int = -1) -> Request:
+    """`ip link add NAME … type vxlan`, ipip or wireguard, up; `dev` is the number of the device that carries it.
+
+    With `netns_fd` it stands in that namespace, and its packets leave by the one where the message is sent.
+    """
     mac = attribute(IFLA_ADDRESS, _mac(value.mac)) if isinstance(value, Vxlan) else b""
     shape = (text(IFLA_IFNAME, value.name), mac, _u32(IFLA_MTU, value.mtu))
-    return _new(index, _up(value.up), *shape, _tunnel_info(value, dev))
+    target = _u32(IFLA_NET_NS_FD, netns_fd) if netns_fd >= 0 else b""
+    return _new(index, _up(value.up), *shape, target, _tunnel_info(value, dev))
 
 
 def _tunnel_info(value: Tunnel, dev: int) -> bytes:
@@ -211,7 +215,7 @@ def _tunnel_info(value: Tunnel, dev: int) -> bytes:
 def _vxlan_data(value: Vxlan, dev: int) -> Iterator[bytes]:
     packed = _ip(value.local)
     yield _u32(IFLA_VXLAN_ID, value.vni)
-    yield _u32(IFLA_VXLAN_LINK, dev)
+    yield _u32(IFLA_VXLAN_LINK, dev) if dev else b""
     yield attribute(IFLA_VXLAN_LOCAL if len(packed) == 4 else IFLA_VXLAN_LOCAL6, packed)
     yield attribute(IFLA_VXLAN_LEARNING, bytes([value.learning]))
     yield attribute(IFLA_VXLAN_PORT, _BE16.pack(value.port))

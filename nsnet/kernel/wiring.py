@@ -20,7 +20,7 @@ from typing import NamedTuple, get_args
 
 from nsnet import names
 from nsnet.kernel import netns, rtnl, tun
-from nsnet.kernel.netlink import Netlink, Request
+from nsnet.kernel.netlink import NETLINK_ROUTE, Netlink, Request
 from nsnet.kernel.observing import observe
 from nsnet.kernel.places import Place, Places, Shut
 from nsnet.state import (
@@ -240,6 +240,7 @@ class Wiring:
     # --- everything else that is netlink ---
 
     def configure(self) -> None:
+        self._make_trunks()
         kinds = (
             Loopback, Bridge, Veth, Vxlan, Ipip, Tun, Wireguard, BridgePort, Segments, Address, Neighbour, FdbEntry,
             Route,
@@ -250,6 +251,19 @@ class Wiring:
                 self._packed(change, partial(self._messages, change, place)) for change in sorted(some, key=_rank)
             )
             self._send(name, list(chain.from_iterable(messages)))
+
+    def _make_trunks(self) -> None:
+        """Tunnels that the machine itself carries: made from its own namespace, in theirs."""
+        adds = [change for change in self._adds(Vxlan) if _is_trunk(change.value) and not _is_in_place(change)]
+        for name, place, changes in self.places.each(adds):
+            missing = [change for change in changes if not self._is_there(change, place)]
+            try:
+                with Netlink(NETLINK_ROUTE) as route, ExitStack() as opened:
+                    fd = netns.open_fd(name)
+                    opened.callback(os.close, fd)
+                    self._ask(route, [_Message(change, _trunk(change, place, fd)) for change in missing])
+            except OSError as why:
+                self.places.refuse_all(missing, str(why))
 
     def _is_left(self, change: Change) -> bool:
         """Whether the change is not yet done, as part of something else."""
@@ -262,7 +276,9 @@ class Wiring:
             case Veth(name):
                 pair = self.ends.get((change.netns, name))
                 return change.verb != "delete" and (pair is None or pair.far_change is change)
-            case Vxlan() | Ipip() | Tun() | Wireguard():
+            case Vxlan():
+                return change.verb != "delete" and (bool(value.dev) or _is_in_place(change))
+            case Ipip() | Tun() | Wireguard():
                 return change.verb != "delete"
         return (change.netns, value.key) not in self.done
 
@@ -308,6 +324,15 @@ class Wiring:
             present = failure.code == errno.EEXIST and _is_already_so(change)
             if not (messages[position].optional or absent or present):
                 self.places.refuse(change, str(failure))
+
+
+def _is_trunk(value: object) -> bool:
+    return isinstance(value, Vxlan) and not value.dev
+
+
+def _trunk(change: Change, place: Place, fd: int) -> Request:
+    assert isinstance(change.value, Vxlan)
+    return rtnl.tunnel(change.value, place.make(change.value.name), netns_fd=fd)
 
 
 def _device(change: Change) -> str:

@@ -19,6 +19,7 @@ from nsnet.render import (
     health,
     ingress,
     loadbalancer,
+    machines,
     portmap,
     programs,
     sysctls,
@@ -44,13 +45,13 @@ COMPONENTS: tuple[Component, ...] = (
 )
 
 
-def render(objects: model.Objects) -> State:
-    """The wanted state of a cluster whose objects `control.complete` left behind.
+def render(objects: model.Objects, here: str = "") -> State:
+    """The wanted state of a cluster whose objects `control.complete` left behind; with `here` that machine's part.
 
     Every value is spelled as the kernel shows it, so that equality with an observed one means that nothing is to do.
     Raises ObjectError where the objects ask for what is not built yet.
     """
-    seen = view_of(model.indexed(objects))
+    seen = view_of(model.indexed(objects), here)
     parts: defaultdict[str, list[Iterable[Value]]] = defaultdict(list)
     for component in COMPONENTS:
         for netns, values in component(seen):
@@ -58,7 +59,7 @@ def render(objects: model.Objects) -> State:
     want = {netns: _united(values) for netns, values in parts.items()}
     for netns, said in sysctls.said(seen).items():
         want[netns] = frozenset(sysctls.over(want[netns], netns, said))
-    return want
+    return machines.own(seen, want)
 
 
 def _united(parts: list[Iterable[Value]]) -> frozenset[Value]:

@@ -24,7 +24,8 @@ from functools import lru_cache
 from ipaddress import ip_network
 
 from nsnet import names
-from nsnet.model import bits, family_of, lost_by_chance, micros, percent
+from nsnet.model import MachineEntry, bits, family_of, lost_by_chance, micros, percent
+from nsnet.render.machines import first
 from nsnet.render.view import MEMO, Machine, Network, View, default_route
 from nsnet.state import (
     OFFLOADS,
@@ -32,6 +33,7 @@ from nsnet.state import (
     Bridge,
     BridgePort,
     Chain,
+    FdbEntry,
     Loopback,
     Neighbour,
     Netns,
@@ -41,9 +43,11 @@ from nsnet.state import (
     Sysctl,
     Value,
     Veth,
+    Vxlan,
 )
 
 SWITCH = "br0"
+TRUNK, PORT = "trunk", 4789  # the way to the other machines, and VXLAN's own UDP port
 ROUTER = "router"  # its port's name in every switch
 
 NODE_SYSCTLS = (
@@ -96,9 +100,13 @@ def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
         yield view.router, ROUTER_SYSCTLS_IPV6
     for network in view.networks.values():
         machines = tuple(by_network[network.name])
-        yield network.netns, (*ground, *SWITCH_SYSCTLS, *_switch(network, machines, view.router))
+        here = tuple(machine for machine in machines if machine.on == view.here) if view.here else machines
+        router = view.router if view.here in ("", first(view.cluster)) else ""
+        yield network.netns, (*ground, *SWITCH_SYSCTLS, *_switch(network, here, router))
         if network.has_ipv6:
             yield network.netns, SWITCH_SYSCTLS_IPV6
+        if view.here:
+            yield network.netns, _trunk(network, machines, view.cluster.underlay.machines, view.here)
         yield view.router, _routed(network, machines)
         for machine in machines:
             yield machine.netns, (*ground, *_machine(machine, machines))
@@ -108,7 +116,9 @@ def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
 def _switch(network: Network, machines: tuple[Machine, ...], router: str) -> tuple[Value, ...]:
     """The bridge of a network and its ports, one per machine and one for the router."""
     bridge = Bridge(SWITCH, names.hashed_mac(network.netns), network.mtu)
-    values: list[Value] = [bridge, *_port(network, ROUTER, f"{router}/{names.device(network.name)}", network.mtu)]
+    values: list[Value] = [bridge]
+    if router:
+        values += _port(network, ROUTER, f"{router}/{names.device(network.name)}", network.mtu)
     for machine in machines:
         values += _port(network, _port_name(machine), f"{machine.netns}/eth0", machine.mtu)
         values += _offload(machine, _port_name(machine))
@@ -119,6 +129,24 @@ def _switch(network: Network, machines: tuple[Machine, ...], router: str) -> tup
 def _offload(machine: Machine, dev: str) -> tuple[Offload, ...]:
     """Both ends of the cable: what one leaves to the other would not be done at all."""
     return () if machine.link is None or machine.link.offload else (Offload(dev, OFFLOADS),)
+
+
+@lru_cache(maxsize=256)
+def _trunk(
+    network: Network, machines: tuple[Machine, ...], carriers: tuple[MachineEntry, ...], here: str
+) -> tuple[Value, ...]:
+    """The port by which the switch is one with those of the other machines: a VXLAN over their own addresses.
+
+    Who is behind which is known, so nothing is flooded and nothing learned: one forwarding entry per machine's MAC.
+    """
+    at = {carrier.name: carrier.address for carrier in carriers}
+    vni = 1 + int(names.hashed_mac(network.netns).replace(":", "")[4:], 16) % ((1 << 24) - 1)
+    tunnel = Vxlan(TRUNK, names.hashed_mac(f"{network.netns}/{TRUNK}/{here}"), network.mtu, vni, at[here], "", PORT)
+    away = [(machine.mac, machine.on) for machine in machines if machine.on != here]
+    home = carriers[0].name
+    if home != here:
+        away.append((gateway_mac(network), home))
+    return (tunnel, BridgePort(TRUNK, SWITCH), *(FdbEntry(TRUNK, mac, at[on]) for mac, on in away))
 
 
 def _impaired(dev: str, machine: Machine) -> Iterator[Value]:

@@ -75,6 +75,7 @@ class Machine(msgspec.Struct, frozen=True):
     more: tuple[str, ...] = ()
     link: model.LinkSpec | None = None
     plain: bool = False  # the kernel has no netem: what the link says is done without
+    on: str = ""  # the machine that carries it, where there are several
 
     @property
     def mac(self) -> str:
@@ -150,6 +151,7 @@ class View(msgspec.Struct, frozen=True):
     leases: tuple[Lease, ...]
     services: Mapping[model.Key, model.Service]
     dns: model.Service | None  # what pods ask for names
+    here: str = ""  # the machine that is rendered; empty: the only one
 
     @property
     def name(self) -> str:
@@ -185,7 +187,7 @@ def default_route(family: Family) -> str:
     return "::/0" if family == "ip6" else "default"
 
 
-def view_of(objects: model.Objects) -> View:
+def view_of(objects: model.Objects, here: str = "") -> View:
     """The view of objects as `control.complete` left them. Raises ObjectError for what is asked and not built yet."""
     cluster = model.cluster_of(objects)
     _refuse_what_is_not_built(cluster)
@@ -204,6 +206,7 @@ def view_of(objects: model.Objects) -> View:
         leases=tuple(lease for item in model.of(objects, model.SubnetLease) for lease in _leases(item)),
         services=services,
         dns=dns,
+        here=here,
     )
 
 
@@ -252,11 +255,17 @@ def _node(cluster: model.Cluster, networks: Mapping[str, Network], node: model.N
     more = {item.address: None for item in node.status.addresses if item.type != "Hostname" and item.address != ip}
     link = _link(cluster, name, network)
     mtu, netns = link.mtu, names.node_netns(cluster.metadata.name, name)
-    machine = Machine("node", name, netns, ip, network, mtu, tuple(more), link, _is_plain(cluster))
+    plain, on = _is_plain(cluster), _on_machine(cluster, name)
+    machine = Machine("node", name, netns, ip, network, mtu, tuple(more), link, plain, on)
     legs = tuple(_leg(cidr, with_length=True) for cidr in masked(",".join(model.pod_cidrs(node))))
     secret = objects.get(model.wireguard_secret(name)) if cluster.flannel.Backend.kind == "wireguard" else None
     private = model.wireguard_key(secret) if isinstance(secret, model.Other) else ""
     return Node(name, machine, legs, (cluster.flannel.Backend.MTU or mtu) - _overhead(cluster), private)
+
+
+def _on_machine(cluster: model.Cluster, node: str) -> str:
+    entries = cluster.nodes if isinstance(cluster.nodes, tuple) else ()
+    return next((entry.machine for entry in entries if entry.name == node), "")
 
 
 def _overhead(cluster: model.Cluster) -> int:
@@ -272,8 +281,12 @@ def _overhead(cluster: model.Cluster) -> int:
 def _host(cluster: model.Cluster, networks: Mapping[str, Network], host: model.HostEntry) -> Machine:
     network = _on(cluster, networks, model.key_of(cluster), host.network)
     netns = names.host_netns(cluster.metadata.name, host.name)
-    link = _link(cluster, host.name, network)
-    return Machine("host", host.name, netns, host.address, network, link.mtu, host.addresses, link, _is_plain(cluster))
+    link, plain, on = _link(cluster, host.name, network), _is_plain(cluster), _home(cluster)
+    return Machine("host", host.name, netns, host.address, network, link.mtu, host.addresses, link, plain, on)
+
+
+def _home(cluster: model.Cluster) -> str:
+    return next((machine.name for machine in cluster.underlay.machines), "")
 
 
 def _leases(lease: model.SubnetLease) -> Iterator[Lease]:

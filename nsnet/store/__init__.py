@@ -1,18 +1,19 @@
-"""Objects on disk: the contract that SQLite fulfils today (`sqlite.py`) and etcd can stand beside.
+"""Objects on disk: the contract that SQLite (`sqlite.py`, a file of this machine) and etcd (`etcd.py`) both fulfil.
 
 It is etcd's own contract (v3 API), cut down to what nsnet needs: keys in one flat, ordered space; every write raises
 one revision for the whole store; a transaction compares the revisions at which keys were last written and puts or
 deletes several keys at once; whoever knows a revision can ask what changed since, until those changes are compacted
 away; a lease takes its keys with it when it runs out. Values are bytes; `keys.py` says which bytes stand under which
-key, in Kubernetes' own registry layout, and `objects.py` reads and writes whole sets of objects.
+key, in Kubernetes' own registry layout, `objects.py` reads and writes whole sets of objects, `location.py` says where a
+cluster's store is and `opening.py` opens it.
 """
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from typing import Protocol, Self
 
 import msgspec
 
-from nsnet.errors import NsnetError
+from nsnet.errors import MachineError, NsnetError
 
 LEASE_SECONDS = 86_400  # flannel's
 
@@ -36,7 +37,10 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Conflict(NsnetError):  # noqa: N818 - etcd's word
-    """A compare of a transaction did not hold: somebody else wrote `key` first. Read again and try again."""
+    """A compare of a transaction did not hold: somebody else wrote `key` first. Read again and try again.
+
+    Or we did, and the answer was lost with the connection to etcd: whoever reads again sees that.
+    """
 
     exit_code = 1
 
@@ -55,21 +59,29 @@ class Compacted(NsnetError):  # noqa: N818 - etcd's word
         self.revision = revision
 
 
+class Unreachable(MachineError):  # noqa: N818 - what it is
+    """Nobody answers where the store is. What stands in the kernel goes on; what was to be written has to wait."""
+
+
 Entries = tuple[list[Entry], int]
 Events = tuple[list[Event], int]
 
 
 class Store(Protocol):
-    """One open store, used by one thread. Every method may raise MachineError (disk full, damaged, not reachable)."""
+    """One open store, used by one thread. Every method may raise MachineError (disk full, damaged), Unreachable."""
 
     def revision(self) -> int:
-        """The store's revision: 0 when new, one more with every transaction that changed something."""
+        """The store's revision: higher with every transaction that changed something (SQLite's begins at 0)."""
         ...
 
     def get(self, key: str) -> Entry | None: ...
 
     def list(self, prefix: str) -> Entries:
         """All entries whose key starts with `prefix`, in order of their keys, and the revision they stand for."""
+        ...
+
+    def written(self, keys: Iterable[str]) -> dict[str, int]:
+        """At which revision each of the keys was last written; those that are absent are missing."""
         ...
 
     def txn(self, compares: Mapping[str, int], puts: Mapping[str, bytes | None], *, lease: int = 0) -> int:
@@ -129,4 +141,12 @@ class Store(Protocol):
         """Forgets the changes up to and including `revision`; what stands now stays."""
         ...
 
+    def gone(self) -> bool:
+        """Was the store deleted (or replaced) under us? Then nobody else sees what is written here."""
+        ...
+
     def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...

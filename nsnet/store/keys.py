@@ -6,7 +6,8 @@
 
 flannel's leases stand where flannel's etcd subnet manager keeps them, `/coreos.com/network/subnets/10.244.1.0-24`,
 byte for byte in its JSON (`pkg/lease`, LeaseAttrs), so that a real flanneld could share the overlay. That record has no
-place for an object's metadata: what a SubnetLease has besides its name (its owner, say) stands in a second record.
+place for an object's metadata: what a SubnetLease has besides its name (its owner, say) stands in a second record. And
+so does flannel's net-conf.json, `/coreos.com/network/config`, which follows from the Cluster.
 
 An object comes back as it was, but for `raw`: of a field that a struct declares the struct knows the value, so only
 what it does not declare is kept there. What a controller made with an empty `raw` is thus equal to what it finds later.
@@ -18,13 +19,32 @@ from typing import Any, NamedTuple
 import msgspec
 
 from nsnet.errors import InputError
-from nsnet.model import API_VERSIONS, KINDS, Key, Object, ObjectMeta, Other, SubnetLease, key_of, kind_of
+from nsnet.model import (
+    API_VERSIONS,
+    KINDS,
+    Cluster,
+    Key,
+    Object,
+    ObjectMeta,
+    Other,
+    SubnetLease,
+    family_of,
+    key_of,
+    kind_of,
+    subnets,
+)
 
 REGISTRY = "/registry/"
 CLUSTERS = "/registry/nsnet/clusters/"
+NET_CONF = "/coreos.com/network/config"
 LEASES = "/coreos.com/network/subnets/"
 LEASE_META = "/registry/nsnet/subnetleases/"
+FORMAT = "/registry/nsnet/format"  # of everything that stands in an etcd
 FENCE = "/registry/nsnet/fence"  # written with every set of objects, see `objects.py`
+MACHINES = "/registry/nsnet/machines/"  # see `members.py`
+CHARGE = "/registry/nsnet/charge"
+GONE = "/registry/nsnet/gone"  # `down` was here: machines that still carry a part of it remove that
+PRIVATE = (FENCE, FORMAT, LEASE_META, MACHINES, CHARGE, GONE)  # no objects
 
 # Where the plural is not guessed right, or where no group stands in the path although the kind has one.
 RESOURCES = {
@@ -55,6 +75,9 @@ BUILT_IN = frozenset(
 )  # fmt: skip
 
 
+_OURS = {"allocation", "ipMasq"}  # of `flannel:` in the Cluster document; the second is a flag of flanneld
+
+
 def path_of(key: Key, api_version: str = "") -> str:
     """The key under which an object stands. `api_version` matters only for kinds of custom resources."""
     if key.kind == "SubnetLease":
@@ -72,7 +95,21 @@ def records(obj: Object) -> dict[str, bytes]:
     found = {path(obj): encode(obj)}
     if isinstance(obj, SubnetLease) and obj.metadata != ObjectMeta(name=obj.metadata.name):
         found[LEASE_META + obj.metadata.name] = _encode_lease_meta(obj)
+    if isinstance(obj, Cluster):
+        found[NET_CONF] = net_conf(obj)
     return found
+
+
+def net_conf(cluster: Cluster) -> bytes:
+    """What flanneld reads when it starts: net-conf.json. Written, and never read: the Cluster document says it all."""
+    each = {family_of(subnet): subnet for subnet in subnets(cluster.networking.podSubnet)}
+    networks = {name: each[family] for family, name in (("ip", "Network"), ("ip6", "IPv6Network")) if family in each}
+    said: dict[str, Any] = msgspec.to_builtins(cluster.flannel)
+    usual = msgspec.to_builtins(type(cluster.flannel.Backend)())
+    shown = {"Type", *(("VNI",) if cluster.flannel.Backend.kind == "vxlan" else ())}  # flannel's code says udp and 1
+    backend = {name: value for name, value in said.pop("Backend").items() if name in shown or value != usual[name]}
+    body = {name: value for name, value in said.items() if value not in (0, "", None) and name not in _OURS}
+    return msgspec.json.encode({**networks, **body, "Backend": backend})
 
 
 def encode(obj: Object) -> bytes:

@@ -10,10 +10,20 @@ from collections.abc import Callable, Iterable
 from nsnet.errors import InputError, NsnetError
 from nsnet.model import Key, Object, Objects, SubnetLease, key_of
 from nsnet.store import Compacted, Conflict, Entry, Event, Store
-from nsnet.store.keys import FENCE, LEASE_META, LEASES, REGISTRY, decode, path, records, with_metadata
+from nsnet.store.keys import (
+    FENCE,
+    GONE,
+    LEASE_META,
+    LEASES,
+    PRIVATE,
+    REGISTRY,
+    decode,
+    path,
+    records,
+    with_metadata,
+)
 
 Warn = Callable[[str], None]
-MANY = 64  # from so many keys on, one listing is cheaper than asking for each
 ATTEMPTS = 20
 
 
@@ -82,13 +92,32 @@ def update(store: Store, change: Callable[[Objects], Objects], warn: Warn = _sil
     raise lost
 
 
+def clear(store: Store, *, spread: bool = False) -> None:
+    """Deletes everything of ours; leases of a real flanneld, and what is no object, stay.
+
+    `spread`: over several machines. A mark says to the others for an hour that this was meant.
+    """
+    mark = {GONE: b"{}"} if spread else {}
+    while True:
+        objects, revision = load_objects(store)
+        ours = {key: obj for key, obj in objects.items() if not _is_foreign(obj)}
+        puts = differences(ours, {}) | {entry.key: None for prefix in PRIVATE for entry in store.list(prefix)[0]}
+        try:
+            store.txn(_last_written(store, puts, revision), puts)
+        except Conflict:
+            continue
+        store.txn({}, mark, lease=store.grant(3600) if mark else 0)
+        return
+
+
+def _is_foreign(obj: Object) -> bool:
+    return isinstance(obj, SubnetLease) and not any(owner.kind == "Node" for owner in obj.metadata.ownerReferences)
+
+
 def _last_written(store: Store, keys: Iterable[str], revision: int) -> dict[str, int]:
     """When each key was last written, for the compare; refuses at once what is younger than our reading."""
     wanted = list(keys)
-    if len(wanted) > MANY:
-        there = {entry.key: entry.mod_revision for entry in store.list("/")[0]}
-    else:
-        there = {entry.key: entry.mod_revision for key in wanted if (entry := store.get(key)) is not None}
+    there = store.written(wanted)
     for key in wanted:
         if there.get(key, 0) > revision:
             raise Conflict(key)
@@ -105,7 +134,7 @@ def _decoded(pairs: Iterable[tuple[str, bytes]], warn: Warn) -> dict[Key, Object
 
 
 def _object(name: str, value: bytes, warn: Warn) -> Object | None:
-    if name == FENCE or name.startswith(LEASE_META) or not name.startswith((REGISTRY, LEASES)):
+    if name.startswith(PRIVATE) or not name.startswith((REGISTRY, LEASES)):
         return None
     try:
         return decode(name, value)

@@ -117,6 +117,11 @@ class SqliteStore:
             rows = self._db.execute("select * from kv where key >= ? and key < ? order by key", _range(prefix))
             return [Entry(*row) for row in rows], self._meta("revision")
 
+    def written(self, keys: Iterable[str]) -> dict[str, int]:
+        with self._reading():
+            ask = "select key, mod_revision from kv where key = ?"
+            return dict(row for key in keys if (row := self._db.execute(ask, (key,)).fetchone()))
+
     def changes(self, prefix: str, since: int) -> Events:
         with self._reading():
             compacted = self._meta("compacted")
@@ -158,7 +163,6 @@ class SqliteStore:
         return self._bound().fileno()
 
     def gone(self) -> bool:
-        """Was the file deleted (or replaced) under us? Then nobody else sees what is written here."""
         try:
             return self._path.stat().st_ino != self._inode
         except OSError:

@@ -25,6 +25,7 @@ import msgspec
 import policy_kernel
 import see
 import services
+import stores
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -418,6 +419,7 @@ MEASUREMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "see": measure_see,
     "labs": measure_labs,
     "faults": faults.measure,
+    "stores": stores.lines,
 }
 
 

@@ -20,7 +20,7 @@ from nsnet.cli.page.feed import Feed
 from nsnet.errors import NsnetError
 from nsnet.faults import CATALOGUE
 from nsnet.model import Event, Key, Object, Objects
-from nsnet.store import sqlite
+from nsnet.store import opening
 from nsnet.store.objects import load_objects, refresh
 
 CALM, STIRRED = 5.0, 0.3  # s between looks; after the store has changed
@@ -46,7 +46,7 @@ def watch(cluster: str, feed: Feed) -> None:
 
 def _follow(cluster: str, feed: Feed) -> str:
     """Until the cluster is gone. Raises NsnetError where the store or the kernel cannot be read."""
-    with closing(sqlite.open_store(cluster, create=False)) as store:
+    with closing(opening.open_store(cluster)) as store:
         objects, revision = load_objects(store)
         drawn, looks = -1, _Looks(feed)
         while not store.gone() and names.run_dir(cluster).is_dir():

@@ -1,0 +1,151 @@
+"""The machines of one cluster, as they tell each other by way of the etcd: who is there, who listens, who is in charge.
+
+    /registry/nsnet/machines/<name>     under a lease of its own: which installation it is, and who listens in its
+                                        namespaces; it goes when nobody renews the lease any more
+    /registry/nsnet/charge              the machine whose controller runs control; under that machine's lease
+
+Every machine renders and applies what is its own. Control (workloads, scheduler, endpoints) needs to know who listens
+everywhere, and one at a time does it: whoever has the charge. Even if two thought so, the fence keeps their writes
+apart (`objects.py`); the charge only spares the work.
+"""
+
+import time
+from collections.abc import Collection, Mapping
+
+import msgspec
+
+from nsnet.errors import InputError
+from nsnet.store import Conflict, Store
+from nsnet.store.keys import CHARGE, FENCE, MACHINES
+
+TTL = 10  # seconds a machine may be silent until its pods are no longer ready
+BEAT = 2.5
+GLANCE = 0.5
+
+Listening = Mapping[str, frozenset[tuple[str, int]]]
+
+
+class Told(msgspec.Struct, frozen=True):
+    """A machine's record. `id` is the installation's, so that one that starts again is not taken for another.
+
+    `reached`: the last writing of objects (the fence's revision) that its kernel has followed.
+    """
+
+    id: str
+    reached: int = 0
+    listening: dict[str, list[tuple[str, int]]] = {}
+
+
+class Member:
+    """This machine among the others. Used by the thread that uses the store."""
+
+    def __init__(self, store: Store, machine: str, ident: str) -> None:
+        self.store = store
+        self.machine = machine
+        self.ident = ident
+        self._key = MACHINES + machine
+        self._lease = 0
+        self._beaten = 0.0
+        self._told: bytes = b""
+        self._reached = 0
+
+    def due(self) -> bool:
+        return time.monotonic() >= self._beaten + BEAT
+
+    def beat(self) -> None:
+        """Says that we are here; joins (again) where the others have given us up.
+
+        Raises InputError where another machine goes by our name; Unreachable.
+        """
+        if self._lease:
+            try:
+                self.store.keep(self._lease)
+                self._beaten = time.monotonic()
+            except InputError:
+                self._lease = 0
+        if not self._lease:
+            self._join()
+
+    def _join(self) -> None:
+        there = self.store.get(self._key)
+        if there is not None and (other := _decoded(there.value)) is not None and other.id != self.ident:
+            raise InputError(
+                f"another machine goes by the name {self.machine}",
+                f"give this one another name (--machine), or wait {TTL} s if the other one is gone",
+            )
+        lease = self.store.grant(TTL)
+        value = self._told or msgspec.json.encode(Told(self.ident))
+        try:
+            self.store.txn({self._key: there.mod_revision if there else 0}, {self._key: value}, lease=lease)
+        except Conflict:
+            self.store.revoke(lease)
+            raise
+        self._lease, self._beaten = lease, time.monotonic()
+
+    def leave(self) -> None:
+        """In peace: the others know at once."""
+        if self._lease:
+            self.store.revoke(self._lease)
+            self._lease = 0
+
+    def tell(self, listening: Listening, revision: int) -> None:
+        """Writes who listens here, and that the kernel is as the objects of `revision`, where that has changed."""
+        written = self.store.written([FENCE]).get(FENCE, 0)
+        said = {netns: sorted(ports) for netns, ports in sorted(listening.items())}
+        self._reached = written if written <= revision else self._reached
+        value = msgspec.json.encode(Told(self.ident, self._reached, said))
+        if value == self._told or not self._lease:
+            return
+        self._told = value
+        try:
+            self.store.txn({}, {self._key: value}, lease=self._lease)
+        except InputError:
+            self._lease = 0  # the others have given us up: the next beat joins again, and says it
+
+    def heard(self, own: Listening) -> dict[str, frozenset[tuple[str, int]]]:
+        """Who listens where, on every machine that is there."""
+        found = dict(own)
+        for entry in self.store.list(MACHINES)[0]:
+            told = _decoded(entry.value) if entry.key != self._key else None
+            if told is not None:
+                found |= {netns: frozenset(ports) for netns, ports in told.listening.items()}
+        return found
+
+    def in_charge(self) -> bool:
+        """Whether control is ours to do; takes the charge where nobody has it."""
+        there = self.store.get(CHARGE)
+        if there is not None:
+            return there.value == self.machine.encode() and there.lease == self._lease
+        if not self._lease:
+            return False
+        try:
+            self.store.txn({CHARGE: 0}, {CHARGE: self.machine.encode()}, lease=self._lease)
+        except (Conflict, InputError):
+            return False
+        return True
+
+
+def _decoded(value: bytes) -> Told | None:
+    """None for garbage."""
+    try:
+        return msgspec.json.decode(value, type=Told)
+    except msgspec.MsgspecError:
+        return None
+
+
+def behind(store: Store, expected: Collection[str] = ()) -> list[str]:
+    """The machines that have not followed what was written last: of those that are there, and of those expected."""
+    written = store.written([FENCE]).get(FENCE, 0)
+    each = {entry.key.removeprefix(MACHINES): _decoded(entry.value) for entry in store.list(MACHINES)[0]}
+    late = [name for name, told in each.items() if told is not None and told.reached < written]
+    return sorted({*late, *(name for name in expected if each.get(name) is None)})
+
+
+def await_all(store: Store, timeout: float, expected: Collection[str] = ()) -> list[str]:
+    """Waits until nobody is behind; who still is after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while left := behind(store, expected):
+        if time.monotonic() >= deadline:
+            return left
+        store.wait(min(GLANCE, max(0.0, deadline - time.monotonic())))
+    return []

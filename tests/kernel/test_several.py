@@ -1,0 +1,263 @@
+"""A cluster over three machines: spread, proved on each, and what holds when an agent, a link or a member fails."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.etcds import Member, need_etcd, until
+from tests.several import Box, Relay, boxes, members
+
+ROUNDS = int(os.environ.get("NSNET_TEST_ROUNDS") or 2)  # 200 on request
+CONVERGED = 60.0  # seconds, on a machine that does other things, too
+CLUSTER = """
+apiVersion: nsnet/v1
+kind: Cluster
+metadata: {name: multi}
+underlay:
+  machines: [{name: a, address: 192.0.2.1}, {name: b, address: 192.0.2.2}, {name: c, address: 192.0.2.3}]
+nodes: [{name: node1}, {name: node2}, {name: node3, machine: c}]
+---
+"""
+QUICKSTART = Path(__file__).parents[2] / "topologies" / "quickstart.yaml"
+
+
+class Spread(NamedTuple):
+    """The quickstart over machines a, b and c."""
+
+    boxes: dict[str, Box]
+    etcd: list[Member]
+    url: str
+    file: Path
+
+    def nsnet(self, name: str, *words: str, code: int | None = 0) -> str:
+        return self.boxes[name].nsnet(*words, code=code)
+
+    def get(self, *words: str, at: str = "a") -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self.nsnet(at, "get", *words, "-o", "json"))["items"]
+        return found
+
+    def ready(self, at: str = "a") -> dict[str, bool]:
+        """Pod → is it ready, of the web Deployment."""
+        return {pod["metadata"]["name"]: _ready(pod) for pod in self.get("pods", at=at)}
+
+    def on(self, node: str, at: str = "a") -> list[str]:
+        return [pod["metadata"]["name"] for pod in self.get("pods", at=at) if pod["spec"]["nodeName"] == node]
+
+    def agents(self, name: str) -> list[int]:
+        """Pids of the machine's supervisor and controller, as the machine sees them."""
+        found = self.boxes[name].run("pgrep", "-f", "nsnet.controller --cluster multi", code=None).split()
+        return [int(pid) for pid in found]
+
+    def kill(self, name: str) -> None:
+        for pid in sorted(self.agents(name)):  # the supervisor first
+            self.boxes[name].run("kill", "-9", str(pid), code=None)
+
+    def join(self, name: str) -> None:
+        self.nsnet(name, "agent", "--store", self.url, "--machine", name)
+
+    def curl(self, name: str, pod: str, url: str) -> str:
+        """From a pod of that machine, without asking the store."""
+        argv = ("ip", "netns", "exec", f"multi.pod.default.{pod}", "curl", "-s", "--max-time", "3", url)
+        return self.boxes[name].run(*argv)
+
+
+def _ready(obj: dict[str, Any]) -> bool:
+    conditions = obj["status"].get("conditions", [])
+    return any(item["type"] == "Ready" and item["status"] == "True" for item in conditions)
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spread]:
+    need_etcd()
+    directory = tmp_path_factory.mktemp("several")
+    docs = QUICKSTART.read_text().split("\n---\n")
+    file = directory / "multi.yaml"
+    file.write_text(CLUSTER + "\n---\n".join(doc for doc in docs if "kind: Cluster" not in doc))
+    with boxes("abc") as made, members(directory, 3) as (url, etcd):
+        up = made["a"].begin("up", str(file), "--store", url, "--machine", "a", "--timeout", "100s")
+        others = [made[name].begin("agent", "--store", url, "--machine", name, "--timeout", "100s") for name in "bc"]
+        for process in (*others, up):
+            said, _ = process.communicate(timeout=170)
+            assert process.returncode == 0, said
+        yield Spread(made, etcd, url, file)
+
+
+def test_the_quickstart_is_verified_in_full(spread: Spread) -> None:
+    """Every expectation is somebody's to ask, and nobody's twice; nodes are spread, and each machine has its own."""
+    every: set[str] = set()
+    for name, box in spread.boxes.items():
+        listed = json.loads(box.nsnet("verify", "--list", "-o", "json").partition("note:")[0])
+        names = [json.dumps(item, sort_keys=True) for item in listed]
+        assert not every & set(names)
+        every |= set(names)
+        assert "passed" in spread.nsnet(name, "verify", "--retry", "3").splitlines()[-2]
+        spaces = box.run("ls", "/run/netns").split()
+        assert [item for item in spaces if ".node." in item] == [f"multi.node.node{'abc'.index(name) + 1}"]
+        assert ("multi.host.client" in spaces) is (name == "a")
+    assert len(every) > 150
+    nodes = {node["metadata"]["name"]: node for node in spread.get("nodes")}
+    assert all(map(_ready, nodes.values()))
+
+
+def test_an_agent_that_dies_leaves_its_pods_reachable_and_not_ready(spread: Spread) -> None:
+    pod = spread.on("node3")[0]
+    address = next(item["status"]["podIP"] for item in spread.get("pods") if item["metadata"]["name"] == pod)
+    spread.kill("c")
+    until(lambda: not spread.ready()[pod], "its pods are not ready after the lease", CONVERGED)
+    until(lambda: not all(map(_ready, spread.get("nodes"))), "nor is its node", CONVERGED)
+    asker = spread.on("node1")[0]
+    assert spread.curl("a", asker, f"http://{address}/hostname").strip() == pod
+    assert {spread.curl("a", asker, "http://web/hostname").strip() for _ in range(12)} <= set(spread.ready()) - {pod}
+    spread.join("c")
+    until(lambda: all(spread.ready().values()), "it comes back", CONVERGED)
+
+
+def test_two_machines_cannot_go_by_one_name(spread: Spread) -> None:
+    refused = spread.nsnet("b", "agent", "--store", spread.url, "--machine", "c", code=2)
+    assert "this machine has cluster multi already, as machine b" in refused
+    with boxes_of_a_fourth(spread) as fourth:
+        refused = fourth.nsnet("agent", "--store", spread.url, "--machine", "c", code=2)
+        assert "machine c has the address 192.0.2.3, and this machine has not" in refused
+        fourth.run("ip", "address", "add", "192.0.2.3/32", "dev", "lo")
+        refused = fourth.nsnet("agent", "--store", spread.url, "--machine", "c", code=2)
+        assert "another machine goes by the name c" in refused
+        assert fourth.run("ls", "/run/netns", code=None).strip().endswith("No such file or directory")
+        refused = fourth.nsnet("agent", "--store", spread.url, "--machine", "x", code=2)
+        assert 'cluster multi has no machine "x"' in refused
+        assert "there are: a, b, c" in refused
+
+
+class boxes_of_a_fourth:  # noqa: N801 - with boxes_of_a_fourth(spread) as fourth
+    def __init__(self, spread: Spread) -> None:
+        del spread
+
+    def __enter__(self) -> Box:
+        self.box = Box("d", "192.0.2.4")
+        self.box.plug()
+        return self.box
+
+    def __exit__(self, *_: object) -> None:
+        self.box.end()
+
+
+def test_a_machine_that_is_cut_off_goes_on_and_follows_when_it_is_back(spread: Spread) -> None:
+    spread.boxes["b"].unplug()
+    spread.nsnet("a", "scale", "deploy/web", "--replicas", "5")
+    spread.boxes["b"].replug()
+    until(lambda: len(spread.ready()) == 5 and all(spread.ready().values()), "it follows", CONVERGED)
+    until(lambda: "passed" in spread.nsnet("b", "verify", "--retry", "3", code=None), "it converges", CONVERGED)
+    spread.nsnet("b", "scale", "deploy/web", "--replicas", "3")
+    until(lambda: len(spread.ready()) == 3 and all(spread.ready().values()), "and back", CONVERGED)
+
+
+def test_verbs_reach_what_another_machine_carries(spread: Spread, tmp_path: Path) -> None:
+    """By ssh, whose part a relay plays here; its words and exit codes are theirs."""
+    pod = spread.on("node2")[0]
+    there = spread.nsnet("c", "trace", pod, "svc/web", code=2)
+    assert f"pod/{pod} is on machine b" in there
+    assert "run it there: ssh 192.0.2.2 nsnet trace" in there
+    with Relay(spread.boxes, tmp_path) as relay:
+        env = ("env", f"NSNET_RSH={relay.rsh}", sys.executable, "-m", "nsnet")
+        script = "hostname; echo $1; exit 7"
+        said = spread.boxes["c"].run(*env, "exec", pod, "--", "sh", "-c", script, "sh", "a b'c", code=7)
+        assert said.split("\n")[:2] == [pod, "a b'c"]
+        said = spread.boxes["c"].run(*env, "verify", "--everywhere", "--only", "service", "--retry", "3")
+        assert said.count("checks passed") == 3
+    nowhere = spread.boxes["c"].run("env", "NSNET_RSH=/nowhere", *env[2:], "exec", pod, "--", "true", code=5)
+    assert "NSNET_RSH says how other machines are reached" in nowhere
+
+
+def test_what_holds_whoever_fails(spread: Spread) -> None:
+    """Members, agents and links fail at random while Services come and go.
+
+    After each round: everything written is there, no address or port is given twice, one controller at most is in
+    charge, and the cluster is as its objects say.
+    """
+    chance = random.Random(2379)
+    promised: set[str] = set()
+    for number in range(ROUNDS):
+        mend = _break_something(spread, chance)
+        name = f"svc-{number}"
+        if chance.random() < 0.7 or not promised:
+            if _written(spread, chance.choice("abc"), name):
+                promised.add(name)
+        else:
+            gone = min(promised)
+            promised.discard(gone)  # it is deleted, or we do not know
+            spread.nsnet(chance.choice("abc"), "delete", "service", gone, code=None)
+        mend()
+        until(lambda: all(_converged(spread, name) for name in "abc"), f"round {number} converges", CONVERGED)
+        _assert_model(spread, promised)
+    for name in "abc":
+        spread.nsnet(name, "verify", "--retry", "3")
+
+
+def _break_something(spread: Spread, chance: random.Random) -> Any:
+    """Lets a member, an agent or a link fail; returns what mends it."""
+    victim = chance.choice("abc")
+    match chance.choice(["member", "agent", "link", "controller"]):
+        case "member":
+            member = chance.choice(spread.etcd)
+            member.kill()
+            return member.start
+        case "agent":
+            spread.kill(victim)
+            return lambda: spread.join(victim)
+        case "link":
+            spread.boxes[victim].unplug()
+            return spread.boxes[victim].replug
+    for pid in spread.agents(victim)[1:]:
+        spread.boxes[victim].run("kill", f"-{signal.SIGKILL}", str(pid), code=None)
+    return lambda: None
+
+
+def _written(spread: Spread, at: str, name: str) -> bool:
+    """Whether the verb said that it is done; after a failure it may or may not be, as with any store."""
+    doc = {
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+        "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": [{"port": 80}]},
+    }  # fmt: skip
+    argv = spread.boxes[at].inside("sh", "-c", 'exec "$0" -m nsnet apply -f -', sys.executable)
+    done = subprocess.run(argv, input=json.dumps(doc), text=True, capture_output=True, check=False, timeout=120)
+    return done.returncode == 0
+
+
+def _converged(spread: Spread, name: str) -> bool:
+    return spread.nsnet(name, "status", code=None).startswith("cluster multi: healthy")
+
+
+def _assert_model(spread: Spread, promised: set[str]) -> None:
+    services = spread.get("services", "-A")
+    assert promised <= {item["metadata"]["name"] for item in services}
+    addresses = Counter(item["spec"]["clusterIP"] for item in services)
+    ports = Counter(port["nodePort"] for item in services for port in item["spec"]["ports"] if port.get("nodePort"))
+    pods = [item for item in spread.get("pods", "-A") if not item["spec"].get("hostNetwork")]
+    for given in (addresses, ports, Counter(item["status"]["podIP"] for item in pods)):
+        assert not given or max(given.values()) == 1, given
+    charge = _etcdctl(spread, "get", "--print-value-only", "/registry/nsnet/charge").split()
+    assert len(charge) <= 1
+
+
+def _etcdctl(spread: Spread, *words: str) -> str:
+    endpoints = ",".join(member.client for member in spread.etcd)
+    argv = ["etcdctl", "--endpoints", endpoints, *words]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True, env={**os.environ, "ETCDCTL_API": "3"})
+    return done.stdout
+
+
+def test_down_on_one_machine_is_down_on_all(spread: Spread) -> None:
+    spread.nsnet("b", "down")
+    for box in spread.boxes.values():
+        until(lambda box=box: not box.run("ls", "/run/netns", code=None).split(), "namespaces go", CONVERGED)
+        until(lambda box=box: not box.run("ls", "/var/lib/nsnet").split(), "and the state", CONVERGED)
+    left = _etcdctl(spread, "get", "--prefix", "--keys-only", "/registry").split()
+    assert left in ([], ["/registry/nsnet/gone"])
