@@ -1003,16 +1003,16 @@ LAB = "nsnet/lab"  # the lab that a Cluster is, and that a Fault belongs to
 class FaultSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One thing that is broken: `fault` names its kind in the catalogue (`nsnet.faults`).
 
-    `on` and `to` are places: node/N, host/H, pod/NAMESPACE/NAME, svc/NAMESPACE/NAME; `to` is the other side of what
-    stands between two. `means`: what the kernel offers for it (`netem`; empty: what every kernel has). `until`: when it
-    ends by itself, RFC 3339 in UTC; empty: never.
+    `on` (in documents: `where`) and `to` are places: node/N, host/H, pod/NAMESPACE/NAME, svc/NAMESPACE/NAME; `to` is
+    the other side of what stands between two. `means`: what the kernel offers for it (`netem`; empty: what every one
+    has). `until`: when it ends by itself, RFC 3339 in UTC; empty: never.
 
     `leave`: the damage is done once and then left alone, with whatever somebody does to it: `keys`, the values that it
     touched; `places`, the whole namespaces. Empty: it is kept as it is until it is cleared.
     """
 
     fault: str
-    on: tuple[str, ...] = ()
+    on: tuple[str, ...] = msgspec.field(default=(), name="where")  # `on` is a boolean in YAML 1.1
     to: tuple[str, ...] = ()
     options: dict[str, str] = {}
     means: str = ""

@@ -89,7 +89,6 @@ SHOWN = 5  # refusals that an error names
 WHOLE: frozenset[tuple[str, ...]] = frozenset()  # in a Scope: the whole namespace
 LISTENERS = frozenset({("listener",)})
 FLOWS = frozenset({("conntrack",)})
-RULES = ("chain", "nft", "ipset")
 FILTERS = (Chain, NftTable, NftSet, NftChain, NftElement, IpSet)
 LOAD = 5000  # packet filter values written at once
 STRUCTURE = (Netns, Loopback, *get_args(Link), BridgePort)  # what takes other values with it when it goes
@@ -381,7 +380,7 @@ class _Sync:
             if scope is not None:
                 scope = self._timed("diff", self.rooms.touched, old, want)
                 scope = union(scope, self._released(held))
-                have = self._read(scope, old, want)
+                have = self._first_look(scope, old, want)
                 listening = heard(have, scope, listening)
         raise self._unsettled(changes)
 
@@ -390,12 +389,13 @@ class _Sync:
 
         At ten thousand Services it takes a tenth of a second to read the rules that have to change.
         """
-        ahead = _written_ahead(scope or {})
+        rewritten = self._timed("diff", rewritten_chains, scope or {}, old, want)
+        ahead = _written_ahead(scope or {}, rewritten)
         if not ahead:
-            return self._read(scope, old, want)
+            return self._read(scope, rewritten)
         with ThreadPoolExecutor(1) as beside:
             files = beside.submit(self._write_ahead, ahead, old, want)
-            rules = self._read({netns: keys for netns, keys in (scope or {}).items() if netns not in ahead}, old, want)
+            rules = self._read({netns: keys for netns, keys in (scope or {}).items() if netns not in ahead}, rewritten)
         return {**rules, **files.result()}
 
     def _write_ahead(self, scope: Scope, old: State, want: State) -> State:
@@ -406,9 +406,8 @@ class _Sync:
         self._apply(changes)
         return self._observe(scope)
 
-    def _read(self, scope: Scope | None, old: State, want: State) -> State:
+    def _read(self, scope: Scope | None, rewritten: Mapping[str, "Rewritten"]) -> State:
         """Reads the scope, but for chains that are written whole whatever stands there: the next look has those."""
-        rewritten = self._timed("diff", rewritten_chains, scope or {}, old, want)
         if scope is None or not rewritten:
             return self._observe(scope)
         less = {netns: (scope[netns] - chains.keys) | {("netns",)} for netns, chains in rewritten.items()}
@@ -521,11 +520,14 @@ class _Sync:
         )
 
 
-def _written_ahead(scope: Scope) -> Scope:
+def _written_ahead(scope: Scope, rewritten: Mapping[str, "Rewritten"]) -> Scope:
     """Namespaces in which only files change, where all else that changes is rules; there the order does not matter."""
     kinds = {netns: {key[0] for key in keys} for netns, keys in scope.items()}
-    if not all(kinds.values()) or not set().union(*kinds.values()) <= {"file", *RULES}:
+    if not all(kinds.values()) or not set().union(*kinds.values()) <= {"file", *FILTER_KINDS}:
         return {}
+    unread = (keys - rewritten[netns].keys if netns in rewritten else keys for netns, keys in scope.items())
+    if not any(key[0] in FILTER_KINDS for keys in unread for key in keys):
+        return {}  # the rules are written at once, and names beside them
     return {netns: keys for netns, keys in scope.items() if kinds[netns] == {"file"} and names.kind_of(netns) == "pod"}
 
 

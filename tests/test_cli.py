@@ -1,5 +1,6 @@
 """The command as a person meets it: exit code, stdout and stderr, whole; and the pure parts behind it."""
 
+import json
 import os
 import re
 import signal
@@ -174,7 +175,7 @@ NEEDS_ROOT = ["up x", "down", "apply -f x", "delete pod x", "scale deploy/x --re
               "annotate pod/x a=b", "get po", "describe po x", "status", "list", "events", "logs", "rules node/x",
               "leases", "conntrack node/x", "exec x -- ls", "shell x", "verify", "trace x y", "capture x",
               "graph", "ui", "snapshot", "diff x", "explain svc/x", "policy show x", "fault clear",
-              "lab check"]  # fmt: skip
+              "lab check", "bundle"]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", NEEDS_ROOT)
@@ -189,6 +190,17 @@ def test_without_root(nsnet: Any, words: str) -> None:
 def test_every_verb_needs_root_or_is_known_not_to() -> None:
     without = {"plan", "validate", "doctor", "completion", "version"}
     assert {words.split()[0] for words in NEEDS_ROOT} | without == set(cli.VERBS)
+
+
+def test_doctor_without_root_tells_what_it_cannot_see(nsnet: Any) -> None:
+    said = nsnet("doctor -o json", root=False)
+    assert said.code == 5
+    found = {item["name"]: item for item in json.loads(said.out)}
+    assert [name for name, item in found.items() if item["state"] == "unknown"] == [
+        "kernel features", "leftovers of clusters",
+    ]  # fmt: skip
+    assert found["root"]["state"] == "missing"
+    assert found["kernel.pid_max"]["state"] == "ok"
 
 
 def test_nothing_there_is_success_for_down(nsnet: Any) -> None:

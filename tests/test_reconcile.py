@@ -382,8 +382,11 @@ def named(objects: Objects) -> State:
     return {**want, reader: want[reader] | {ready}}
 
 
-def test_what_a_pod_reads_does_not_wait_for_the_rules(kernel: Kernel, rooms: Rooms, store: sqlite.SqliteStore) -> None:
-    """It is written in a batch of its own, while the chain is read; where a pod is new, all goes in one batch."""
+def test_what_a_pod_reads_does_not_wait_for_the_rules(
+    kernel: Kernel, rooms: Rooms, store: sqlite.SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written in a batch of its own, while a long chain is read; where a pod is new, all goes in one batch."""
+    monkeypatch.setattr(iptables, "LONG_CHAIN", 1)
     rooms = rooms._replace(render=named)
     memory = sync(store, "demo", using=rooms).memory
     kernel.batches.clear()

@@ -9,7 +9,8 @@ import msgspec
 
 from nsnet import diff, kernel, reconcile, verify
 from nsnet.cli import options
-from nsnet.cli.context import Running, running
+from nsnet.cli.context import Running, chosen, running
+from nsnet.cli.failing import guarded
 from nsnet.cli.output import coloured, error, out, print_json, print_table, progress
 from nsnet.cli.trace import look_of
 from nsnet.errors import InputError, NotReachedError
@@ -18,6 +19,7 @@ from nsnet.verify.why import explained
 
 SHOWN = 20
 DRIFT = "drift"
+REPORT = "verify.xml"  # in a bundle
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -36,6 +38,7 @@ class Wish(msgspec.Struct, frozen=True):
 @click.option("--retry", type=click.IntRange(min=0), default=0, metavar="N", help="Ask what failed again, N times.")
 @click.option("--keep-going", is_flag=True, help="Ask everything, also after failures.")
 @click.option("--compare-modes", is_flag=True, help="Instead: a copy under each kubeProxyMode, side by side.")
+@options.bundle_on_failure
 @click.option("--junit-file", type=click.Path(dir_okay=False), metavar="FILE", help="Write a JUnit report.")
 @options.output("json")
 @options.cluster
@@ -46,6 +49,7 @@ def verify_(
     retry: int,
     keep_going: bool,
     compare_modes: bool,
+    bundle_on_failure: Path | None,
     junit_file: str | None,
     output: str | None,
     cluster: str | None,
@@ -56,26 +60,31 @@ def verify_(
     """
     if compare_modes and (listing or only or junit_file):
         raise InputError("--compare-modes asks everything and prints its own table", "leave the other options out")
-    now = running("verify", cluster)
-    if compare_modes:
-        from nsnet.cli.compare import compare_modes as compare
 
-        return compare(now, output)
-    wish = Wish(only, all_pairs, retry, keep_going)
-    found, drift = wished(now, wish)
-    if listing:
-        _print_list(found, output)
-        return 0
-    started = time.perf_counter()
-    results = results_of(now, found, wish, drift=drift)
-    seconds = time.perf_counter() - started
-    if junit_file:
-        _write(junit_file, report.junit(results))
-    if output == "json":
-        print_json({"passed": report.passed(results), "results": [report.document(item) for item in results]})
-    else:
-        _print(results, seconds)
-    return 0 if report.passed(results) else NotReachedError.exit_code
+    def work(further: dict[str, str]) -> int:
+        now = running("verify", cluster)
+        if compare_modes:
+            from nsnet.cli.compare import compare_modes as compare
+
+            return compare(now, output)
+        wish = Wish(only, all_pairs, retry, keep_going)
+        found, drift = wished(now, wish)
+        if listing:
+            _print_list(found, output)
+            return 0
+        started = time.perf_counter()
+        results = results_of(now, found, wish, drift=drift)
+        seconds = time.perf_counter() - started
+        further[REPORT] = report.junit(results)
+        if junit_file:
+            _write(junit_file, further[REPORT])
+        if output == "json":
+            print_json({"passed": report.passed(results), "results": [report.document(item) for item in results]})
+        else:
+            _print(results, seconds)
+        return 0 if report.passed(results) else NotReachedError.exit_code
+
+    return guarded(bundle_on_failure, lambda: chosen(cluster), work)
 
 
 def wished(now: Running, wish: Wish) -> tuple[list[Expectation], bool]:
@@ -153,11 +162,15 @@ def closing(results: list[Result], seconds: float) -> str:
     return f"{coloured(word, 'green' if good == len(results) else 'red')}, {calls} calls  ({seconds:.2f} s)"
 
 
-def after_up(now: Running) -> int:
-    """What `up` does with a cluster that stands: everything, once more for what failed; the exit code."""
+def after_up(now: Running, further: dict[str, str]) -> int:
+    """What `up` does with a cluster that stands: everything, once more for what failed; the exit code.
+
+    `further` gets the report, for a bundle.
+    """
     started = time.perf_counter()
     found, _ = wished(now, Wish())
     results = results_of(now, found, Wish(retry=1), drift=True)
+    further[REPORT] = report.junit(results)
     print_failures(results)
     out(closing(results, time.perf_counter() - started))
     if report.passed(results):

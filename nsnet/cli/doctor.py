@@ -1,9 +1,7 @@
 """`doctor`: what this machine has and lacks, what that costs, and the command that mends it. It runs none of them."""
 
-import json
 import os
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_network
 from typing import Any
 
@@ -34,10 +32,15 @@ def doctor(output: str | None) -> int:
     """
     found = list(examine())
     if output == "json":
-        print_json([{**msgspec.to_builtins(item), "state": item.verdict} for item in found])
+        print_json(documents(found))
     else:
         _print(found)
     return MACHINE_CANNOT if any(item.needed and not item.ok for item in found) else 0
+
+
+def documents(found: Iterable[Finding]) -> list[dict[str, Any]]:
+    """As `-o json` shows them."""
+    return [{**msgspec.to_builtins(item), "state": item.verdict} for item in found]
 
 
 def examine() -> Iterator[Finding]:
@@ -63,21 +66,12 @@ def _clashes() -> Iterator[Finding]:
     """Routes of the machine that overlap what clusters use by default. They do no harm; a person may be confused."""
     usual = {"pods": Networking().podSubnet, "Services": Networking().serviceSubnet, "nodes": INSIDE["ip"][0],
              "clients outside": OUTER["ip"][0]}  # fmt: skip
-    routes = list(_routes())
+    routes = limits.routes()
     for name, subnet in usual.items():
         over = [route for route in routes if ip_network(route).overlaps(ip_network(subnet))]
         why = f"the machine itself routes {', '.join(over)}; no harm, clusters live in namespaces of their own"
         yield Finding(f"addresses of {name}", ok=True, why=why if over else "", needed=False, found=subnet,
                       about="addresses")  # fmt: skip
-
-
-def _routes() -> Iterator[str]:
-    try:
-        done = subprocess.run(("ip", "-j", "-4", "route", "show", "table", "main"), capture_output=True, check=True)
-        found: list[dict[str, Any]] = json.loads(done.stdout or b"[]")
-    except (OSError, subprocess.CalledProcessError, ValueError):
-        return
-    yield from (route["dst"] for route in found if route.get("dst", "default") != "default")
 
 
 # --- leftovers --------------------------------------------------------------------------------------------------------

@@ -75,6 +75,9 @@ SECTIONS: dict[str, dict[str, Verb]] = {
     },
     "The tool": {
         "doctor": Verb("doctor:doctor", "Show what this machine lacks, what it costs, and what mends it."),
+        "bundle": Verb(
+            "bundle:bundle", "Pack objects, kernel state, logs and doctor into an archive, without secrets."
+        ),
         "completion": Verb("machine:completion", "Print the completion script of a shell."),
         "version": Verb("machine:version", "Print the version."),
     },

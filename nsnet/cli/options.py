@@ -1,6 +1,7 @@
 """Flags that several verbs share. Every flag is also an environment variable `NSNET_<FLAG>`, whatever the verb."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -71,3 +72,10 @@ def filenames(function: Function) -> Function:
 def output(*choices: str) -> Callable[[Function], Function]:
     """-o, one of `choices`."""
     return click.option("-o", "--output", type=click.Choice(choices), help="The form of what is printed.")
+
+
+def bundle_on_failure(function: Function) -> Function:
+    """--bundle-on-failure DIR, for jobs that keep files: `bundle`'s archive of what there was when it failed."""
+    where = click.Path(file_okay=False, path_type=Path)
+    text = "Leave an archive (see `bundle`) there if this fails."
+    return click.option("--bundle-on-failure", type=where, metavar="DIR", help=text)(function)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from shlex import quote
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from nsnet import controller, model, reconcile
 from nsnet.cli import check, options
 from nsnet.cli.change import facts
 from nsnet.cli.context import Running, changing, opened, waiting_for
+from nsnet.cli.failing import guarded
 from nsnet.cli.files import load
 from nsnet.cli.impaired import equipped
 from nsnet.cli.output import error, note, out, progress, warning
@@ -57,8 +59,16 @@ class Built(msgspec.Struct, frozen=True):
 @click.option("--no-verify", is_flag=True, help="Do not send packets to prove it.")
 @click.option("--timeout", default="60s", metavar="TIME", help="How long to wait until pods are ready (60s).")
 @click.option("--recreate", is_flag=True, help="Remove what is there under that name first.")
+@options.bundle_on_failure
 @options.cluster
-def up(files: tuple[str, ...], no_verify: bool, timeout: str, recreate: bool, cluster: str | None) -> int:
+def up(
+    files: tuple[str, ...],
+    no_verify: bool,
+    timeout: str,
+    recreate: bool,
+    bundle_on_failure: Path | None,
+    cluster: str | None,
+) -> int:
     """Build or converge a cluster: the files are the whole truth. Then start its controller, wait, verify.
 
     FILE is Kubernetes manifests, with at most one Cluster document; - is stdin, a directory stands for its manifests.
@@ -68,15 +78,19 @@ def up(files: tuple[str, ...], no_verify: bool, timeout: str, recreate: bool, cl
     changing("up")
     loaded = load(files, cluster)
     name = model.cluster_of(loaded.objects).metadata.name
-    with going_on(name):
-        for line in loaded.notes:
-            note(f"note: {line}")
-        built = build(loaded, name, recreate=recreate)
-        built = until_ready(built, seconds)
-        _print_built(built, time.perf_counter() - started)
-        code = 0 if no_verify else check.after_up(built.running)
-        _print_tries(built.running)
-        return max(code, _not_ready(built.running.objects))
+
+    def work(further: dict[str, str]) -> int:
+        with going_on(name):
+            for line in loaded.notes:
+                note(f"note: {line}")
+            built = build(loaded, name, recreate=recreate)
+            built = until_ready(built, seconds)
+            _print_built(built, time.perf_counter() - started)
+            code = 0 if no_verify else check.after_up(built.running, further)
+            _print_tries(built.running)
+            return max(code, _not_ready(built.running.objects))
+
+    return guarded(bundle_on_failure, lambda: name, work)
 
 
 def duration(text: str) -> float:

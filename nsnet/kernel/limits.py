@@ -7,14 +7,17 @@ Source: Linux `Documentation/networking/ip-sysctl.rst` (gc_thresh3), `nf_conntra
 `mount_namespaces`.
 """
 
+import json
 import resource
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from nsnet import names
-from nsnet.kernel.features import Finding
+from nsnet.kernel.features import PATIENCE, Finding
 
 PODS = 1000  # what the proposed values are enough for
 
@@ -130,3 +133,14 @@ def _mounts() -> Iterator[tuple[str, bool]]:
         where, *optional = before.split()[4:]
         if Path(where) in (names.NETNS, *names.NETNS.parents):
             yield where, any(word.startswith("shared:") for word in optional)
+
+
+def routes() -> list[str]:
+    """What the machine itself routes, IPv4, as subnets; its default route is none."""
+    try:
+        words = ("ip", "-j", "-4", "route", "show", "table", "main")
+        done = subprocess.run(words, capture_output=True, check=True, timeout=PATIENCE)
+        found: list[dict[str, Any]] = json.loads(done.stdout or b"[]")
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
+    return [route["dst"] for route in found if route.get("dst", "default") != "default"]

@@ -53,11 +53,17 @@ def replace_process(
 
 
 def output(name: str, argv: Sequence[str], *, timeout: float = 30) -> str:
-    """What the command prints, run in the namespace. Raises MachineError where it is missing, NotReachedError else."""
+    """What the command prints, run in the namespace. Raises MachineError where it is missing, NotReachedError else.
+
+    After `timeout` seconds it is ended, which is a NotReachedError, too.
+    """
     try:
         with netns.inside(name):
             process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        out, complaint = process.communicate(timeout=timeout)
+        with process:
+            out, complaint = _communicate(process, timeout)
+    except subprocess.TimeoutExpired as error:
+        raise NotReachedError(f"{argv[0]} in {name} did not end within {timeout:.0f} s") from error
     except FileNotFoundError as error:
         if error.filename == netns.path_of(name):
             raise NotReachedError(
@@ -67,6 +73,14 @@ def output(name: str, argv: Sequence[str], *, timeout: float = 30) -> str:
     if process.returncode:
         raise NotReachedError(f"{argv[0]} in {name}: {complaint.strip() or process.returncode}")
     return out
+
+
+def _communicate(process: subprocess.Popen[str], timeout: float) -> tuple[str, str]:
+    try:
+        return process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
 
 
 def typed(netns_name: str, argv: Sequence[str], *, stdin: str = "", timeout: float = 30) -> tuple[int, str]:

@@ -377,7 +377,9 @@ def _next(trip: Trip, netns: str, dev: str, port: str = "") -> Trip:
 def _wire(world: World, trip: Trip, here: View, nexthop: str) -> Iterator[Way]:
     dev = trip.dev_out
     mac = here.neighbours.get((dev, nexthop))
-    found = next((one for one in _stations(world, trip.netns, dev) if _takes(world, one, mac, nexthop)), None)
+    found = next(
+        (one for one in _stations(world, trip.netns, dev, mac or "") if _takes(world, one, mac, nexthop)), None
+    )
     if found is None:
         yield _lost_on_wire(world, trip, here, mac, nexthop)
     elif trip.size and found.narrow and trip.size > found.narrow[0] + _TOLERATED:
@@ -425,11 +427,14 @@ def _nobody(world: World, here: View, dev: str, mac: str | None, nexthop: str) -
 
 
 def _port_with(world: World, here: View, bridge: str, mac: str) -> str:
-    """The port of a bridge whose other end has a MAC, up or down."""
+    """The port of a bridge whose other end has a MAC, up or down. A node may have hundreds: plain code, no calls."""
     for port in here.ports.values():
-        other, _, dev = _leads_to(here, port.name).rpartition("/")
-        if port.bridge == bridge and other and world.here(other).mac(dev) == mac:
-            return port.name
+        link = here.links.get(port.name)
+        if port.bridge == bridge and isinstance(link, Veth):
+            other, _, dev = link.peer.rpartition("/")
+            far = world.here(other).links.get(dev)
+            if isinstance(far, Veth) and far.mac == mac:
+                return port.name
     return ""
 
 
@@ -453,13 +458,13 @@ def _leads_to(here: View, port: str) -> str:
     return link.peer if isinstance(link, Veth) else ""
 
 
-def _stations(world: World, netns: str, dev: str) -> Iterator[Station]:
-    """Every device on the wire of this one, nearest first."""
+def _stations(world: World, netns: str, dev: str, mac: str) -> Iterator[Station]:
+    """Every device on the wire of this one, nearest first; behind a bridge that one alone which has the MAC, if any."""
     here = world.here(netns)
     if isinstance(here.links.get(dev), Bridge):
-        yield from _behind(world, netns, dev, "", (), {(netns, dev)})
+        yield from _behind(world, netns, dev, "", (), {(netns, dev)}, mac)
     else:
-        yield from _across(world, netns, dev, (), set())
+        yield from _across(world, netns, dev, (), set(), mac)
 
 
 Crossed = tuple[tuple[str, str, str, str], ...]
@@ -467,7 +472,7 @@ Narrow = tuple[int, str, str] | None
 
 
 def _across(
-    world: World, netns: str, dev: str, crossed: Crossed, seen: set[tuple[str, str]], before: Narrow = None
+    world: World, netns: str, dev: str, crossed: Crossed, seen: set[tuple[str, str]], mac: str, before: Narrow = None
 ) -> Iterator[Station]:
     """What is at the other end of a veth pair: a device of a namespace, or a bridge with all its other ports."""
     link = world.here(netns).links.get(dev)
@@ -485,7 +490,7 @@ def _across(
     elif (other, port.bridge) not in seen and there.is_up(port.bridge):
         seen.add((other, port.bridge))
         yield Station(other, port.bridge, crossed, name, narrow)
-        yield from _behind(world, other, port.bridge, name, crossed, seen, narrow)
+        yield from _behind(world, other, port.bridge, name, crossed, seen, mac, narrow)
 
 
 def _behind(
@@ -495,14 +500,19 @@ def _behind(
     port_in: str,
     crossed: Crossed,
     seen: set[tuple[str, str]],
+    mac: str,
     narrow: Narrow = None,
 ) -> Iterator[Station]:
     """What is behind the ports of a bridge, without the one the frame came in by."""
-    for port in sorted(world.here(netns).ports.values(), key=lambda item: item.name):
+    here = world.here(netns)
+    direct = here.ports.get(_port_with(world, here, bridge, mac)) if mac else None
+    ports = [direct] if direct else sorted(here.ports.values(), key=lambda item: item.name)
+    for port in ports:
         if port.bridge == bridge and port.name != port_in:
             step = (*crossed, (netns, bridge, port_in, port.name)) if port_in else crossed
-            out = (world.here(netns).mtu(port.name), netns, port.name)
-            yield from _across(world, netns, port.name, step, seen, min(narrow or out, out) if port_in else narrow)
+            out = (here.mtu(port.name), netns, port.name)
+            wide = min(narrow or out, out) if port_in else narrow
+            yield from _across(world, netns, port.name, step, seen, mac, wide)
 
 
 def _cross(world: World, trip: Trip, station: Station, left: Crossed) -> Iterator[Way]:

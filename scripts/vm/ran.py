@@ -27,11 +27,11 @@ def read(path: str) -> tuple[str, set[str], Skips]:
 
 
 def _name(case: ET.Element) -> str:
-    """A module that skips itself has neither a file nor a name: it stands under its dotted one."""
-    file = case.get("file")
-    if file is None:
-        return case.get("name", "").replace(".", "/") + ".py"
-    inner = case.get("classname", "").removeprefix(file.removesuffix(".py").replace("/", ".")).strip(".")
+    """As pytest takes it; a module that skips itself is in no class and stands for its file."""
+    file, owner = case.get("file", ""), case.get("classname", "")
+    if not owner:
+        return file or case.get("name", "").replace(".", "/") + ".py"
+    inner = owner.removeprefix(file.removesuffix(".py").replace("/", ".")).strip(".")
     return "::".join(filter(None, (file, *inner.split("."), case.get("name"))))
 
 
