@@ -13,7 +13,7 @@ from nsnet.cli.context import clusters
 from nsnet.cli.output import Colour, coloured, out, print_json
 from nsnet.cli.up import command, counted
 from nsnet.control.underlay import INSIDE, OUTER
-from nsnet.kernel import limits, netns
+from nsnet.kernel import limits, netns, rootless
 from nsnet.kernel.features import Finding, State, features, root, tools
 from nsnet.model import Networking
 
@@ -46,6 +46,7 @@ def documents(found: Iterable[Finding]) -> list[dict[str, Any]]:
 def examine() -> Iterator[Finding]:
     """Everything there is to say about the machine. Never raises for what it finds."""
     yield root()
+    yield rootless.user_namespaces()  # it forks: before there are threads
     yield from tools()
     yield from features() if os.geteuid() == 0 else _unseen("kernel features", "trying them takes root", "kernel")
     yield from limits.limits()

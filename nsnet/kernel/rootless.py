@@ -83,7 +83,7 @@ def user_namespaces() -> Finding:
             os._exit(0)
         os._exit(1)
     ok = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    return Finding("user namespaces", ok, _switch(), "nsnet --rootless", needed=False)
+    return Finding("user namespaces", ok, _switch(), "nsnet --rootless: clusters without root", needed=False)
 
 
 def _switch() -> str:
