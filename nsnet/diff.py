@@ -1,16 +1,17 @@
 """(have, want) → changes, in an order that is right to apply: pure, and the only place that knows that order.
 
 Adds come before deletes, kind by kind: namespaces, sysctls, links (bridges, veths from the end that is a bridge port,
-then VXLAN devices), ports, addresses, neighbours, FDB, routes, files, processes, ipsets, chains (those that are jumped
-to first). Sysctls without an interface in their name stand before the links because a link copies `conf.default` when
-it is made. What must go first goes first: processes (they hold sockets), links that have to be made anew, and addresses
-(below). A namespace that is not wanted any more is one delete, after its processes and files; its links go with it.
+then tunnels), ports, offloads, addresses, neighbours, FDB, routes, files, processes, WireGuard's key and peers, ipsets,
+chains (those that are jumped to first). Sysctls without an interface in their name stand before the links because a
+link copies `conf.default` when it is made. What must go first goes first: processes (they hold sockets), links that
+have to be made anew, and addresses (below). A namespace that is not wanted any more is one delete, after its processes
+and files; its links go with it.
 
 What the kernel drops by itself is written again, even where `have` still shows it (each tried on a real kernel):
 
     the link is made anew          addresses, routes, neighbours, FDB entries, its place on a bridge, its ports, its
-                                   sysctls; the other end of a veth pair and a VXLAN device that it carries are made
-                                   anew with it
+                                   sysctls, offloads, WireGuard key and peers; the other end of a veth pair and a VXLAN
+                                   device that it carries are made anew with it
     the link is changed in place   its neighbours, permanent ones too: with every writing of its MAC, even of the same
     the link comes up from down    its neighbours and routes
     an address goes                with the last one the device's routes and neighbours; with a primary one the
@@ -26,7 +27,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import msgspec
 
@@ -40,8 +41,10 @@ from nsnet.state import (
     FdbEntry,
     File,
     Hold,
+    Ipip,
     IpSet,
     Key,
+    Link,
     Listener,
     Loopback,
     Neighbour,
@@ -50,6 +53,7 @@ from nsnet.state import (
     NftElement,
     NftSet,
     NftTable,
+    Offload,
     OtherLink,
     Process,
     Qdisc,
@@ -58,17 +62,25 @@ from nsnet.state import (
     Segments,
     State,
     Sysctl,
+    Tun,
     Value,
     Verb,
     Veth,
     Vxlan,
+    Wireguard,
+    WireguardKey,
+    WireguardPeer,
     begins,
+    in_place,
 )
 
 Device = tuple[str, str]  # namespace, device
 
-_LINKS = (Bridge, Veth, Vxlan, OtherLink)
-_HANGING = (BridgePort, Qdisc, Segments, Address, Route, Neighbour, FdbEntry, Sysctl)
+_SHAPED = Bridge | Veth | Vxlan | Ipip | Tun | Wireguard  # links whose shape is known
+
+_HANGING = (
+    BridgePort, Qdisc, Segments, Address, Route, Neighbour, FdbEntry, Sysctl, Offload, WireguardKey, WireguardPeer,
+)  # fmt: skip
 _NOTHING: frozenset[Value] = frozenset()
 
 
@@ -151,7 +163,7 @@ class _Held:
         self._devices: set[Device] = set()
         for netns in self._prefixes:
             for value in have.get(netns, _NOTHING) | want.get(netns, _NOTHING):
-                if isinstance(value, _LINKS) and self._said(netns, value.key):
+                if isinstance(value, Link) and self._said(netns, value.key):
                     self._devices |= {(netns, value.name), *_peer(value)}
 
     def _said(self, netns: str, key: Key) -> bool:
@@ -160,7 +172,7 @@ class _Held:
     def covers(self, netns: str, value: Value) -> bool:
         if not self._prefixes:
             return False
-        devices = (value.name,) if isinstance(value, _LINKS) else hangs_on(value)
+        devices = (value.name,) if isinstance(value, Link) else hangs_on(value)
         return self._said(netns, value.key) or any((netns, device) in self._devices for device in devices)
 
     def without(self, netns: str, values: dict[Key, Value]) -> dict[Key, Value]:
@@ -179,23 +191,13 @@ def hangs_on(value: Value) -> tuple[str, ...]:
             return (name, bridge)
         case Address(dev) | Neighbour(dev) | FdbEntry(dev) | Qdisc(dev) | Segments(dev):
             return (dev,)
+        case Offload(dev) | WireguardKey(dev) | WireguardPeer(dev):
+            return (dev,)
         case Route(dev=dev, nexthops=nexthops):
             return (dev, *(hop for _, hop in nexthops)) if dev else tuple(hop for _, hop in nexthops)
         case Sysctl(name) if _of_interface(name):
             return (name.split(".")[3].replace("/", "."),)
     return ()
-
-
-def in_place(old: Value, new: Value) -> bool:
-    """Can the link become the new one without being deleted: is it the same but for mac, mtu and up?"""
-    match old, new:
-        case (Bridge(), Bridge()) | (Loopback(), Loopback()):
-            return True
-        case Veth(), Veth():
-            return old.peer == new.peer
-        case Vxlan(), Vxlan():
-            return msgspec.structs.replace(old, mac=new.mac, mtu=new.mtu, up=new.up) == new
-    return False
 
 
 def _peer(value: Value) -> Iterator[Device]:
@@ -211,7 +213,7 @@ def _rebuilt(deltas: Mapping[str, _Delta], want: State, held: _Held) -> dict[str
         (netns, value.name)
         for netns, delta in deltas.items()
         for key, value in delta.new.items()
-        if isinstance(value, _LINKS) and (key not in delta.old or not in_place(delta.old[key], value))
+        if isinstance(value, Link) and (key not in delta.old or not in_place(delta.old[key], value))
     }
     todo = list(found)
     while todo:
@@ -236,7 +238,7 @@ class _Links(NamedTuple):
 
 def _links(netns: str, want: State, known: dict[str, _Links]) -> _Links:
     if netns not in known:
-        named: dict[str, Value] = {value.name: value for value in want.get(netns, ()) if isinstance(value, _LINKS)}
+        named: dict[str, Value] = {value.name: value for value in want.get(netns, ()) if isinstance(value, Link)}
         known[netns] = _Links(named, [value for value in named.values() if isinstance(value, Vxlan)])
     return known[netns]
 
@@ -256,9 +258,9 @@ def _dropped(delta: _Delta, rebuilt: set[str]) -> dict[str, tuple[type, ...]]:
     for key, value in delta.old.items():
         if isinstance(value, Address) and key not in delta.new:
             dropped[value.dev] = (Address, Route, Neighbour)
-        elif isinstance(value, Bridge | Veth | Vxlan) and key in delta.new and value.name not in rebuilt:
+        elif isinstance(value, _SHAPED) and key in delta.new and value.name not in rebuilt:
             new = delta.new[key]
-            assert isinstance(new, Bridge | Veth | Vxlan)
+            assert isinstance(new, _SHAPED)
             kinds = (Neighbour,) if value.up == new.up else (Route, Neighbour)
             dropped[value.name] = (*dropped.get(value.name, ()), *kinds)
     return dropped | dict.fromkeys(rebuilt, _HANGING)
@@ -283,7 +285,7 @@ def _steps(
                 new.setdefault(value.key, value)
     for key, value in new.items():
         yield from _written(netns, value, delta.old.get(key), rebuilt, there)
-    leaving = {value.name for key, value in delta.old.items() if isinstance(value, _LINKS) and key not in new}
+    leaving = {value.name for key, value in delta.old.items() if isinstance(value, Link) and key not in new}
     for key, value in delta.old.items():
         stays = key in new or isinstance(value, Sysctl | Netns | Loopback)
         if not stays and not _goes_with(value, leaving | rebuilt):
@@ -292,7 +294,7 @@ def _steps(
 
 def _falls(value: Value, dropped: Mapping[str, tuple[type, ...]], rebuilt: set[str]) -> bool:
     """Is it a value that the kernel drops, or one of the links that are made anew?"""
-    if isinstance(value, _LINKS):
+    if isinstance(value, Link):
         return value.name in rebuilt
     return any(isinstance(value, dropped[device]) for device in hangs_on(value) if device in dropped)
 
@@ -300,7 +302,7 @@ def _falls(value: Value, dropped: Mapping[str, tuple[type, ...]], rebuilt: set[s
 def _written(
     netns: str, value: Value, old: Value | None, rebuilt: set[str], there: frozenset[Value]
 ) -> Iterator[Change]:
-    if isinstance(value, _LINKS) and value.name in rebuilt:
+    if isinstance(value, Link) and value.name in rebuilt:
         standing = old or (value if value in there else None)
         if standing is not None:
             yield Change("delete", netns, standing)
@@ -321,17 +323,18 @@ def _goes_with(value: Value, devices: set[str]) -> bool:
 
 # --- order ------------------------------------------------------------------------------------------------------------
 
-_FIRST: Mapping[type, int] = {Process: 0, OtherLink: 3, Vxlan: 3, Veth: 3, Bridge: 3, Address: 9}  # deletes
+_FIRST: Mapping[type, int] = {Process: 0, **dict.fromkeys(get_args(Link), 3), Address: 9}  # deletes
+_TUNNELS = (OtherLink, Vxlan, Ipip, Tun, Wireguard)
 _WRITE: Mapping[type, int] = {
-    Netns: 1, Sysctl: 2, Loopback: 4, Bridge: 4, Veth: 5, OtherLink: 7, Vxlan: 7, BridgePort: 8, Segments: 9,
-    Qdisc: 9, Address: 10, Neighbour: 11, FdbEntry: 12, Route: 13, File: 15, Process: 16, IpSet: 16, Chain: 17,
+    Netns: 1, Sysctl: 2, Loopback: 4, Bridge: 4, Veth: 5, **dict.fromkeys(_TUNNELS, 7), BridgePort: 8, Offload: 8,
+    Segments: 9, Qdisc: 9, Address: 10, Neighbour: 11, FdbEntry: 12, Route: 13, File: 15, Process: 16,
+    WireguardKey: 16, WireguardPeer: 16, IpSet: 16, Chain: 17,
     NftTable: 18, NftSet: 19, NftChain: 20, NftElement: 21,
 }  # fmt: skip
 _LAST: Mapping[type, int] = {
     NftElement: 22, NftChain: 23, NftSet: 24, NftTable: 25, Chain: 26, Conntrack: 26, IpSet: 27, Route: 27,
-    FdbEntry: 28, Qdisc: 28, Segments: 28,
-    Neighbour: 29, Address: 30, BridgePort: 31, File: 32, Netns: 33, OtherLink: 34, Vxlan: 34, Veth: 35,
-    Bridge: 36,
+    FdbEntry: 28, WireguardPeer: 28, WireguardKey: 28, Qdisc: 28, Segments: 28, Neighbour: 29, Address: 30,
+    BridgePort: 31, Offload: 31, File: 32, Netns: 33, **dict.fromkeys(_TUNNELS, 34), Veth: 35, Bridge: 36,
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ and comes back out of `to_doc` unchanged. Whoever changes an object makes a new 
 `Objects` maps (kind, namespace, name) to objects; names are unique within a kind whatever the API group.
 """
 
+import base64
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -814,11 +815,47 @@ class Networking(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """flannel's Backend: Type is vxlan, host-gw, ipip, udp or wireguard, in any letters; the others belong to some.
+
+    vxlan: VNI, Port, DirectRouting. ipip: DirectRouting. udp: Port. wireguard: ListenPort (and ListenPortV6 in Mode
+    separate), Mode, PSK, PersistentKeepaliveInterval in seconds.
+    """
+
     Type: str = "vxlan"
     VNI: int = 1
-    Port: int = 8472
+    Port: int = 0  # 0: 8472, or 8285 for udp
     DirectRouting: bool = False
     MTU: int = 0  # of the external interface; 0: take it from there
+    ListenPort: int = 51820
+    ListenPortV6: int = 51821
+    Mode: str = "separate"  # a device for each family; or one for both, over ipv4, ipv6 or (auto) whatever there is
+    PSK: str = ""
+    PersistentKeepaliveInterval: int = 0
+
+    @property
+    def kind(self) -> str:
+        """Type as flannel looks it up."""
+        return self.Type.lower()
+
+    @property
+    def port(self) -> int:
+        """The UDP port of vxlan and udp."""
+        return self.Port or (8285 if self.kind == "udp" else 8472)
+
+    @property
+    def udp_ports(self) -> tuple[int, ...]:
+        """Where packets come in that carry others; none of host-gw and ipip, which have no ports."""
+        match self.kind:
+            case "vxlan" | "udp":
+                return (self.port,)
+            case "wireguard":
+                return (self.ListenPort, self.ListenPortV6) if self.Mode == "separate" else (self.ListenPort,)
+        return ()
+
+    @property
+    def has_device(self) -> bool:
+        """Has every node a device of flannel's, which bears its subnet's first address?"""
+        return self.kind != "host-gw"
 
 
 class Flannel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -849,13 +886,14 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An impairment of the link between a node (or host) and its network."""
+    """The link between a node (or host) and its network. `offload: off`: checksums and packet sizes are real on it."""
 
     between: tuple[str, str]
     delay: str = ""
     loss: str = ""
     rate: str = ""
     mtu: int = 0
+    offload: bool = True
 
 
 IMPAIRED_BY = "nsnet/impaired-by"
@@ -875,6 +913,7 @@ class NodeEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     podCIDR: str = ""
     labels: Labels = {}
     taints: tuple[Taint, ...] = ()
+    sysctls: dict[str, int | str] = {}  # as in sysctl.conf, over what kubelet, CNI and kube-proxy set
 
 
 class HostEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -964,16 +1003,16 @@ LAB = "nsnet/lab"  # the lab that a Cluster is, and that a Fault belongs to
 class FaultSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One thing that is broken: `fault` names its kind in the catalogue (`nsnet.faults`).
 
-    `on` and `to` are places: node/N, host/H, pod/NAMESPACE/NAME, svc/NAMESPACE/NAME; `to` is the other side of what
-    stands between two. `means`: what the kernel offers for it (`netem`; empty: what every kernel has). `until`: when it
-    ends by itself, RFC 3339 in UTC; empty: never.
+    `on` (in documents: `where`) and `to` are places: node/N, host/H, pod/NAMESPACE/NAME, svc/NAMESPACE/NAME; `to` is
+    the other side of what stands between two. `means`: what the kernel offers for it (`netem`; empty: what every one
+    has). `until`: when it ends by itself, RFC 3339 in UTC; empty: never.
 
     `leave`: the damage is done once and then left alone, with whatever somebody does to it: `keys`, the values that it
     touched; `places`, the whole namespaces. Empty: it is kept as it is until it is cleared.
     """
 
     fault: str
-    on: tuple[str, ...] = ()
+    on: tuple[str, ...] = msgspec.field(default=(), name="where")  # `on` is a boolean in YAML 1.1
     to: tuple[str, ...] = ()
     options: dict[str, str] = {}
     means: str = ""
@@ -1486,6 +1525,21 @@ def runs_proxy(pod: Pod) -> bool:
     """Is it one of the proxy's pods, in which HAProxy listens and no stand-in does?"""
     meta = pod.metadata
     return meta.namespace == PROXY_NAMESPACE and bool(meta.ownerReferences) and selects(PROXY_LABELS, meta.labels)
+
+
+# --- WireGuard --------------------------------------------------------------------------------------------------------
+
+
+def wireguard_secret(node: str) -> Key:
+    """Where a node's private key is kept: flannel's own namespace, as its manifest calls it."""
+    return Key("Secret", "kube-flannel", f"wgkey-{node}")
+
+
+def wireguard_key(secret: Other) -> str:
+    """The private key in it, as `wg genkey` prints it. Raises ValueError where nothing like that is there."""
+    data = secret.raw.get("data")
+    said = data.get("wgkey") if isinstance(data, dict) else None
+    return base64.b64decode(said).decode("ascii") if isinstance(said, str) else ""
 
 
 # --- what an impairment says ------------------------------------------------------------------------------------------

@@ -74,6 +74,26 @@ def netns_run_dir(netns: str) -> Path:
     return run_dir(cluster) / rest
 
 
+def flannel_dir(netns: str) -> Path:
+    """What stands in a real node's /run/flannel: subnet.env, wgkey."""
+    return netns_run_dir(netns) / "flannel"
+
+
+def wireguard_key_file(netns: str) -> Path:
+    """A node's private WireGuard key."""
+    return flannel_dir(netns) / "wgkey"
+
+
+def wireguard_psk_file(netns: str) -> Path:
+    """The key that all nodes of the cluster share, where it has one."""
+    return flannel_dir(netns) / "wgpsk"
+
+
+def sysctl_file(netns: str) -> Path:
+    """Which sysctls a topology sets in a node, as a real one has them in /etc/sysctl.d."""
+    return netns_run_dir(netns) / "sysctl.conf"
+
+
 def etc_dir(netns: str) -> Path:
     """What lies over /etc inside the namespace: `ip netns exec` binds these files."""
     return ETC_NETNS / netns

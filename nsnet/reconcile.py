@@ -46,7 +46,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import msgspec
 
@@ -56,13 +56,13 @@ from nsnet.model import Fault, Key, Object, Objects, indexed, of
 from nsnet.state import (
     FILTER_KINDS,
     KINDS,
-    Bridge,
     BridgePort,
     Chain,
     Change,
     File,
     Hold,
     IpSet,
+    Link,
     Listener,
     Loopback,
     Netns,
@@ -70,14 +70,11 @@ from nsnet.state import (
     NftElement,
     NftSet,
     NftTable,
-    OtherLink,
     Process,
     Refusal,
     Scope,
     State,
     Value,
-    Veth,
-    Vxlan,
     is_held,
 )
 from nsnet.store import Conflict, Store
@@ -94,15 +91,7 @@ LISTENERS = frozenset({("listener",)})
 FLOWS = frozenset({("conntrack",)})
 FILTERS = (Chain, NftTable, NftSet, NftChain, NftElement, IpSet)
 LOAD = 5000  # packet filter values written at once
-STRUCTURE = (
-    Netns,
-    Loopback,
-    Bridge,
-    Veth,
-    Vxlan,
-    OtherLink,
-    BridgePort,
-)  # what takes other values with it when it goes
+STRUCTURE = (Netns, Loopback, *get_args(Link), BridgePort)  # what takes other values with it when it goes
 
 
 def _no_flows(_objects: Objects) -> Mapping[str, Any]:
@@ -210,7 +199,7 @@ def completed(objects: Objects, listening: Listening | None, now: str) -> dict[K
     from nsnet import control, faults
 
     standing = faults.standing(objects, now)
-    return dict(faults.derived(control.complete(standing, control.Facts(listening=listening, now=now))))
+    return dict(faults.derived(control.complete(standing, control.Facts(listening, now, os.urandom(32)))))
 
 
 def quiet(_phase: str, _count: int) -> None: ...
@@ -294,6 +283,35 @@ def _is_at(fd: int, path: Path) -> bool:
     except FileNotFoundError:
         return False
     return os.path.samestat(os.fstat(fd), there)
+
+
+# --- before anything is done ------------------------------------------------------------------------------------------
+
+
+def possible(objects: dict[Key, Object]) -> dict[Key, Object]:
+    """The objects themselves, if this machine can be what they want; asked before they are stored.
+
+    Raises MachineError (what the kernel lacks, by its option), ObjectError as render does. Needs root.
+    """
+    from nsnet.kernel import demands
+
+    lacking = demands.lacking(wanted(objects).state)
+    if lacking:
+        first, *more = lacking
+        why = f" ({first.why})" if first.why else ""
+        further = f", nor {', '.join(item.name for item in more)}" if more else ""
+        raise MachineError(f"this machine has no {first.name}{why}{further}; nothing was changed", first.mend)
+    return objects
+
+
+@contextlib.contextmanager
+def nothing_left(store: Store, cluster: str) -> Iterator[None]:
+    """Whatever ends the first writing of a store, before it, leaves no empty store behind."""
+    try:
+        yield
+    finally:
+        if store.revision() == 0:
+            shutil.rmtree(names.state_dir(cluster), ignore_errors=True)
 
 
 # --- sync -------------------------------------------------------------------------------------------------------------

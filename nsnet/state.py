@@ -14,6 +14,7 @@ from shlex import quote
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 Key = tuple[str, ...]
 Family = Literal["ip", "ip6"]
@@ -76,6 +77,48 @@ class Vxlan(msgspec.Struct, frozen=True, tag=True):
     dev: str
     port: int = 8472
     learning: bool = False
+    up: bool = True
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.name)
+
+
+class Ipip(msgspec.Struct, frozen=True, tag=True):
+    """IPv4 in IPv4: `local` its outer source address; without `remote` a route's gateway is where a packet goes."""
+
+    name: str
+    mtu: int
+    local: str
+    remote: str = ""
+    pmtudisc: bool = False
+    up: bool = True
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.name)
+
+
+class Tun(msgspec.Struct, frozen=True, tag=True):
+    """What is sent here a process reads, as IP packets without a header of their own, and the other way round.
+
+    The device stays when its process ends (`ip tuntap` makes them so); then it has no carrier and drops what comes.
+    """
+
+    name: str
+    mtu: int
+    up: bool = True
+
+    @property
+    def key(self) -> Key:
+        return ("link", self.name)
+
+
+class Wireguard(msgspec.Struct, frozen=True, tag=True):
+    """The device alone; its key and its peers are values of their own, written by another netlink family."""
+
+    name: str
+    mtu: int
     up: bool = True
 
     @property
@@ -206,6 +249,51 @@ class FdbEntry(msgspec.Struct, frozen=True, tag=True):
     @property
     def key(self) -> Key:
         return ("fdb", self.dev, self.mac)
+
+
+class WireguardKey(msgspec.Struct, frozen=True, tag=True):
+    """Who a WireGuard device is: the private key in `key_file`, told here by its public half, and the UDP port."""
+
+    dev: str
+    public_key: str
+    port: int
+    key_file: str
+
+    @property
+    def key(self) -> Key:
+        return ("wireguard", self.dev)
+
+
+class WireguardPeer(msgspec.Struct, frozen=True, tag=True):
+    """Packets for `allowed_ips` (CIDRs, sorted) go to the peer at `endpoint`, and only such are taken from it.
+
+    `endpoint` is `ip:port` or `[ip]:port`, `keepalive` seconds (0: off), `psk_file` holds the preshared key, if any.
+    """
+
+    dev: str
+    public_key: str
+    endpoint: str
+    allowed_ips: tuple[str, ...]
+    keepalive: int = 0
+    psk_file: str = ""
+
+    @property
+    def key(self) -> Key:
+        return ("wireguard", self.dev, self.public_key)
+
+
+class Offload(msgspec.Struct, frozen=True, tag=True):
+    """What a device leaves to whoever comes after it, switched off: `off` are ethtool's words, in `OFFLOADS`' order.
+
+    A device that has all of them on, as a veth is made, has no such value.
+    """
+
+    dev: str
+    off: tuple[str, ...]
+
+    @property
+    def key(self) -> Key:
+        return ("offload", self.dev)
 
 
 class Sysctl(msgspec.Struct, frozen=True, tag=True):
@@ -391,6 +479,9 @@ Value = (
     | Bridge
     | Veth
     | Vxlan
+    | Ipip
+    | Tun
+    | Wireguard
     | OtherLink
     | BridgePort
     | Qdisc
@@ -399,6 +490,9 @@ Value = (
     | Route
     | Neighbour
     | FdbEntry
+    | WireguardKey
+    | WireguardPeer
+    | Offload
     | Sysctl
     | Chain
     | NftTable
@@ -411,7 +505,7 @@ Value = (
     | Listener
     | Conntrack
 )
-Link = Bridge | Veth | Vxlan | OtherLink
+Link = Bridge | Veth | Vxlan | Ipip | Tun | Wireguard | OtherLink
 
 State = Mapping[str, frozenset[Value]]
 """A cluster's state: namespace name → its values. A namespace that is not a key does not exist."""
@@ -421,6 +515,7 @@ Scope = Mapping[str, frozenset[Key]]
 FILTER_KINDS = frozenset({"chain", "nft", "ipset"})
 KINDS = FILTER_KINDS | {
     "netns", "link", "port", "address", "neighbour", "route", "fdb", "sysctl", "process", "file", "listener",
+    "wireguard", "offload",
 }  # fmt: skip
 """The first words of keys: what a look at everything reads."""
 
@@ -455,6 +550,9 @@ class Refusal(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         return f"{lines(self.change)[0]}: {self.reason}"
 
+
+OFFLOADS = ("rx", "tx", "sg", "tso", "gso")
+"""What a veth has on when it is made, in the words of `ethtool -K`. Off, checksums and packet sizes are real."""
 
 # Where it has IPv6 at all: `kernel.netns` makes a namespace without, because of what that costs.
 IPV6 = ("net.ipv6.conf.default.disable_ipv6", "net.ipv6.conf.default.addr_gen_mode")
@@ -526,6 +624,20 @@ def socket_address(ip: str, port: int | str) -> str:
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
+def in_place(old: Value, new: Value) -> bool:
+    """Can the link become the new one without being deleted: is it the same but for mac, mtu and up?"""
+    match old:
+        case Bridge() | Loopback():
+            return type(old) is type(new)
+        case Veth():
+            return isinstance(new, Veth) and old.peer == new.peer
+        case Vxlan():
+            return isinstance(new, Vxlan) and replace(old, mac=new.mac, mtu=new.mtu, up=new.up) == new
+        case Ipip() | Tun() | Wireguard():
+            return isinstance(new, Ipip | Tun | Wireguard) and replace(old, mtu=new.mtu, up=new.up) == new
+    return False
+
+
 def text(value: Value) -> str:
     """The value as the line a person would type inside the namespace to make it."""
     return "; ".join(_words(value))
@@ -556,6 +668,16 @@ def _words(value: Value) -> Iterator[str]:
                 f"type vxlan id {vni} local {local} dev {dev} dstport {port} {learn}"
             )
             yield f"ip link set {name} {_updown(up)}"
+        case Ipip(name, mtu, local, remote, pmtudisc, up):
+            ends = f"local {local}" + (f" remote {remote}" if remote else "")
+            yield f"ip link add {name} mtu {mtu} type ipip {ends} {'' if pmtudisc else 'no'}pmtudisc"
+            yield f"ip link set {name} {_updown(up)}"
+        case Tun(name, mtu, up):
+            yield f"ip tuntap add dev {name} mode tun"
+            yield f"ip link set {name} mtu {mtu} {_updown(up)}"
+        case Wireguard(name, mtu, up):
+            yield f"ip link add {name} mtu {mtu} type wireguard"
+            yield f"ip link set {name} {_updown(up)}"
         case OtherLink(name, kind):
             yield f"ip link add {name} type {kind}"
         case BridgePort(name, bridge, hairpin):
@@ -573,6 +695,12 @@ def _words(value: Value) -> Iterator[str]:
             yield f"ip neighbour replace {ip} lladdr {mac} dev {dev} nud permanent"
         case FdbEntry(dev, mac, dst):
             yield f"bridge fdb replace {mac} dev {dev} dst {dst} self permanent"
+        case WireguardKey(dev, public, port, file):
+            yield f"wg set {dev} listen-port {port} private-key {quote(file)}  # {public}"
+        case WireguardPeer():
+            yield _peer(value)
+        case Offload(dev, off):
+            yield f"ethtool -K {dev} {' '.join(f'{word} off' for word in off)}"
         case Sysctl(name, content):
             yield f"sysctl -w {name}={quote(content)}"
         case Chain(table, name, rules, policy, family):
@@ -593,6 +721,14 @@ def _words(value: Value) -> Iterator[str]:
             yield f"# {protocol} {socket_address(address, port)} listens"
         case Conntrack():
             yield f"# {_entry(value)} is answered by {value.answerer}"
+
+
+def _peer(peer: WireguardPeer) -> str:
+    words = [f"wg set {peer.dev} peer {peer.public_key}"]
+    words += [f"preshared-key {quote(peer.psk_file)}"] if peer.psk_file else []
+    words += [f"endpoint {peer.endpoint}"]
+    words += [f"persistent-keepalive {peer.keepalive}"] if peer.keepalive else []
+    return " ".join([*words, f"allowed-ips {','.join(peer.allowed_ips)}"])
 
 
 def _updown(up: bool) -> str:
@@ -633,8 +769,10 @@ def _replace(change: Change) -> Iterator[str]:
     value = change.value
     if change.verb == "replace" and change.old is not None:
         match value:
-            case Bridge() | Veth() | Vxlan() | OtherLink():
+            case Bridge() | Veth() | Vxlan() | Ipip() | Tun() | Wireguard() | OtherLink():
                 yield f"ip link delete {value.name}"
+            case Offload():
+                yield from _delete(change.old)
             case Chain():
                 tool = "iptables" if value.family == "ip" else "ip6tables"
                 yield f"{tool} -t {value.table} -F {value.name}"
@@ -661,8 +799,14 @@ def _delete(value: Value) -> Iterator[str]:
             yield "ip link set lo alias ''"
         case Loopback():
             yield "ip link set lo down"
-        case Bridge() | Veth() | Vxlan() | OtherLink():
+        case Bridge() | Veth() | Vxlan() | Ipip() | Tun() | Wireguard() | OtherLink():
             yield f"ip link delete {value.name}"
+        case WireguardKey(dev):
+            yield f"# {dev} keeps its key until it goes"
+        case WireguardPeer(dev, public):
+            yield f"wg set {dev} peer {public} remove"
+        case Offload(dev, off):
+            yield f"ethtool -K {dev} {' '.join(f'{word} on' for word in off)}"
         case BridgePort(name):
             yield f"ip link set {name} nomaster"
         case Qdisc(dev):

@@ -1,8 +1,12 @@
 """Objects as `control.complete` leaves them, made by hand: rooms below it are tested without it."""
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from typing import NamedTuple
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from nsnet import model, names
 from nsnet.model import (
@@ -82,17 +86,33 @@ def _node(cluster: str, node: str, place: Place, ip: str, number: int, backend: 
     subnet = f"10.244.{number}.0/24"
     addresses = (NodeAddress("InternalIP", ip), NodeAddress("Hostname", node))
     further = tuple(NodeAddress("InternalIP", address) for address in place.more)
-    data = {"VNI": backend.VNI, "VtepMAC": names.vtep_mac(cluster, node, backend.VNI)}
-    vxlan = backend.Type == "vxlan"
+    private, public = wireguard_pair(node)
+    data: dict[str, dict[str, object]] = {
+        "vxlan": {"VNI": backend.VNI, "VtepMAC": names.vtep_mac(cluster, node, backend.VNI)},
+        "wireguard": {"PublicKey": public},
+    }
+    secret = model.wireguard_secret(node)
+    raw = {"data": {"wgkey": base64.b64encode(f"{private}\n".encode()).decode()}}
     return [
         model.Node(
             ObjectMeta(name=node, annotations={"nsnet/network": place.network}),
             NodeSpec(subnet, (subnet,)),
             NodeStatus((*addresses, *further)),
         ),
-        SubnetLease(ObjectMeta(name=subnet.replace("/", "-")), ip, backend.Type, data if vxlan else None),
+        SubnetLease(ObjectMeta(name=subnet.replace("/", "-")), ip, backend.Type, data.get(backend.Type)),
+        *(
+            [model.Other(ObjectMeta(name=secret.name, namespace=secret.namespace), "Secret", raw)]
+            * (backend.Type == "wireguard")
+        ),
         *(pod(item, node, f"10.244.{number}.{place_in}") for place_in, item in enumerate(place.pods, 2)),
     ]
+
+
+def wireguard_pair(node: str) -> tuple[str, str]:
+    """A node's private and public key: the same in every run."""
+    private = X25519PrivateKey.from_private_bytes(hashlib.sha256(node.encode()).digest())
+    both = private.private_bytes_raw(), private.public_key().public_bytes_raw()
+    return base64.b64encode(both[0]).decode(), base64.b64encode(both[1]).decode()
 
 
 def pod(name: str, node: str, ip: str, *, port: int = 80, host_network: bool = False) -> Pod:

@@ -27,7 +27,7 @@ from ipaddress import ip_address, ip_interface
 from itertools import groupby
 
 from nsnet import names, state
-from nsnet.diff import diff, hangs_on, in_place, targets
+from nsnet.diff import diff, hangs_on, targets
 from nsnet.state import (
     Address,
     Bridge,
@@ -37,8 +37,10 @@ from nsnet.state import (
     FdbEntry,
     File,
     Hold,
+    Ipip,
     IpSet,
     Key,
+    Link,
     Loopback,
     Neighbour,
     Netns,
@@ -47,6 +49,7 @@ from nsnet.state import (
     NftElement,
     NftSet,
     NftTable,
+    Offload,
     OtherLink,
     Process,
     Refusal,
@@ -54,12 +57,17 @@ from nsnet.state import (
     Scope,
     State,
     Sysctl,
+    Tun,
     Value,
     Veth,
     Vxlan,
+    Wireguard,
+    WireguardKey,
+    WireguardPeer,
+    in_place,
 )
 
-LINKS = (Bridge, Veth, Vxlan, OtherLink)
+Made = Bridge | Veth | Vxlan | Ipip | Tun | Wireguard
 BUILT_IN = {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
 TARGETS = {"ACCEPT", "DROP", "RETURN", "REJECT", "MARK", "MASQUERADE", "DNAT", "SNAT", "REDIRECT", "LOG"}
 
@@ -124,7 +132,7 @@ class Kernel:
     def _netns(self, change: Change) -> None:
         if change.verb == "delete":
             for value in list(self.spaces.get(change.netns, {}).values()):
-                if isinstance(value, LINKS):
+                if isinstance(value, Link):
                     self._unlink(change.netns, value.name)
             self.spaces.pop(change.netns, None)
         else:
@@ -135,15 +143,22 @@ class Kernel:
         space = self.spaces[netns]
         old = space.get(value.key)
         match value:
-            case Bridge() | Veth() | Vxlan():
+            case Bridge() | Veth() | Vxlan() | Ipip() | Tun() | Wireguard():
                 self._link(netns, value, again=again)
                 return
             case BridgePort(name, bridge):
                 self._must(netns, name)
                 if not isinstance(self._must(netns, bridge), Bridge):
                     raise RefusedError("Operation not supported")
-            case Address(dev) | Neighbour(dev):
+            case Address(dev) | Neighbour(dev) | Offload(dev):
                 self._must(netns, dev)
+            case WireguardKey(dev, _, _, file):
+                self._must(netns, dev)
+                if ("file", file) not in space:
+                    raise RefusedError(f"{file} is not there")
+            case WireguardPeer(dev):
+                if not isinstance(self._must(netns, dev), Wireguard):
+                    raise RefusedError("Operation not supported")
             case FdbEntry(dev):
                 if not isinstance(self._must(netns, dev), Vxlan):
                     raise RefusedError("Operation not supported")
@@ -188,7 +203,7 @@ class Kernel:
 
     # --- links ---
 
-    def _link(self, netns: str, value: Bridge | Veth | Vxlan, *, again: bool) -> None:
+    def _link(self, netns: str, value: Made, *, again: bool) -> None:
         space = self.spaces[netns]
         old = space.get(value.key)
         if old is None:
@@ -203,7 +218,7 @@ class Kernel:
             raise RefusedError("File exists")
         space[value.key] = value
 
-    def _create(self, netns: str, value: Bridge | Veth | Vxlan) -> None:
+    def _create(self, netns: str, value: Made) -> None:
         if isinstance(value, Vxlan):
             self._must(netns, value.dev)
             others = (other for other in self.spaces[netns].values() if isinstance(other, Vxlan))
@@ -218,8 +233,8 @@ class Kernel:
             self.spaces[other]["link", dev] = Veth(dev, f"{netns}/{value.name}", "02:00:00:00:00:00", up=False)
             self.half.add((other, dev))
 
-    def _drop_with_change(self, netns: str, old: Value, new: Bridge | Veth | Vxlan) -> None:
-        assert isinstance(old, Bridge | Veth | Vxlan)
+    def _drop_with_change(self, netns: str, old: Value, new: Made) -> None:
+        assert isinstance(old, Made)
         self._drop(netns, new.name, Neighbour)
         if old.up and not new.up:
             self._drop(netns, new.name, Route)
@@ -235,7 +250,8 @@ class Kernel:
         if link is None:
             return
         self.half.discard((netns, name))
-        self._drop(netns, name, BridgePort, Address, Route, Neighbour, FdbEntry, Sysctl)
+        hanging = (BridgePort, Address, Route, Neighbour, FdbEntry, Sysctl, Offload, WireguardKey, WireguardPeer)
+        self._drop(netns, name, *hanging)
         for other in list(self.spaces[netns].values()):
             if isinstance(other, Vxlan) and other.dev == name:
                 self._unlink(netns, other.name)
@@ -250,7 +266,7 @@ class Kernel:
         match value:
             case None:
                 return
-            case Bridge() | Veth() | Vxlan() | OtherLink():
+            case Bridge() | Veth() | Vxlan() | Ipip() | Tun() | Wireguard() | OtherLink():
                 self._unlink(netns, value.name)
             case Sysctl():
                 raise RefusedError("a sysctl cannot be deleted")

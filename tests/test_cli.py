@@ -183,7 +183,8 @@ def test_without_root(nsnet: Any, words: str) -> None:
     verb = words.split(maxsplit=1)[0]
     said = nsnet(words, root=False)
     assert said.code == 5
-    assert said.err == f"error: `nsnet {verb}` needs root\nhint: run it with sudo: sudo nsnet {verb} …\n"
+    hint = f"run it with sudo: sudo nsnet {verb} …, or without root: nsnet --rootless {verb} …"
+    assert said.err == f"error: `nsnet {verb}` needs root\nhint: {hint}\n"
 
 
 def test_every_verb_needs_root_or_is_known_not_to() -> None:

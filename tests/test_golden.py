@@ -21,7 +21,9 @@ from tests.variants import VARIANTS
 
 GOLDEN = Path(__file__).parent / "golden" / "topologies"
 TOPOLOGIES = sorted((Path(__file__).parents[1] / "topologies").glob("*.yaml"))
-BY_HAND = ("two nodes", "host-gw", "racks", "policies", "nftables, policies")
+BY_HAND = (
+    "two nodes", "host-gw", "racks", "ipip, racks", "udp", "wireguard", "policies", "nftables, policies",
+)  # fmt: skip
 needs_control = pytest.mark.skipif(not hasattr(control, "complete"), reason="nsnet/control has no `complete` yet")
 
 

@@ -25,6 +25,7 @@ FLOORS = {
 # (importing module or room, imported room or module): why
 DOORS = {
     ("programs", "kernel.netns"): "what runs inside namespaces enters them the one way there is",
+    ("programs", "kernel.tun"): "and attaches to a device the one way there is",
     ("cli", "controller"): "verbs start, ask and stop it",
 }
 
@@ -57,7 +58,11 @@ ALLOWED = {
     ("cli.main", "tempfile"): "the traceback of a bug goes to a file",
 }
 SPEAKING_ROOMS = {"cli", "programs", "controller", "__main__"}
-ENDING = {"kernel.probe": "a forked child ends by os._exit, or it would run its parent's clean-up"}
+ENDING = {
+    "kernel.probe": "a forked child ends by os._exit, or it would run its parent's clean-up",
+    "kernel.rootless": "and so do the processes between a verb and its namespaces",
+    "kernel.holder": "process 1 of a home, a program of its own",
+}
 SPEAKING = {"print", "input", "exit", "quit"}
 STREAMS = {"stdout", "stderr", "stdin", "exit"}
 

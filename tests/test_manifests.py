@@ -439,7 +439,7 @@ checks:
 def test_the_cluster_document_of_the_interface() -> None:
     cluster = model.cluster_of(read(INTERFACE).objects)
     assert cluster.networking == model.Networking(kubeProxyMode="iptables", clusterDNS="10.96.0.10")
-    assert cluster.flannel == model.Flannel(SubnetLen=24)
+    assert cluster.flannel == model.Flannel(SubnetLen=24, Backend=model.Backend(Port=8472))
     assert cluster.underlay.links == (model.LinkSpec(("node1", "rack-a"), "5ms", "1%", "100mbit", 1400),)
     assert isinstance(cluster.nodes, tuple)
     assert cluster.nodes[0].labels == {"topology.kubernetes.io/zone": "a"}

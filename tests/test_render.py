@@ -357,7 +357,7 @@ def test_a_pod_that_declares_no_port_serves_what_services_target() -> None:
 # --- what is not built, and speed -------------------------------------------------------------------------------------
 
 NOT_BUILT = [
-    ({"flannel": model.Flannel(Backend=Backend("wireguard"))}, "flannel.Backend.Type: backend wireguard is not built"),
+    ({"flannel": model.Flannel(Backend=Backend("alloc"))}, "flannel.Backend.Type: there is no backend alloc here"),
 ]
 
 

@@ -15,13 +15,17 @@ from nsnet.state import (
     Bridge,
     BridgePort,
     FdbEntry,
+    Ipip,
     Link,
     Loopback,
     Neighbour,
+    OtherLink,
     Route,
+    Tun,
     Value,
     Veth,
     Vxlan,
+    Wireguard,
     text,
 )
 
@@ -78,7 +82,7 @@ LINKS: dict[str, tuple[Request, dict[str, Any], Attributes]] = {
         [("IFLA_MTU", 1450)],
     ),
     "vxlan": (
-        rtnl.vxlan(Vxlan("flannel.1", "92:b9:4a:a4:ec:62", 1450, 7, "172.18.0.2", "eth0"), 4, 2),
+        rtnl.tunnel(Vxlan("flannel.1", "92:b9:4a:a4:ec:62", 1450, 7, "172.18.0.2", "eth0"), 4, 2),
         {"index": 4, **UP},
         [
             *shape("flannel.1", "92:b9:4a:a4:ec:62", 1450),
@@ -91,6 +95,22 @@ LINKS: dict[str, tuple[Request, dict[str, Any], Attributes]] = {
                 ("IFLA_VXLAN_PORT", 8472),
             ),
         ],
+    ),
+    "ipip": (
+        rtnl.tunnel(Ipip("flannel.ipip", 1480, "172.18.0.2", "172.18.0.3", pmtudisc=True), 4),
+        {"index": 4, **UP},
+        [
+            ("IFLA_IFNAME", "flannel.ipip"),
+            ("IFLA_MTU", 1480),
+            kind(
+                "ipip", ("IFLA_IPIP_LOCAL", "172.18.0.2"), ("IFLA_IPIP_REMOTE", "172.18.0.3"), ("IFLA_IPIP_PMTUDISC", 1)
+            ),
+        ],
+    ),
+    "wireguard": (
+        rtnl.tunnel(Wireguard("flannel-wg", 1420, up=False), 4),
+        {"index": 4},
+        [("IFLA_IFNAME", "flannel-wg"), ("IFLA_MTU", 1420), kind("wireguard")],
     ),
     "pair, enslaved": (
         rtnl.pair(NEAR, FAR, (5, 2), netns_fd=9, master=3),
@@ -302,6 +322,11 @@ DEVICES = rtnl.interfaces(
         device(5, "veth1", ("IFLA_LINK", 2), ("IFLA_MASTER", 3), HAIRPIN),
         device(6, "tunl0", kind("ipip")),
         device(7, "gre7", kind("gre")),
+        device(8, "flannel.ipip", kind("ipip", ("IFLA_IPIP_LOCAL", "172.18.0.2"), ("IFLA_IPIP_PMTUDISC", 0))),
+        device(9, "flannel-wg", kind("wireguard"), up=False),
+        device(10, "flannel0", kind("tun", ("IFLA_TUN_TYPE", 1), ("IFLA_TUN_PI", 0), ("IFLA_TUN_PERSIST", 1))),
+        device(11, "tap0", kind("tun", ("IFLA_TUN_TYPE", 2), ("IFLA_TUN_PI", 0), ("IFLA_TUN_PERSIST", 1))),
+        device(12, "ours0", kind("tun", ("IFLA_TUN_TYPE", 1), ("IFLA_TUN_PI", 0), ("IFLA_TUN_PERSIST", 0))),
     )
 )
 
@@ -311,6 +336,11 @@ READ: dict[int, Loopback | Link | None] = {
     3: Bridge("cni0", "02:00:00:00:00:03", 1500),
     4: Vxlan("flannel.1", "02:00:00:00:00:04", 1500, 7, "172.18.0.2", "eth0", 4789, learning=True, up=False),
     6: None,
+    8: Ipip("flannel.ipip", 1500, "172.18.0.2"),
+    9: Wireguard("flannel-wg", 1500, up=False),
+    10: Tun("flannel0", 1500),
+    11: OtherLink("tap0", "tun"),
+    12: OtherLink("ours0", "tun"),
 }
 
 

@@ -71,7 +71,7 @@ FAULTS = [
      ("should reach pod/c via flannel.1; it comes to out flannel.1 of node/node1; unreachable at node/node1: flannel.1 "
      f"has no FDB entry for {MAC}, the MAC of 10.244.2.0")),
     ("no way back", without(NODE2, Route),
-     ("should reach pod/c via flannel.1; it arrives there; the answer: unreachable in demo.node.node2: no route to "
+     ("should reach pod/c via flannel.1; it arrives there; the answer: unreachable at node/node2: no route to "
      "10.244.1.2")),
     ("forwarding off",
      {**STATE, NODE2: frozenset(Sysctl(value.name, "0") if isinstance(value, Sysctl) and "forward" in value.name

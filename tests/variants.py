@@ -16,6 +16,7 @@ _NETWORKS = (
     model.Network("outside", "203.0.113.0/24"),
 )
 _DIRECT = model.Backend(DirectRouting=True)
+_SHARED = "c2l4dGVlbiBieXRlcyBhbmQgc2l4dGVlbiBtb3JlISE="
 _WEB = {"web": "10.96.0.20"}
 _CLOSED = documents("default/deny: {podSelector: {}}")
 _ASKED = documents(
@@ -31,6 +32,10 @@ _OBJECTS = {
     "moved": built(_MOVED, services=_WEB),
     "docker0": built(_TWO, bridge="docker0", backend=model.Backend(VNI=7), services=_WEB),
     "other port": built(_TWO, backend=model.Backend(Port=4789)),
+    "ipip": built(_TWO, backend=model.Backend("ipip"), services=_WEB),
+    "ipip, racks": built(_RACKS, networks=_NETWORKS, backend=model.Backend("ipip", DirectRouting=True)),
+    "udp": built(_TWO, backend=model.Backend("udp")),
+    "wireguard": built(_TWO, backend=model.Backend("wireguard", PSK=_SHARED, PersistentKeepaliveInterval=25)),
     "one node": built(_ALONE),
     "nftables": built(_TWO, mode="nftables", services=_WEB),
     "userspace": built(_TWO, mode="userspace", services=_WEB),

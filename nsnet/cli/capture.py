@@ -84,7 +84,7 @@ def capture(
     now = running("capture", cluster)
     look = look_of({}, now.objects, namespace)
     places = _places(now, where, namespace, all_hops=all_hops)
-    port = int(model.cluster_of(now.objects).flannel.Backend.Port or 0)
+    port = model.cluster_of(now.objects).flannel.Backend.port
     program = bpf.inner_too(bpf.compiled(_with_addresses(now.objects, words, namespace)), port)
     form = "file" if write else output or ("verbose" if verbose else "lines")
     with Capture(places, program, snaplen) as hearing, _sink(form, write, look.place, port, snaplen, limits) as sink:

@@ -5,6 +5,7 @@ and starts one. What `control` refuses changes nothing.
 """
 
 import json
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -30,11 +31,15 @@ Change = Callable[[Objects], dict[Key, Object]]
 
 def facts() -> control.Facts:
     """What control may assume while a verb writes: every port listens, until the controller has looked."""
-    return control.Facts(listening=None, now=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return control.Facts(listening=None, now=now, entropy=os.urandom(32))
 
 
-def write(cluster: str, change: Change) -> tuple[Objects, Objects]:
-    """Changes the stored objects, all or nothing, and waits until the kernel has followed; before and after."""
+def write(cluster: str, change: Change, *, judged: bool = False) -> tuple[Objects, Objects]:
+    """Changes the stored objects, all or nothing, and waits until the kernel has followed; before and after.
+
+    `judged`: what this machine cannot do is refused (MachineError), and nothing is written.
+    """
     before: Objects = {}
 
     def compute(stored: Objects) -> Objects:
@@ -42,7 +47,8 @@ def write(cluster: str, change: Change) -> tuple[Objects, Objects]:
         before = stored
         asked = equipped(change(stored))
         _check_faults(stored, asked)
-        return reconcile.completed(asked, None, facts().now)
+        completed = reconcile.completed(asked, None, facts().now)
+        return reconcile.possible(completed) if judged else completed
 
     with opened(cluster) as store:
         after, revision = update(store, compute, warning)
@@ -78,7 +84,9 @@ def apply(filenames: tuple[str, ...], cluster: str | None) -> None:
     name, loaded, incoming = for_running(filenames, cluster)
     for line in loaded.notes:
         note(f"note: {line}")
-    before, after = placed(loaded, lambda: write(name, lambda stored: control.admit(stored, incoming, whole=False)))
+    before, after = placed(
+        loaded, lambda: write(name, lambda stored: control.admit(stored, incoming, whole=False), judged=True)
+    )
     for key in incoming:
         out(f"{_named(key)} {_what_happened(key, before, after)}")
 

@@ -27,7 +27,8 @@ class Running(msgspec.Struct, frozen=True):
 def need_root(what: str) -> None:
     """Raises MachineError where we are not root; `what` is the verb."""
     if os.geteuid() != 0:
-        raise MachineError(f"`nsnet {what}` needs root", f"run it with sudo: sudo nsnet {what} …")
+        hint = f"run it with sudo: sudo nsnet {what} …, or without root: nsnet --rootless {what} …"
+        raise MachineError(f"`nsnet {what}` needs root", hint)
 
 
 def changing(verb: str) -> None:

@@ -312,7 +312,7 @@ def leases(output: str | None, cluster: str | None) -> None:
     if output == "json":
         print_json([model.to_doc(lease) for lease in found])
         return
-    print_table([("SUBNET", "NODE", "PUBLIC-IP", "BACKEND", "VNI", "VTEP-MAC"), *_lease_rows(now, found)])
+    print_table([("SUBNET", "NODE", "PUBLIC-IP", "BACKEND", "BACKEND-DATA"), *_lease_rows(now, found)])
 
 
 def _lease_rows(now: Running, found: list[SubnetLease]) -> Iterator[list[str]]:
@@ -322,9 +322,9 @@ def _lease_rows(now: Running, found: list[SubnetLease]) -> Iterator[list[str]]:
         for subnet in lease.subnets:
             six = model.family_of(subnet) == "ip6"
             data = (lease.BackendV6Data if six else lease.BackendData) or {}
-            further = [str(data.get("VNI", NONE)), str(data.get("VtepMAC", NONE))]
+            said = " ".join(f"{name}={value}" for name, value in data.items()) or NONE
             public = (lease.PublicIPv6 or NONE) if six else lease.PublicIP
-            yield [subnet, nodes.get(subnet, NONE), public, lease.BackendType or NONE, *further]
+            yield [subnet, nodes.get(subnet, NONE), public, lease.BackendType or NONE, said]
 
 
 # --- conntrack --------------------------------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def _lease_rows(now: Running, found: list[SubnetLease]) -> Iterator[list[str]]:
 
 @options.verb("conntrack")
 @click.argument("where", metavar="node/NAME|lb")
-@click.option("--overlay", is_flag=True, help="VXLAN's own packets between nodes as well.")
+@click.option("--overlay", is_flag=True, help="The packets between nodes that carry others as well.")
 @options.cluster
 def conntrack(where: str, overlay: bool, cluster: str | None) -> None:
     """Show the connections a node (or `lb`) tracks: who called, what for, and who answers in truth."""
@@ -340,9 +340,11 @@ def conntrack(where: str, overlay: bool, cluster: str | None) -> None:
     place = _place(now.objects, where)
     families = model.families_of(model.cluster_of(now.objects))
     text = "".join(run.output(place.netns, ("conntrack", "-L", *_CONNTRACK[family])) for family in families)
-    outer = f":{model.cluster_of(now.objects).flannel.Backend.Port}"
+    outer = tuple(f":{port}" for port in model.cluster_of(now.objects).flannel.Backend.udp_ports)
     rows = [
-        row for row in flows(text, service_addresses(now.objects)) if overlay or row[0] != "udp" or outer not in row[3]
+        row
+        for row in flows(text, service_addresses(now.objects))
+        if overlay or row[0] != "udp" or not any(port in row[3] for port in outer)
     ]
     print_table([("PROTO", "STATE", "FROM", "TO", "ANSWERS", "ANSWER GOES TO"), *sorted(rows)])
 

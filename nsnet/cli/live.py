@@ -5,19 +5,17 @@ from collections.abc import Iterator, Sequence
 from nsnet import model, names
 from nsnet.cli import trace
 from nsnet.cli.context import Running
-from nsnet.cli.decided import decided, end_of
 from nsnet.cli.explain import flows
 from nsnet.cli.output import coloured, out, print_json
 from nsnet.cli.target import Target
-from nsnet.control import policy
 from nsnet.errors import NotReachedError
 from nsnet.model import Objects
 from nsnet.trace import Packet, Way
 from nsnet.trace.values import Flow, Result
 from nsnet.verify import parted
-from nsnet.verify.intent import Intent, intended
+from nsnet.verify.intent import Intent
 from nsnet.verify.live import Observed, observe
-from nsnet.verify.parted import Parting, Predicted
+from nsnet.verify.parted import Parting
 from nsnet.verify.why import with_large
 
 RESULTS: dict[str, Result] = {
@@ -53,31 +51,12 @@ def sent(
     objects: Objects, found: Sequence[trace.Traced], start: Target, asked: Packet, look: trace.Look
 ) -> tuple[Observed, Parting, Intent | None]:
     """Sends the packet: what was seen, where it parts from what was predicted and intended, and what was intended."""
-    port = int(model.cluster_of(objects).flannel.Backend.Port or 0)
+    port = model.cluster_of(objects).flannel.Backend.port
     ends = [one.way.netns for one in found if names.kind_of(one.way.netns) == "pod"]
     seen = observe(look.state, start.netns, asked, port, ends)
-    intent = promised(objects, start, asked, found)
-    ways = with_large(look.state, start.netns, asked, [foretold(one, look) for one in found])
+    intent = trace.promised(objects, start, asked, found)
+    ways = with_large(look.state, start.netns, asked, [trace.foretold(one, look) for one in found])
     return seen, parted.compared(look.state, intent, ways, seen, look.place), intent
-
-
-def promised(objects: Objects, start: Target, asked: Packet, found: Sequence[trace.Traced]) -> Intent | None:
-    """What the objects promise, NetworkPolicies included: what they deny on every way shall not arrive."""
-    intent, known = intended(objects, start.netns, asked), policy.index(objects)
-    if intent is None or intent.want != "reach" or not known.closed:
-        return intent
-    sides = [decided(known, end_of(known, start), one.way) for one in found]
-    if any(decision.allowed for decision in sides):
-        return intent
-    return Intent("nothing", f"NetworkPolicies deny {intent.words} to {start.label}")
-
-
-def foretold(one: trace.Traced, look: trace.Look) -> Predicted:
-    """A predicted way, as the comparison wants it."""
-    lost = next((reply for reply in one.replies if reply.result != "delivered"), None)
-    return Predicted(
-        one.way, one.open, trace.reply_verdict(one.way, lost, look).removeprefix("reply: ") if lost else ""
-    )
 
 
 def way_of(seen: Observed, asked: Packet) -> Way:

@@ -7,13 +7,13 @@ from nsnet.cli import options
 from nsnet.cli.output import out
 
 
-@options.verb("version")
+@options.verb("version", anywhere=True)
 def version() -> None:
     """Print the version."""
     out(f"nsnet {__version__}")
 
 
-@options.verb("completion")
+@options.verb("completion", anywhere=True)
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 def completion(shell: str) -> None:
     """Print the completion script of a shell: `source <(nsnet completion bash)`."""

@@ -125,13 +125,15 @@ CONTEXT = {"auto_envvar_prefix": "NSNET", "help_option_names": ["-h", "--help"],
 
 @click.group(cls=Verbs, context_settings=CONTEXT, no_args_is_help=False, invoke_without_command=True)
 @click.option("--cluster", metavar="NAME", allow_from_autoenv=False, help="The cluster (also NSNET_CLUSTER).")
+@click.option("--rootless", is_flag=True, help="Without root, in a user namespace of your own.")
 @click.option("--version", is_flag=True, allow_from_autoenv=False, help="Print the version.")
 @click.pass_context
-def nsnet(ctx: click.Context, cluster: str | None, version: bool) -> None:
+def nsnet(ctx: click.Context, cluster: str | None, rootless: bool, version: bool) -> None:
     """A whole Kubernetes cluster network on one Linux machine, real, and checked with packets.
 
     Start with: sudo nsnet up topologies/quickstart.yaml
     """
+    del rootless  # each verb heeds it (options.py)
     ctx.obj = cluster
     if version:
         from nsnet import __version__

@@ -10,14 +10,33 @@ from click.core import ParameterSource
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def verb(name: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
-    """A click command whose flags read `NSNET_<FLAG>` from the environment; click would say `NSNET_<VERB>_<FLAG>`."""
+def verb(name: str, *, anywhere: bool = False, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """A click command whose flags read `NSNET_<FLAG>` from the environment; click would say `NSNET_<VERB>_<FLAG>`.
+
+    `anywhere`: it asks nothing of the machine, so that --rootless means nothing to it.
+    """
     context = {"auto_envvar_prefix": "NSNET", **settings.pop("context_settings", {})}
 
     def decorate(function: Callable[..., Any]) -> click.Command:
-        return click.command(name, cls=click.Command, context_settings=context, **settings)(function)
+        whole = function if anywhere else _rootless(function)
+        return click.command(name, cls=click.Command, context_settings=context, **settings)(whole)
 
     return decorate
+
+
+def _rootless(function: Function) -> Function:
+    return click.option(
+        "--rootless", is_flag=True, callback=_enter, expose_value=False, help="Without root, in a user namespace."
+    )(function)
+
+
+def _enter(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Before the verb does anything (but after --help): said behind it, before it, or in the environment."""
+    del param
+    if (value or ctx.find_root().params.get("rootless")) and not ctx.resilient_parsing:
+        from nsnet.kernel import rootless
+
+        rootless.enter()
 
 
 def _chosen(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

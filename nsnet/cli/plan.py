@@ -125,7 +125,7 @@ def _line(change: Change) -> str:
     return lines(change)[-1]
 
 
-@options.verb("validate")
+@options.verb("validate", anywhere=True)
 @options.files
 @options.cluster
 def validate(files: tuple[str, ...], cluster: str | None) -> int:

@@ -4,6 +4,7 @@ What is shown is what the kernel has at this moment, not what was wanted; a reas
 """
 
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_address, ip_network
 
 import click
 
@@ -24,15 +25,21 @@ from nsnet.state import (
     Chain,
     FdbEntry,
     File,
+    Ipip,
     Listener,
     Neighbour,
     NftChain,
+    Offload,
     Process,
     Route,
     Sysctl,
+    Tun,
     Value,
     Veth,
     Vxlan,
+    Wireguard,
+    WireguardKey,
+    WireguardPeer,
     text,
 )
 from nsnet.verify import world as worlds
@@ -207,14 +214,24 @@ def _elsewhere(now: Running, pod: Pod, who: dict[str, str]) -> Iterator[Line]:
         return
     netns = names.node_netns(now.cluster, other.metadata.name)
     values = kernel.observe(now.cluster, only={netns: frozenset()}).get(netns, frozenset())
-    routes = [one for one in values if isinstance(one, Route) and one.dst == home.spec.podCIDR]
+    routes = [one for one in values if isinstance(one, Route) and _leads_to_pods(one, home.spec.podCIDR)]
     vias = {route.via for route in routes}
     near = [one for one in values if isinstance(one, Neighbour) and one.ip in vias]
+    peers = [one for one in values if isinstance(one, WireguardPeer) and home.spec.podCIDR in one.allowed_ips]
     macs = {one.mac for one in near}
     fdb = [one for one in values if isinstance(one, FdbEntry) and one.mac in macs]
-    found: list[Value] = [*routes, *near, *fdb]
+    found: list[Value] = [*routes, *near, *fdb, *peers]
     for value in found:
         yield from _lines(f"from another node ({other.metadata.name})", netns, value, who)
+
+
+def _leads_to_pods(route: Route, cidr: str) -> bool:
+    """The route to a node's pods, or to those of all nodes by flannel's device."""
+    if route.dst == cidr:
+        return True
+    if not route.dev.startswith("flannel") or model.family_of(route.dst) != model.family_of(cidr):
+        return False
+    return ip_address(cidr.partition("/")[0]) in ip_network(route.dst)
 
 
 # --- a node -----------------------------------------------------------------------------------------------------------
@@ -247,7 +264,7 @@ def _node(now: Running, found: Target) -> Iterator[Line]:
 
 def _section(value: Value) -> str:
     match value:
-        case Route() | Neighbour() | FdbEntry():
+        case Route() | Neighbour() | FdbEntry() | WireguardKey() | WireguardPeer():
             return "the way to others"
         case Sysctl():
             return "how the kernel behaves"
@@ -268,7 +285,10 @@ def _nodes(objects: Objects) -> dict[str, str]:
 
 # --- a line and its reason --------------------------------------------------------------------------------------------
 
-_ORDER = (Bridge, Veth, Vxlan, BridgePort, Address, Route, Neighbour, FdbEntry, Sysctl, Listener, Process, File)
+_ORDER = (
+    Bridge, Veth, Vxlan, Ipip, Tun, Wireguard, BridgePort, Offload, Address, Route, Neighbour, FdbEntry, WireguardKey,
+    WireguardPeer, Sysctl, Listener, Process, File,
+)  # fmt: skip
 
 
 def _ordered(values: frozenset[Value]) -> list[Value]:
@@ -291,6 +311,19 @@ def reason(value: Value, who: dict[str, str]) -> str:
             return f"a cable: its other end is {value.peer or 'gone'}"
         case Vxlan():
             return f"flannel's overlay: frames in UDP {value.port} between nodes, {value.vni} is its number"
+        case Ipip():
+            return "flannel's overlay: packets in packets, to the other node's address"
+        case Tun():
+            return "flannel's overlay: a process reads what goes here, and sends it in UDP"
+        case Wireguard():
+            return "flannel's overlay: encrypted, in UDP; its peers say who gets what"
+        case WireguardKey():
+            return "who this node is for its peers: its lease bears the same key"
+        case WireguardPeer():
+            whose = " and ".join(who.get(cidr, cidr) for cidr in value.allowed_ips)
+            return f"takes and sends what is of {whose}"
+        case Offload():
+            return "checksums and packet sizes are real on this cable"
         case BridgePort(hairpin=True):
             return "hairpin: a frame may leave by the port it came in, so that a pod reaches itself by its Service"
         case BridgePort():
@@ -329,6 +362,8 @@ def _of_file(value: File) -> str:
         "resolv.conf": "whom it asks for names, and with which endings",
         "nsswitch.conf": "hosts first, then DNS, as in a container",
         "subnet.env": "what flanneld tells the CNI plugin",
+        "wgkey": "the node's private WireGuard key",
+        "wgpsk": "the key that all nodes share",
     }.get(name, "what a program reads")
 
 

@@ -91,6 +91,7 @@ TABLE: Sequence[Row] = (
         "to node port {0}, on any address of this node: to the proxy process on port {1}",
     ),
     ("^KUBE-NODEPORT-HOST", r"--dport (\d+) .*--to-destination (\S+)", "from this node itself to node port {0}"),
+    ("^INPUT$", r"-j KUBE-NODEPORT-NON-LOCAL", "is it for a proxy port? Then it may come in, whatever the policy"),
     ("^KUBE-NODEPORT-NON-LOCAL", r"--dport (\d+) .*-j ACCEPT", "new connections may come in to proxy port {0}"),
     ("^(?:PREROUTING|OUTPUT)", r"-j CNI-HOSTPORT-DNAT", "to an address of this node: is it a pod's hostPort?"),
     ("^POSTROUTING", r"-j CNI-HOSTPORT-MASQ", "shall what came by a hostPort leave with this node's address?"),

@@ -16,13 +16,14 @@ import msgspec
 from nsnet import kernel, model, names
 from nsnet.cli import options
 from nsnet.cli.context import Running, running
-from nsnet.cli.decided import intended
+from nsnet.cli.decided import decided, end_of, intended
 from nsnet.cli.explain import addresses, service_addresses
 from nsnet.cli.kinds import kind_named
 from nsnet.cli.output import Colour, coloured, out, print_json
 from nsnet.cli.proxied import Request, address_of, legs, onward, request_of
 from nsnet.cli.sentences import sentence
 from nsnet.cli.target import Target, target
+from nsnet.control import policy
 from nsnet.errors import InputError, NotReachedError
 from nsnet.kernel import netns
 from nsnet.model import Objects, Pod, Service
@@ -30,8 +31,9 @@ from nsnet.state import State, socket_address
 from nsnet.trace import Hop, Packet, Way, answer, policy_of, service_of, walk
 from nsnet.trace.further import stale
 from nsnet.trace.listening import is_open
+from nsnet.verify.intent import Intent
 from nsnet.verify.intent import intended as promise
-from nsnet.verify.parted import Parting, predicted
+from nsnet.verify.parted import Parting, Predicted, predicted
 from nsnet.verify.why import with_large
 
 
@@ -127,10 +129,25 @@ def trace(
 
 def compared(objects: Objects, start: Target, asked: Packet, found: Sequence[Traced], look: Look) -> Parting:
     """What the objects promise against what is predicted, packets of full size included."""
-    from nsnet.cli.live import foretold, promised
-
     ways = with_large(look.state, start.netns, asked, [foretold(one, look) for one in found])
     return predicted(look.state, promised(objects, start, asked, found), ways, look.place)
+
+
+def promised(objects: Objects, start: Target, asked: Packet, found: Sequence[Traced]) -> Intent | None:
+    """What the objects promise, NetworkPolicies included: what they deny on every way shall not arrive."""
+    intent, known = promise(objects, start.netns, asked), policy.index(objects)
+    if intent is None or intent.want != "reach" or not known.closed:
+        return intent
+    sides = [decided(known, end_of(known, start), one.way) for one in found]
+    if any(decision.allowed for decision in sides):
+        return intent
+    return Intent("nothing", f"NetworkPolicies deny {intent.words} to {start.label}")
+
+
+def foretold(one: Traced, look: Look) -> Predicted:
+    """A predicted way, as the comparison wants it."""
+    lost = next((reply for reply in one.replies if reply.result != "delivered"), None)
+    return Predicted(one.way, one.open, reply_verdict(one.way, lost, look).removeprefix("reply: ") if lost else "")
 
 
 def remembered(found: Sequence[Traced], asked: Packet, look: Look) -> Iterator[str]:
@@ -162,7 +179,9 @@ def _protocol(*, udp: bool, icmp: bool, source_port: int | None) -> str:
 
 _KINDS = {
     "pod": frozenset({("netns",), ("link",), ("port",)}),
-    "node": frozenset({("netns",), ("link",), ("port",), ("address",), ("route",), ("neighbour",), ("fdb",)}),
+    "node": frozenset(
+        (word,) for word in ("netns", "link", "port", "address", "route", "neighbour", "fdb", "wireguard")
+    ),
 }
 
 
@@ -436,7 +455,8 @@ def _hop_lines(hop: Hop, changed: str, look: Look) -> Iterator[str]:
 def _chain(hop: Hop) -> str:
     """The chain whose rule it is; empty for a device, a route or an end."""
     first, _, rest = hop.what.partition(" ")
-    return "" if first in {"in", "out", "bridge", "vxlan", "delivered", "qdisc"} or " " in rest else rest
+    ends = {"in", "out", "bridge", "vxlan", "ipip", "wireguard", "delivered", "qdisc"}
+    return "" if first in ends or " " in rest else rest
 
 
 def _service_of(hop: Hop) -> str:

@@ -28,7 +28,7 @@ from nsnet.cli.output import error, note, out, progress, warning
 from nsnet.cli.plan import wanted
 from nsnet.cli.target import pods_of
 from nsnet.errors import MachineError, NotReachedError
-from nsnet.kernel import features
+from nsnet.kernel import features, rootless
 from nsnet.manifests import Loaded
 from nsnet.model import Event, HTTPRoute, Ingress, Node, Objects, Pod, Service
 from nsnet.reconcile import Report
@@ -122,12 +122,13 @@ def build(loaded: Loaded, name: str, *, recreate: bool) -> Built:
     with reconcile.lock(name, waiting=waiting_for(name, "up")):
         equipped(loaded.objects)
         if recreate:
-            wanted(loaded, {})  # what is wrong is found before anything is touched
+            reconcile.possible(wanted(loaded, {}))  # what is wrong is found before anything is touched
             controller.stop(name)
             reconcile.destroy(name)
         with opened(name, create=True) as store:
             progress("writing the store")
-            update(store, lambda stored: equipped(wanted(loaded, stored, facts())), warning)
+            with reconcile.nothing_left(store, name):
+                update(store, lambda stored: reconcile.possible(equipped(wanted(loaded, stored, facts()))), warning)
             report = explained(lambda: _sync_and_start(store, name))
     progress("")
     objects = report.memory.objects
@@ -235,8 +236,9 @@ def counted(number: int, noun: str) -> str:
 
 
 def command() -> str:
-    """What to type to run this very nsnet with root's rights."""
-    return f"sudo {quote(os.environ.get('NSNET_INVOKED_AS') or 'nsnet')}"
+    """What to type to run this very nsnet with root's rights, or without them as now."""
+    name = quote(os.environ.get("NSNET_INVOKED_AS") or "nsnet")
+    return f"{name} --rootless" if rootless.INSIDE in os.environ else f"sudo {name}"
 
 
 def _print_tries(running: Running) -> None:

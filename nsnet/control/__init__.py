@@ -51,7 +51,7 @@ def complete(objects: Objects, facts: Facts | None = None) -> dict[Key, Object]:
     cluster = kubeproxy.completed(underlay.completed(cluster_of(objects), nodes.declared(table)), table)
     cluster = loadbalancer.completed(cluster)
     table["Cluster"] = {key_of(cluster): cluster}
-    nodes.write(table, cluster)
+    nodes.write(table, cluster, facts)
     kubernetes.write(table, cluster)
     dns.write(table, cluster)
     ingress.write(table, cluster)

@@ -153,7 +153,7 @@ def _why_none(service: Service, selected: set[tuple[str, str]]) -> str:
 
 def _unreachable(table: Table, cluster: Cluster) -> Iterator[Said]:
     """host-gw names the other node as gateway; across a router the kernel refuses that ("invalid gateway")."""
-    if cluster.flannel.Backend.Type != "host-gw":
+    if cluster.flannel.Backend.kind != "host-gw":
         return
     nodes = of(table, Node)
     networks = {key.name: annotation(node, "nsnet/network") for key, node in nodes.items()}

@@ -19,10 +19,13 @@ class Facts(msgspec.Struct, frozen=True):
 
     `now` is RFC 3339 in UTC (`2026-01-31T12:00:00Z`); empty: no clock, nothing gets a time stamp and no grace period
     ends.
+
+    `entropy` is what secrets are drawn from, once; empty: they are functions of names, as all else (`plan`, tests).
     """
 
     listening: Listening | None = None
     now: str = ""
+    entropy: bytes = b""
 
 
 NOTHING_SEEN = Facts()

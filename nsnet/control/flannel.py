@@ -10,6 +10,9 @@ it says (`podCIDR`), the one of a lease that bears its address, else the first f
 A lease that no node of the cluster owns (of a real flanneld on the same etcd, or a reservation) is left alone and its
 subnet is not given away.
 
+A WireGuard node's private key is the one thing that is no function of names: it is drawn once and kept, in a Secret
+that the Node owns, and its public half stands in the lease (flannel keeps the key in /run/flannel/wgkey).
+
 With IPv6 every node has a second subnet, of IPv6Network, in the same way: SubnetLen's default is 64 there, or Network +
 2 where that is smaller than /62. The lease of both bears both names (facts/FLANNEL.md §2).
 """
@@ -76,6 +79,7 @@ def net_conf(cluster: Cluster, networks: Sequence[Range]) -> Flannel:
     there = {network.family for network in networks}
     if "ip6" in there:
         _device_name(cluster)
+    _families(cluster, there)
     for family, name in API_FAMILIES.items():
         wanted = family in there
         _enabled(cluster, f"Enable{name}", wanted)
@@ -84,11 +88,25 @@ def net_conf(cluster: Cluster, networks: Sequence[Range]) -> Flannel:
     return msgspec.structs.replace(cluster.flannel, **found)
 
 
+def _families(cluster: Cluster, there: set[Family]) -> None:
+    """Ipip and udp know IPv4 alone; wireguard's Mode may ask for a family that is not there."""
+    backend = cluster.flannel.Backend
+    if backend.kind in {"ipip", "udp"} and there != {"ip"}:
+        message = (
+            f"backend {backend.kind} carries IPv4 alone, and networking.podSubnet is {cluster.networking.podSubnet}"
+        )
+        raise cluster_error(cluster, "flannel.Backend.Type", message, "vxlan, host-gw and wireguard carry both")
+    needed: Mapping[str, Family] = {"ipv4": "ip", "ipv6": "ip6"}
+    if backend.kind == "wireguard" and needed.get(backend.Mode, next(iter(there))) not in there:
+        message = f"{backend.Mode} is not a family of networking.podSubnet {cluster.networking.podSubnet}"
+        raise cluster_error(cluster, "flannel.Backend.Mode", message, "leave it out, or write auto")
+
+
 def _device_name(cluster: Cluster) -> None:
     """IPv6's tunnel has a longer name, and a device's name ends at 15 characters."""
     backend = cluster.flannel.Backend
     name = f"flannel-v6.{backend.VNI}"
-    if backend.Type.lower() == "vxlan" and len(name) > LONGEST_DEVICE:
+    if backend.kind == "vxlan" and len(name) > LONGEST_DEVICE:
         message = f"{name} is longer than a device's name may be"
         raise cluster_error(cluster, "flannel.Backend.VNI", message, "with IPv6 at most 9999")
 
@@ -261,21 +279,23 @@ class _Held:
 # --- leases -----------------------------------------------------------------------------------------------------------
 
 
-def annotations(cluster: Cluster, node: str, addresses: Sequence[str]) -> dict[str, str]:
-    """What flanneld writes on its Node object; `addresses` are the node's own."""
+def annotations(cluster: Cluster, node: str, addresses: Sequence[str], key: str) -> dict[str, str]:
+    """What flanneld writes on its Node object; `addresses` are the node's own, `key` its public WireGuard key."""
     found = {f"{PREFIX}/backend-type": cluster.flannel.Backend.Type}
     for family in families_of(cluster):
         data, public = ("backend-data", "public-ip") if family == "ip" else ("backend-v6-data", "public-ipv6")
-        found[f"{PREFIX}/{data}"] = msgspec.json.encode(_backend_data(cluster, node, family)).decode()
+        found[f"{PREFIX}/{data}"] = msgspec.json.encode(_backend_data(cluster, node, family, key)).decode()
         found[f"{PREFIX}/{public}"] = _first(addresses, family)
     return found
 
 
-def _backend_data(cluster: Cluster, node: str, family: Family) -> dict[str, int | str] | None:
-    """None where there is no tunnel, or no such family. The two tunnels of a node have a MAC each."""
+def _backend_data(cluster: Cluster, node: str, family: Family, key: str) -> dict[str, int | str] | None:
+    """None where a backend has none, or there is no such family. The two VXLAN tunnels of a node have a MAC each."""
     backend = cluster.flannel.Backend
-    if backend.Type.lower() != "vxlan" or family not in families_of(cluster):
+    if family not in families_of(cluster) or backend.kind not in {"vxlan", "wireguard"}:
         return None
+    if backend.kind == "wireguard":
+        return {"PublicKey": key}
     end = node if family == "ip" else f"{node}/ipv6"
     return {"VNI": backend.VNI, "VtepMAC": names.vtep_mac(cluster.metadata.name, end, backend.VNI)}
 
@@ -284,11 +304,11 @@ def _first(addresses: Sequence[str], family: Family) -> str:
     return next((address for address in addresses if family_of(address) == family), "")
 
 
-def write_leases(table: Table, cluster: Cluster) -> None:
-    """One lease per node; those of nodes that are gone, or have another subnet now, go."""
+def write_leases(table: Table, cluster: Cluster, keys: Mapping[str, str]) -> None:
+    """One lease per node (`keys`: its public one); those of nodes that are gone, or have another subnet, go."""
     wanted: dict[Key, SubnetLease] = {}
     for node in of(table, Node).values():
-        lease = _lease(cluster, node)
+        lease = _lease(cluster, node, keys.get(node.metadata.name, ""))
         wanted[key_of(lease)] = lease
     leases = of(table, SubnetLease)
     drop(table, [key for key, lease in leases.items() if owned_by(lease, "Node") and key not in wanted])
@@ -297,7 +317,7 @@ def write_leases(table: Table, cluster: Cluster) -> None:
             leases[key] = lease
 
 
-def _lease(cluster: Cluster, node: Node) -> SubnetLease:
+def _lease(cluster: Cluster, node: Node, key: str) -> SubnetLease:
     name, addresses = node.metadata.name, internal_ips(node)
     cidrs = {family_of(cidr): cidr for cidr in pod_cidrs(node)}
     parts = (cidrs.get("ip", NO_SUBNET), *filter(None, (cidrs.get("ip6"),)))
@@ -306,7 +326,7 @@ def _lease(cluster: Cluster, node: Node) -> SubnetLease:
         meta,
         _first(addresses, "ip") if "ip" in cidrs else NO_SUBNET.partition("/")[0],
         cluster.flannel.Backend.Type,
-        _backend_data(cluster, name, "ip"),
+        _backend_data(cluster, name, "ip", key),
         (_first(addresses, "ip6") or None) if "ip6" in cidrs else None,
-        _backend_data(cluster, name, "ip6"),
+        _backend_data(cluster, name, "ip6", key),
     )

@@ -7,7 +7,8 @@ made (or the document read anew); after that the Node says what they are, so tha
 
 import msgspec
 
-from nsnet.control import flannel
+from nsnet.control import flannel, wireguard
+from nsnet.control.facts import Facts
 from nsnet.control.table import Table, of, owned_by, owner
 from nsnet.model import (
     Cluster,
@@ -36,26 +37,27 @@ def declared(table: Table) -> dict[Key, Node]:
     return {key: node for key, node in of(table, Node).items() if not owned_by(node, "Cluster")}
 
 
-def write(table: Table, cluster: Cluster) -> None:
+def write(table: Table, cluster: Cluster, facts: Facts) -> None:
     """All Node objects, with their subnets, and the leases. Raises ObjectError where a subnet does not fit."""
     assert isinstance(cluster.nodes, tuple)
     nodes = of(table, Node)
     there = {node.metadata.name: node for node in nodes.values()}
     subnets = flannel.subnets(cluster, there, of(table, SubnetLease))
+    keys = wireguard.public_keys(table, cluster, facts.entropy)
     wanted: dict[Key, Node] = {}
     for entry in cluster.nodes:
         key = Key("Node", "", entry.name)
         old = there.get(entry.name)
-        new = _node(cluster, entry, old, subnets[entry.name])
+        new = _node(cluster, entry, old, subnets[entry.name], keys.get(entry.name, ""))
         wanted[key] = old if old is not None and old == new else new
     nodes.clear()
     nodes.update(wanted)
-    flannel.write_leases(table, cluster)
+    flannel.write_leases(table, cluster, keys)
 
 
-def _node(cluster: Cluster, entry: NodeEntry, old: Node | None, subnets: tuple[str, ...]) -> Node:
+def _node(cluster: Cluster, entry: NodeEntry, old: Node | None, subnets: tuple[str, ...], key: str) -> Node:
     base = old or Node(ObjectMeta(name=entry.name, ownerReferences=(owner(cluster),)))
-    notes = flannel.annotations(cluster, entry.name, (entry.address, *entry.addresses))
+    notes = flannel.annotations(cluster, entry.name, (entry.address, *entry.addresses), key)
     made = old is not None and owned_by(old, "Cluster") and bool(old.metadata.labels)
     meta = msgspec.structs.replace(
         base.metadata,

@@ -151,8 +151,8 @@ def check(fault: Fault, objects: Objects) -> None:
     kind = kind_of(fault)
     key, spec = model.key_of(fault), fault.spec
     if not spec.on and not kind.everywhere:
-        raise ObjectError(key, "spec.on", "is missing", f"{kind.name} is on {WORDS[kind.places]}")
-    for field, places in (("on", spec.on), ("to", spec.to)):
+        raise ObjectError(key, "spec.where", "is missing", f"say where: --on {WORDS[kind.places]}")
+    for field, places in (("where", spec.on), ("to", spec.to)):
         for place in places:
             _check_place(key, f"spec.{field}", place, kind, objects)
     if spec.to and not kind.pairs:
@@ -218,7 +218,9 @@ def _check_needs(key: Key, kind: Kind, objects: Objects) -> None:
     }
     for need in kind.needs:
         if wrong.get(need):
-            raise ObjectError(key, "spec.fault", f"{kind.name} cannot be here: {wrong[need]}", "nsnet fault show KIND")
+            raise ObjectError(
+                key, "spec.fault", f"{kind.name} cannot be here: {wrong[need]}", f"nsnet fault show {kind.name}"
+            )
 
 
 def ends(objects: Objects) -> Iterable[str]:

@@ -7,7 +7,11 @@
     rtnl.py       values ↔ rtnetlink messages          sysctl.py    /proc/sys/net, every write read back
     sockdiag.py   who listens                          iptables.py  chains, by iptables' own tools
     nftnl.py      nf_tables' messages → values         nftables.py  tables of rules, sets and maps, written by nft
+    tun.py        TUN devices                          wireguard.py keys and peers of WireGuard devices
+    ethtool.py    offloads of cables                   conntrack.py connections that netfilter tracks
     sandbox.py    a command with namespaces of its own, for clusters that nobody shall see
+    features.py   what this kernel can, by trying      demands.py   what a wanted state needs of that
+    rootless.py   a user namespace to be root in       holder.py    its process 1
 
 Nothing here remembers anything between two calls, and nothing here knows what a Service is.
 """

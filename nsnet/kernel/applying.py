@@ -13,7 +13,7 @@ The order, and why (figures: shared facts, FLOOR.md):
 
     5a bridges, then veth pairs              from the side that is a bridge port: enslaved and up in the same message
     6a one send per namespace                VXLAN, the far ends, ports, addresses, neighbours, FDB, routes
-    7a sysctls of devices, then queueing disciplines
+    7a sysctls of devices, their offloads, then queueing disciplines
     5b files                                 and programs are started; they get ready while iptables runs, but for those
                                              of a node that was there: its rules will lead to them at once
     6b ipsets, iptables and nftables         the processes of several namespaces side by side; of two modes the
@@ -21,6 +21,7 @@ The order, and why (figures: shared facts, FLOOR.md):
                                              the chains that named them
     7b conntrack entries that go             after the rules that would make them anew
 
+    8a WireGuard's keys and peers            their devices are there, and the files that hold the keys
     8  programs are ready, or have read      their files again
     9  namespaces that go                    the kernel takes their links down by itself
 
@@ -40,7 +41,7 @@ from pathlib import Path
 
 from nsnet import names
 from nsnet.errors import NsnetError
-from nsnet.kernel import conntrack, files, netns, process, qdisc, sysctl
+from nsnet.kernel import conntrack, ethtool, files, netns, process, qdisc, sysctl, wireguard
 from nsnet.kernel.places import Places
 from nsnet.kernel.wiring import WIRED, Wiring
 from nsnet.state import (
@@ -55,17 +56,22 @@ from nsnet.state import (
     NftElement,
     NftSet,
     NftTable,
+    Offload,
     OtherLink,
     Process,
     Qdisc,
     Refusal,
     Sysctl,
     Value,
+    WireguardKey,
+    WireguardPeer,
 )
 
 _WORKERS = max(2, os.cpu_count() or 1)
 _NFT = (NftTable, NftSet, NftChain, NftElement)
-_WRITTEN = {*WIRED, Qdisc, Netns, Sysctl, Chain, *_NFT, IpSet, Process, File, Conntrack}
+_WRITTEN = {
+    *WIRED, Qdisc, Netns, Sysctl, Chain, *_NFT, IpSet, Process, File, Conntrack, Offload, WireguardKey, WireguardPeer,
+}  # fmt: skip
 _OBSERVED = {OtherLink, Listener}  # deleting a foreign link is wiring's; a listener goes with its program
 
 
@@ -102,8 +108,11 @@ class _Apply:
             self.wiring.make_links()
             self.wiring.configure()
             self._write_sysctls(of_interfaces=True)
-            self._write_qdiscs()
-        self._await(others.result())
+            self._write_with(ethtool.write, Offload)
+            self._write_with(qdisc.write, Qdisc)
+        started = others.result()
+        self._write_with(wireguard.write, WireguardKey, WireguardPeer)
+        self._await(started)
         self._tell_readers(visitors=True)
         self._refuse_others()
         self._delete_namespaces()
@@ -123,7 +132,7 @@ class _Apply:
         with ThreadPoolExecutor(1) as beside:
             telling = beside.submit(self._tell_readers, visitors=False)  # names need not wait for ten thousand rules
             self._write_chains(lambda netns: netns not in guarded)
-            self._delete_flows()
+            self._write_with(conntrack.write, Conntrack)
         self._end_programs(late=True)
         telling.result()
         return [item for item in started if item not in first]
@@ -293,9 +302,10 @@ class _Apply:
         for name, _, changes in self.places.each(some):
             self._guarded(changes, partial(sysctl.write, name, changes))
 
-    def _write_qdiscs(self) -> None:
-        for name, _, changes in self.places.each(self.of(Qdisc)):
-            self._guarded(changes, partial(qdisc.write, name, changes))
+    def _write_with(self, write: Callable[[str, Sequence[Change]], list[Refusal]], *kinds: type) -> None:
+        """Values that a module of their own writes, namespace by namespace."""
+        for name, _, changes in self.places.each(self.of(*kinds)):
+            self._guarded(changes, partial(write, name, changes))
 
     def _guarded_places(self) -> frozenset[str]:
         """Namespaces where something that keeps packets out is written: there all rules stand before links come up."""
@@ -329,10 +339,6 @@ class _Apply:
         for name, _, changes in jobs:
             mine = [change for change in changes if of(change)]
             self._guarded(mine, partial(write, name, mine))
-
-    def _delete_flows(self) -> None:
-        for name, _, changes in self.places.each(self.of(Conntrack)):
-            self._guarded(changes, partial(conntrack.write, name, changes))
 
     def _side_by_side(
         self, write: Callable[[str, Sequence[Change]], list[Refusal]], jobs: Iterable[tuple[str, object, list[Change]]]

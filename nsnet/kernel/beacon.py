@@ -134,8 +134,9 @@ def _bytes(one: Beacon) -> bytes:
         case "udp":
             return _WORD + one.cookie + b"\n"
         case "icmp":
-            head = _ICMP.pack(8, 0, 0, 1, 1)
-            return _ICMP.pack(8, 0, _sum(head + one.cookie), 1, 1) + one.cookie
+            own = int(one.cookie[:4], 16)  # an id of its own, or conntrack takes it for a ping of before
+            head = _ICMP.pack(8, 0, 0, own, 1)
+            return _ICMP.pack(8, 0, _sum(head + one.cookie), own, 1) + one.cookie
     ends = socket.inet_aton(one.src), socket.inet_aton(one.dst)
     return _IP.pack(0x45, 0, 44, 0, 0x4000, 64, 6, 0, *ends) + _syn(one, b"".join(ends))
 

@@ -31,10 +31,11 @@ from typing import NamedTuple, Self
 
 from nsnet.errors import NotReachedError
 from nsnet.kernel import bpf, netns
+from nsnet.kernel.netlink import take_many
 
 _ALL_PROTOCOLS = 3
 _EXPERIMENTAL = 0x88B5  # IEEE 802 local experimental Ethertype: nobody listens to it
-_ATTACH_FILTER, _TIMESTAMP_NS, _RCVBUFFORCE = 26, 35, 33
+_ATTACH_FILTER, _TIMESTAMP_NS = 26, 35
 _SOL_PACKET, _STATISTICS = 263, 6
 _OUTGOING = 4
 _WITH_ETHERNET_HEADER = {1, 772}  # ARPHRD_ETHER, ARPHRD_LOOPBACK
@@ -84,7 +85,7 @@ def _opened(name: str, dev: str, program: bytes, queue: int) -> socket.socket:
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
     try:
         _attach(sock, program)
-        sock.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, queue)
+        take_many(sock, queue)
         sock.setsockopt(socket.SOL_SOCKET, _TIMESTAMP_NS, 1)
         _bind(sock, dev)
     except OSError:

@@ -104,6 +104,27 @@ FEATURES: tuple[Feature, ...] = (
         "flannel's default backend",
     ),
     Feature(
+        "ipip",
+        ("ip", "link", "add", "ipip1", "type", "ipip", "local", "127.0.0.1"),
+        _module("ipip", "CONFIG_NET_IPIP"),
+        "flannel's backend ipip",
+        needed=False,
+    ),
+    Feature(
+        "wireguard",
+        ("ip", "link", "add", "wg1", "type", "wireguard"),
+        _module("wireguard", "CONFIG_WIREGUARD"),
+        "flannel's backend wireguard",
+        needed=False,
+    ),
+    Feature(
+        "tun",
+        ("ip", "tuntap", "add", "dev", "tun1", "mode", "tun"),
+        _module("tun", "CONFIG_TUN"),
+        "flannel's backend udp",
+        needed=False,
+    ),
+    Feature(
         "bridge-nf-call-iptables",
         ("test", "-e", "/proc/sys/net/bridge/bridge-nf-call-iptables"),
         "sudo scripts/setup (kernel option CONFIG_BRIDGE_NETFILTER)",

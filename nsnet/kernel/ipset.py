@@ -31,6 +31,7 @@ from nsnet.kernel.netlink import (
     attribute,
     attributes,
     inner,
+    listed,
     nested,
     text,
 )
@@ -110,21 +111,13 @@ def _sets(messages: Sequence[Message]) -> Iterator[IpSet]:
         name = _string(found[_SETNAME])
         if _TYPENAME in found:
             heads[name] = _string(found[_TYPENAME]), _NAMES[found[_FAMILY][0]]
-        entries.setdefault(name, set()).update(map(_entry, _listed(found.get(_ADT, b""))))
+        entries.setdefault(name, set()).update(map(_entry, map(inner, listed(found.get(_ADT, b"")))))
     for name, (kind, family) in heads.items():
         yield IpSet(name, kind, frozenset(entries[name]), family)  # type: ignore[arg-type]
 
 
 def _string(payload: bytes) -> str:
     return payload.rstrip(b"\0").decode(errors="replace")
-
-
-def _listed(payload: bytes) -> Iterator[dict[int, bytes]]:
-    start, unpack = 0, Struct("=HH").unpack_from
-    while start + 4 <= len(payload):
-        length, _ = unpack(payload, start)
-        yield attributes(payload, start + 4, start + length)
-        start += (length + 3) & ~3
 
 
 def _entry(found: dict[int, bytes]) -> str:

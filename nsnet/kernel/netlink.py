@@ -127,6 +127,25 @@ def inner(payload: bytes) -> dict[int, bytes]:
     return attributes(payload, 0, len(payload))
 
 
+def listed(payload: bytes) -> Iterator[bytes]:
+    """The payloads of a list: attributes whose types say nothing, or all the same."""
+    start, unpack = 0, _ATTRIBUTE.unpack_from
+    while start + 4 <= len(payload):
+        length, _ = unpack(payload, start)
+        if length < 4:
+            break
+        yield payload[start + 4 : start + length]
+        start += (length + 3) & ~3
+
+
+def take_many(sock: socket.socket, size: int) -> None:
+    """Lets that many bytes wait; in a user namespace no more than net.core.rmem_max says."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+
+
 class Netlink:
     """A netlink socket of the namespace it was opened in; it stays there whatever its thread does afterwards."""
 
@@ -134,7 +153,7 @@ class Netlink:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUEUE)
+        take_many(self._socket, _QUEUE)
         self._sequence = 0
 
     def __enter__(self) -> Self:

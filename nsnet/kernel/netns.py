@@ -107,6 +107,23 @@ def inside(where: str | int) -> Iterator[None]:
             os.close(fd)
 
 
+def move_to(pid: int, kinds: int) -> None:
+    """Moves this process, which has one thread, into namespaces of another, for good. Raises OSError."""
+    handle = os.pidfd_open(pid)
+    try:
+        setns(handle, kinds)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def throw_away() -> Iterator[None]:
+    """Runs the block in a network namespace of its own, which is gone afterwards. Raises OSError without the right."""
+    with _returning():
+        unshare(CLONE_NEWNET)
+        yield
+
+
 def netlink(where: str | int, protocol: int = NETLINK_ROUTE) -> Netlink:
     """A netlink socket of that namespace, for a thread that stays where it is."""
     with inside(where):

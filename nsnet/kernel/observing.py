@@ -11,6 +11,7 @@ something:
 - nftables: other tables than iptables' are read by netlink, which costs a millisecond where there is none.
 - ipsets: of nodes, by one netlink dump; a set that is there without a rule that names it is found, too.
 - sysctls: where `state.SYSCTLS` names some.
+- WireGuard's keys and peers: where there is such a device; offloads: of the cables of nodes, hosts and the fabric.
 - queueing disciplines: the dump of links says their kind; only where it is one of a person's a process asks further.
 - conntrack entries: only where they are asked for by name; they are many, and no whole look needs them.
 - processes and files: one walk for the whole cluster.
@@ -29,7 +30,20 @@ from typing import NamedTuple
 
 from nsnet import names
 from nsnet.errors import MachineError
-from nsnet.kernel import conntrack, files, health, ipset, netns, process, qdisc, refusals, rtnl, sockdiag, sysctl
+from nsnet.kernel import (
+    conntrack,
+    ethtool,
+    files,
+    health,
+    ipset,
+    netns,
+    process,
+    qdisc,
+    refusals,
+    rtnl,
+    sockdiag,
+    sysctl,
+)
 from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request
 from nsnet.state import KINDS, SYSCTLS, Family, IpSet, Key, Listener, Netns, Scope, Sysctl, Value
 
@@ -39,7 +53,7 @@ _DUMPS: Mapping[str, Request] = {
     "neighbour": rtnl.GET_NEIGHBOURS,
     "route": rtnl.GET_ROUTES,
 }
-_ROUTE_KINDS = {*_LINKS, *_DUMPS, "fdb"}
+_ROUTE_KINDS = {*_LINKS, *_DUMPS, "fdb", "wireguard", "offload"}
 
 _NFT_GETTABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
 _NFGENMSG = Struct("=BBH")
@@ -82,7 +96,7 @@ def _observe(cluster: str, only: Scope | None) -> dict[str, frozenset[Value]]:
             look, further = _look(name, names.mark(cluster), wanted[name])
             if look is None:
                 continue
-            looks[name], more[name] = look, list(further)
+            looks[name], more[name] = look, [*further, *_devices(look, wanted[name])]
             keys = frozenset() if only is None else only[name]
             if "chain" in wanted[name] and (families := _families(name, keys)):
                 filters.append((name, pool.submit(_read_chains, name, keys, families)))
@@ -102,7 +116,8 @@ def _observe(cluster: str, only: Scope | None) -> dict[str, frozenset[Value]]:
 def _kinds(only: Scope | None, name: str) -> frozenset[str]:
     """Which kinds of value must be read."""
     keys = frozenset[Key]() if only is None else only[name]
-    return frozenset(key[0] for key in keys) if keys else KINDS
+    everything = KINDS - {"offload"} if names.kind_of(name) == "pod" else KINDS
+    return frozenset(key[0] for key in keys) if keys else everything
 
 
 def _nodes_first(name: str) -> tuple[bool, str]:
@@ -169,10 +184,22 @@ def _decode(kind: str, messages: list[Message], links: rtnl.Interfaces) -> Itera
             yield from rtnl.routes(messages, links)
 
 
+def _devices(look: _Look, kinds: Collection[str]) -> Iterator[Value]:
+    """What devices tell by ways of their own."""
+    by_kind = {kind: [one.name for one in look.links.values() if one.kind == kind] for kind in ("wireguard", "veth")}
+    if "wireguard" in kinds and by_kind["wireguard"]:
+        from nsnet.kernel import wireguard
+
+        yield from wireguard.read(look.netns, by_kind["wireguard"])
+    if "offload" in kinds and by_kind["veth"]:
+        cables = by_kind["veth"] if names.kind_of(look.netns) == "fabric" else ["eth0"]
+        yield from ethtool.read(look.netns, set(cables) & set(by_kind["veth"]))
+
+
 def _sysctls(name: str, keys: frozenset[Key]) -> frozenset[Sysctl]:
     some = [key[1] for key in keys if key[0] == "sysctl" and len(key) > 1]
     all_of_them = not keys or len(some) < _count(keys, "sysctl")
-    wanted = SYSCTLS.get(names.kind_of(name), ()) if all_of_them else some
+    wanted = (*SYSCTLS.get(names.kind_of(name), ()), *sysctl.further(name)) if all_of_them else some
     return sysctl.read(name, wanted) if wanted else frozenset()
 
 

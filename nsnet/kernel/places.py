@@ -30,6 +30,11 @@ class Place:
         self.index[device] = self._top
         return self._top
 
+    def learn(self, device: str, number: int) -> None:
+        """A device that the kernel has just made, with the number it chose."""
+        self.index[device] = number
+        self._top = max(self._top, number)
+
 
 class Places:
     """What one apply has learnt of the namespaces, and the refusals it has collected."""

@@ -31,7 +31,7 @@ from typing import Literal, NamedTuple, Self
 
 import msgspec
 
-from nsnet.kernel.netlink import NETLINK_ROUTE, Netlink, Request, attribute
+from nsnet.kernel.netlink import NETLINK_ROUTE, Netlink, Request, attribute, take_many
 from nsnet.kernel.netns import inside
 from nsnet.kernel.rtnl import RTM_DELNEIGH
 
@@ -44,7 +44,6 @@ RAW_SOCKETS = 2048  # open at once, of 20,000 descriptors
 WORTH_A_CHILD = 500  # pings, from which on a second process is sooner done
 MOST_BODY, CHUNK = 64 * 1024, 16 * 1024
 
-SO_RCVBUFFORCE = 33
 IP_RECVERR, IPV6_RECVERR = 11, 25
 SOL_RAW, ICMP_FILTER, ICMP6_FILTER = 255, 1, 1
 ECHO_REPLY, UNREACHABLE, ECHO, EXCEEDED = 0, 3, 8, 11
@@ -550,7 +549,7 @@ class _Echo:
         if raw is None:
             with inside(netns):
                 sock = _raw_socket(family)
-            sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 20)
+            take_many(sock, 1 << 20)
             if source:
                 sock.bind((source, 0))
             raw = self.raws[netns, source, family] = _Raw(sock)

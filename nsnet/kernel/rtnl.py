@@ -1,7 +1,7 @@
 """State values ↔ rtnetlink messages, packed by hand, both directions in one file.
 
 Writing: `requests(value, verb, index)` gives the messages that add, change or delete a value; links that have to be
-made go through `bridge`, `vxlan` and `pair`, because their interface numbers are chosen beforehand (so that everything
+made go through `bridge`, `tunnel` and `pair`, because their interface numbers are chosen beforehand (so that everything
 that refers to a device can be packed before the kernel has made it).
 Reading: `interfaces` decodes a dump of links; `link`, `ports`, `addresses`, `routes`, `neighbours` and `fdb` turn dumps
 into the same values. What the kernel makes by itself is left out, as `nsnet.state` says.
@@ -40,15 +40,18 @@ from nsnet.state import (
     Bridge,
     BridgePort,
     FdbEntry,
+    Ipip,
     Link,
     Loopback,
     Neighbour,
     OtherLink,
     Route,
     Segments,
+    Tun,
     Value,
     Veth,
     Vxlan,
+    Wireguard,
 )
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
@@ -62,6 +65,9 @@ IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_QDISC, IFLA_GSO_MAX_SEGS = 31, 32, 
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4, 7
 IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 15, 17
+IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, IFLA_IPTUN_PMTUDISC = 2, 3, 10
+IFLA_TUN_TYPE, IFLA_TUN_PI, IFLA_TUN_PERSIST = 3, 4, 6
+IFF_TUN = 1
 IFLA_BRPORT_MODE = 4
 IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 VETH_INFO_PEER = 1
@@ -182,18 +188,40 @@ def bridge(value: Bridge, index: int) -> list[Request]:
     return [_new(index, _up(value.up), *shape, _info("bridge")), _change(index, 0, 0, _u32(IFLA_MTU, value.mtu))]
 
 
-def vxlan(value: Vxlan, index: int, dev: int) -> Request:
-    """`ip link add NAME … type vxlan`, up; `dev` is the number of the device that carries it."""
+Tunnel = Vxlan | Ipip | Wireguard
+
+
+def tunnel(value: Tunnel, index: int, dev: int = 0) -> Request:
+    """`ip link add NAME … type vxlan`, ipip or wireguard, up; `dev` is the number of the device that carries it."""
+    mac = attribute(IFLA_ADDRESS, _mac(value.mac)) if isinstance(value, Vxlan) else b""
+    shape = (text(IFLA_IFNAME, value.name), mac, _u32(IFLA_MTU, value.mtu))
+    return _new(index, _up(value.up), *shape, _tunnel_info(value, dev))
+
+
+def _tunnel_info(value: Tunnel, dev: int) -> bytes:
+    match value:
+        case Vxlan():
+            return _info("vxlan", *_vxlan_data(value, dev))
+        case Ipip():
+            return _info("ipip", *_ipip_data(value))
+        case Wireguard():
+            return _info("wireguard")
+
+
+def _vxlan_data(value: Vxlan, dev: int) -> Iterator[bytes]:
     packed = _ip(value.local)
-    data = (
-        _u32(IFLA_VXLAN_ID, value.vni),
-        _u32(IFLA_VXLAN_LINK, dev),
-        attribute(IFLA_VXLAN_LOCAL if len(packed) == 4 else IFLA_VXLAN_LOCAL6, packed),
-        attribute(IFLA_VXLAN_LEARNING, bytes([value.learning])),
-        attribute(IFLA_VXLAN_PORT, _BE16.pack(value.port)),
-    )
-    shape = (text(IFLA_IFNAME, value.name), attribute(IFLA_ADDRESS, _mac(value.mac)), _u32(IFLA_MTU, value.mtu))
-    return _new(index, _up(value.up), *shape, _info("vxlan", *data))
+    yield _u32(IFLA_VXLAN_ID, value.vni)
+    yield _u32(IFLA_VXLAN_LINK, dev)
+    yield attribute(IFLA_VXLAN_LOCAL if len(packed) == 4 else IFLA_VXLAN_LOCAL6, packed)
+    yield attribute(IFLA_VXLAN_LEARNING, bytes([value.learning]))
+    yield attribute(IFLA_VXLAN_PORT, _BE16.pack(value.port))
+
+
+def _ipip_data(value: Ipip) -> Iterator[bytes]:
+    yield attribute(IFLA_IPTUN_LOCAL, _ip(value.local))
+    if value.remote:
+        yield attribute(IFLA_IPTUN_REMOTE, _ip(value.remote))
+    yield attribute(IFLA_IPTUN_PMTUDISC, bytes([value.pmtudisc]))
 
 
 _ONE_QUEUE = _u32(IFLA_NUM_TX_QUEUES, 1) + _u32(IFLA_NUM_RX_QUEUES, 1)  # two for each processor cost a third of a pair
@@ -230,9 +258,11 @@ def up_or_down(index: int, up: bool) -> Request:
     return _change(index, _up(up), IFF_UP)
 
 
-def reshaped(value: Bridge | Veth | Vxlan, index: int) -> Request:
-    """MAC, MTU and up of a device that keeps its kind."""
-    mac = attribute(IFLA_ADDRESS, _mac(value.mac)) if value.mac else b""
+def reshaped(value: Bridge | Veth | Tunnel | Tun, index: int) -> Request:
+    """MAC (where it has one), MTU and up of a device that keeps its kind."""
+    mac = b""
+    if isinstance(value, Bridge | Veth | Vxlan) and value.mac:
+        mac = attribute(IFLA_ADDRESS, _mac(value.mac))
     return _change(index, _up(value.up), IFF_UP, mac, _u32(IFLA_MTU, value.mtu))
 
 
@@ -354,7 +384,7 @@ def requests(value: Value, verb: str, index: Index) -> list[Request]:
             return [up_or_down(LO, up)]
         case Segments(dev, most):
             return [_change(index[dev], 0, 0, _u32(IFLA_GSO_MAX_SEGS, most))]
-        case Bridge() | Veth() | Vxlan():
+        case Bridge() | Veth() | Vxlan() | Ipip() | Wireguard() | Tun():
             return [reshaped(value, index[value.name])]
         case _:
             raise LookupError(f"{type(value).__name__} is not written with rtnetlink")
@@ -376,7 +406,7 @@ def _deletions(value: Value, index: Index) -> list[Request]:
             return [up_or_down(LO, False)]
         case Segments(dev):
             return [_change(index[dev], 0, 0, _u32(IFLA_GSO_MAX_SEGS, SEGMENTS))]
-        case Bridge() | Veth() | Vxlan() | OtherLink():
+        case Bridge() | Veth() | Vxlan() | Ipip() | Wireguard() | Tun() | OtherLink():
             return [gone(index[value.name])]
         case _:
             raise LookupError(f"{type(value).__name__} is not deleted with rtnetlink")
@@ -474,9 +504,34 @@ def link(found: Interfaces, one: Interface, peer: str = "") -> Loopback | Link |
         return Bridge(one.name, one.mac, one.mtu, one.up)
     if one.kind == "veth" and peer:
         return Veth(one.name, peer, one.mac, one.mtu, one.up)
-    if one.kind == "vxlan":
-        return _vxlan(found, one)
+    match one.kind:
+        case "vxlan":
+            return _vxlan(found, one)
+        case "ipip":
+            return _ipip(one)
+        case "wireguard":
+            return Wireguard(one.name, one.mtu, one.up)
+        case "tun" if _is_plain_tun(one):
+            return Tun(one.name, one.mtu, one.up)
     return OtherLink(one.name, one.kind)
+
+
+def _ipip(one: Interface) -> Ipip:
+    data = inner(one.data)
+    local, remote = (_words(data.get(kind, bytes(4))) for kind in (IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE))
+    discovers = data.get(IFLA_IPTUN_PMTUDISC, b"\0") != b"\0"
+    return Ipip(one.name, one.mtu, _said(local), _said(remote), discovers, one.up)
+
+
+def _said(address: str) -> str:
+    return "" if address == "0.0.0.0" else address  # noqa: S104 - the kernel's word for any
+
+
+def _is_plain_tun(one: Interface) -> bool:
+    """As `ip tuntap add mode tun` makes it: it stays, and its packets have nothing in front."""
+    data = inner(one.data)
+    told = [data.get(kind, b"\0")[0] for kind in (IFLA_TUN_TYPE, IFLA_TUN_PI, IFLA_TUN_PERSIST)]
+    return told == [IFF_TUN, 0, 1]
 
 
 def _vxlan(found: Interfaces, one: Interface) -> Vxlan:

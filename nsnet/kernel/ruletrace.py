@@ -23,7 +23,7 @@ from typing import NamedTuple, Self
 
 from nsnet.errors import MachineError
 from nsnet.kernel import nftnl
-from nsnet.kernel.netlink import NETLINK_NETFILTER, attribute, attributes, inner, nested, text
+from nsnet.kernel.netlink import NETLINK_NETFILTER, attribute, attributes, inner, nested, take_many, text
 from nsnet.kernel.netns import inside, netlink
 from nsnet.kernel.nftables import OWNED, TRACE
 
@@ -46,7 +46,7 @@ _PREROUTING, _OUTPUT = 0, 3
 _REGISTER = 1
 _TRANSPORT, _NFTRACE, _L4PROTO = 2, 12, 16
 _BUFFER = 1 << 17
-_SO_RCVBUFFORCE, _QUEUE = 33, 4 << 20
+_QUEUE = 4 << 20
 
 
 class Match(NamedTuple):
@@ -106,7 +106,7 @@ def _watching(name: str, protocol: int, matches: Sequence[Match]) -> socket.sock
     with inside(name):
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUEUE)
+        take_many(sock, _QUEUE)
         sock.bind((0, _GROUP))
         sock.send(b"".join(_transaction(protocol, matches)))
         _acknowledged(sock)

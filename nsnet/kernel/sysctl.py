@@ -2,7 +2,7 @@
 
 Every write is read back: in a child namespace some knobs are read-only and `sysctl -w` still exits 0, and a kernel
 may clamp a value. What reads back differently is a refusal. A write costs the more, the more namespaces the machine
-has, so only nodes and the fabric have sysctls (`state.SYSCTLS`).
+has, so only nodes and the fabric have sysctls (`state.SYSCTLS`, and what a node's sysctl.conf names).
 
 Source: procps `sysctl.conf(5)` (a dot inside an interface name is written /), Linux `net/sysctl_net.c`.
 """
@@ -10,6 +10,7 @@ Source: procps `sysctl.conf(5)` (a dot inside an interface name is written /), L
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from nsnet import names
 from nsnet.kernel.netns import inside
 from nsnet.state import Change, Refusal, Sysctl
 
@@ -37,6 +38,15 @@ def read(netns: str, wanted: Iterable[str]) -> frozenset[Sysctl]:
     """The sysctls of these names in a namespace, `*` being any one interface. What the kernel lacks is left out."""
     with inside(netns):
         return frozenset(found for name in wanted for path in _expand(name) for found in _read(path))
+
+
+def further(netns: str) -> list[str]:
+    """The names in the namespace's sysctl.conf: what is looked at there beside what is looked at everywhere."""
+    try:
+        text = names.sysctl_file(netns).read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return [line.partition("=")[0].strip() for line in text.splitlines() if "=" in line]
 
 
 def _expand(name: str) -> list[Path]:

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from nsnet import names
-from nsnet.kernel import netns, rtnl
+from nsnet.kernel import netns, rtnl, tun
 from nsnet.kernel.netlink import Netlink, Request
 from nsnet.kernel.observing import observe
 from nsnet.kernel.places import Place, Places, Shut
@@ -29,16 +29,19 @@ from nsnet.state import (
     BridgePort,
     Change,
     FdbEntry,
+    Ipip,
+    Link,
     Loopback,
     Neighbour,
-    OtherLink,
     Route,
     Segments,
+    Tun,
     Veth,
     Vxlan,
+    Wireguard,
+    in_place,
 )
 
-_Links = Bridge | Veth | Vxlan | OtherLink
 _End = tuple[str, str]  # namespace, device
 
 _PAIRS = 64  # made in one send; each holds a descriptor of the other namespace open
@@ -46,8 +49,8 @@ _ABSENT = {errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENXIO, errno.EADDRNOTA
 
 # The order inside one send. Addresses go before others come: with a primary one the secondaries of its subnet go too.
 _ADDS: Mapping[type, int] = {
-    Loopback: 1, Bridge: 2, Veth: 2, Vxlan: 3, BridgePort: 4, Segments: 4, Address: 5, Neighbour: 6, FdbEntry: 7,
-    Route: 8,
+    Loopback: 1, Bridge: 2, Veth: 2, Vxlan: 3, Ipip: 3, Tun: 3, Wireguard: 3, BridgePort: 4, Segments: 4, Address: 5,
+    Neighbour: 6, FdbEntry: 7, Route: 8,
 }  # fmt: skip
 WIRED = frozenset(_ADDS)
 _DELETES: Mapping[type, int] = {Address: 0, Route: 10, FdbEntry: 11, Neighbour: 12, BridgePort: 13, Segments: 13,
@@ -104,7 +107,7 @@ class Wiring:
     # --- links ---
 
     def delete_links(self) -> None:
-        links = self._of(Bridge, Veth, Vxlan, OtherLink)
+        links = self._of(*get_args(Link))
         going = [change for change in links if change.verb == "delete" or _is_made_anew(change)]
         for name, place, changes in self.places.each(going):
             there = {place.index[_device(c)]: c for c in changes if _device(c) in place.index}
@@ -140,12 +143,23 @@ class Wiring:
             for name, some in by_near.items():
                 if _is_fabric(name) == fabric:
                     self._make_both_ends(name, some)
+        self._make_tuns([change for change in self._adds(Tun) if not _is_in_place(change)])
 
     def _make_bridges(self, adds: list[Change]) -> None:
         for name, place, changes in self.places.each(adds):
             missing = [change for change in changes if not self._is_there(change, place)]
             messages = (self._packed(change, partial(_bridge, change, place)) for change in missing)
             self._send(name, list(chain.from_iterable(messages)))
+
+    def _make_tuns(self, adds: list[Change]) -> None:
+        """By ioctl, one by one: no netlink message makes them, and the kernel chooses their numbers."""
+        for name, place, changes in self.places.each(adds):
+            for change in changes:
+                if not self._is_there(change, place):
+                    try:
+                        place.learn(_device(change), tun.make(name, _device(change)))
+                    except OSError as why:
+                        self.places.refuse(change, why.strerror or str(why))
 
     def _make_both_ends(self, name: str, pairs: list[_Pair]) -> None:
         self._make_pairs(name, pairs)
@@ -226,7 +240,10 @@ class Wiring:
     # --- everything else that is netlink ---
 
     def configure(self) -> None:
-        kinds = (Loopback, Bridge, Veth, Vxlan, BridgePort, Segments, Address, Neighbour, FdbEntry, Route)
+        kinds = (
+            Loopback, Bridge, Veth, Vxlan, Ipip, Tun, Wireguard, BridgePort, Segments, Address, Neighbour, FdbEntry,
+            Route,
+        )  # fmt: skip
         changes = [change for change in self._of(*kinds) if self._is_left(change)]
         for name, place, some in self.places.each(changes):
             messages = (
@@ -245,16 +262,16 @@ class Wiring:
             case Veth(name):
                 pair = self.ends.get((change.netns, name))
                 return change.verb != "delete" and (pair is None or pair.far_change is change)
-            case Vxlan():
+            case Vxlan() | Ipip() | Tun() | Wireguard():
                 return change.verb != "delete"
         return (change.netns, value.key) not in self.done
 
     def _messages(self, change: Change, place: Place) -> Iterator[_Message]:
         value = change.value
-        if isinstance(value, Vxlan) and not _is_in_place(change):
+        if isinstance(value, rtnl.Tunnel) and not _is_in_place(change):
             if not self._is_there(change, place):
-                dev = place.index[value.dev]
-                yield _Message(change, rtnl.vxlan(value, place.make(value.name), dev))
+                dev = place.index[value.dev] if isinstance(value, Vxlan) else 0
+                yield _Message(change, rtnl.tunnel(value, place.make(value.name), dev))
         elif isinstance(value, Veth) and (change.netns, value.name) in self.ends:
             yield from _far_end(change, value, place.index[value.name])
         else:
@@ -294,7 +311,7 @@ class Wiring:
 
 
 def _device(change: Change) -> str:
-    assert isinstance(change.value, _Links | BridgePort)
+    assert isinstance(change.value, Link | BridgePort)
     return change.value.name
 
 
@@ -305,25 +322,11 @@ def _bridge(change: Change, place: Place) -> list[_Message]:
 
 def _is_in_place(change: Change) -> bool:
     """Whether a link keeps its kind and what it is, and only mac, mtu or up change."""
-    old, new = change.old, change.value
-    if change.verb != "replace":
-        return False
-    match old, new:
-        case Bridge(), Bridge():
-            return True
-        case Veth(), Veth():
-            return old.peer == new.peer
-        case Vxlan(), Vxlan():
-            return _tunnel(old) == _tunnel(new)
-    return False
-
-
-def _tunnel(value: Vxlan) -> tuple[object, ...]:
-    return value.vni, value.local, value.dev, value.port, value.learning
+    return change.verb == "replace" and change.old is not None and in_place(change.old, change.value)
 
 
 def _is_made_anew(change: Change) -> bool:
-    return change.verb == "replace" and isinstance(change.value, _Links) and not _is_in_place(change)
+    return change.verb == "replace" and isinstance(change.value, Link) and not _is_in_place(change)
 
 
 def _far_end(change: Change, value: Veth, number: int) -> Iterator[_Message]:

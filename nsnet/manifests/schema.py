@@ -112,6 +112,8 @@ def _spell(info: Any, found: dict[str, dict[str, str]]) -> str:
             return f"{{{_spell(info.value_type, found)}}}"
         case inspect.UnionType():
             kinds = [_spell(item, found) for item in info.types if not isinstance(item, inspect.NoneType)]
+            if set(kinds) == {"integer", "string"}:
+                return "integer|string"
             return "|".join(sorted(kinds, reverse=True))  # the list comes last, so that no union begins like a list
         case inspect.StrType():
             return "string"

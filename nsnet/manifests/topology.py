@@ -5,6 +5,7 @@ fits is for `control` to say, which knows all defaults. Impairments are written 
 """
 
 import re
+from base64 import b64decode
 from typing import Any
 
 from nsnet.manifests.common import EFFECTS, annotations, unique
@@ -30,7 +31,8 @@ from nsnet.manifests.reading import shown
 from nsnet.names import CLUSTER
 
 MODES = ("iptables", "nftables", "userspace")
-BACKENDS = ("vxlan", "host-gw")
+BACKENDS = ("vxlan", "host-gw", "ipip", "wireguard", "udp")
+WIREGUARD_MODES = ("separate", "auto", "ipv4", "ipv6")
 FLAVOURS = ("coredns", "kube-dns")
 POD_RECORDS = ("disabled", "insecure", "verified")
 EXPECTATIONS = ("ok", "refused", "timeout")
@@ -39,7 +41,9 @@ _DEVICE = re.compile(r"[^\s/:]{1,15}")
 _DELAY = re.compile(r"[0-9]+(\.[0-9]+)?(s|secs?|ms|msecs?|us|usecs?)")
 _LOSS = re.compile(r"[0-9]+(\.[0-9]+)?%")
 _RATE = re.compile(r"[0-9]+(\.[0-9]+)?([kmgt]i?)?(bit|bps)", re.IGNORECASE)
+_KEY = re.compile(r"[A-Za-z0-9+/]{43}=")
 _RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
+_SYSCTL = re.compile(r"net(\.[A-Za-z0-9_/@:-]+){2,}")
 _TARGET = re.compile(r"(tcp|udp|http|icmp)://\S+")
 
 
@@ -149,7 +153,17 @@ def flannel(at: At) -> None:
     one_of(backend["Type"], BACKENDS)
     within(backend["VNI"], 1, 2**24 - 1)
     within(backend["Port"], 0, 65535)
+    for name in ("ListenPort", "ListenPortV6"):
+        within(backend[name], 1, 65535)
+    within(backend["PersistentKeepaliveInterval"], 0, 65535)
+    one_of(backend["Mode"], WIREGUARD_MODES)
+    _wireguard_key(backend["PSK"])
     mtu(backend["MTU"])
+
+
+def _wireguard_key(at: At) -> None:
+    if at.value and (not _KEY.fullmatch(at.value) or len(b64decode(at.value)) != 32):
+        at.wrong("is not a key of WireGuard's", "32 bytes in base64, as `wg genpsk` or `openssl rand -base64 32` print")
 
 
 def mtu(at: At) -> None:
@@ -233,10 +247,21 @@ def nodes(at: At) -> None:
         labels(item["labels"])
         for further in item["addresses"].each():
             address(further)
+        for entry in item["sysctls"].each():
+            _sysctl(entry)
         for taint in item["taints"].each():
             label_key(taint["key"])
             label_value(taint["value"])
             one_of(taint["effect"], EFFECTS)
+
+
+def _sysctl(at: At) -> None:
+    """The key of a mapping: a sysctl of the network, with dots (a dot in a device's name is written /)."""
+    name = str(at.path[-1])
+    if not _SYSCTL.fullmatch(name):
+        at.wrong(f'"{shown(name)}" is not a sysctl of the network', "as net.ipv4.conf.all.rp_filter", key=True)
+    elif "\n" in str(at.value):
+        at.wrong("has a line break in it", "one line, as `sysctl` prints it")
 
 
 def expectation(at: At) -> None:

@@ -12,6 +12,9 @@ they are added and taken away over HAProxy's own socket: nothing is reloaded, no
 is told to reload: the new worker takes over the listening sockets, the old one serves what it has to the end. A reload
 forgets what was set at run time, so the file is written first, always (facts/PARTS.md).
 
+Its worker serves as nobody (65534), which the file calls $NSNET_NOBODY: in a user namespace there may be no such user,
+and it stays the one it is, who is nobody outside.
+
 HAProxy's log comes through a pipe and is written from here: HAProxy sets its standard output to O_NONBLOCK alone, which
 takes O_APPEND from a file, and then it and this program, which share one, would write over each other's lines.
 
@@ -43,6 +46,7 @@ AT_ONCE = 50  # commands of one line: HAProxy takes 16 kB
 LARGEST_LOG, MINUTE = 32 << 20, 60.0  # bytes after which the access log begins anew, looked at so often
 LOG_PIPE, LOG_PAUSE = 1 << 20, 0.05  # bytes of lines on their way to the log, s between two writes of them
 PR_SET_PDEATHSIG = 1
+NOBODY = 65534
 _DIGEST = re.compile(r"^ *description:? (.*)$", re.MULTILINE | re.IGNORECASE)
 _LINE = re.compile(r"^(backend|    server) (\S+)(?: (\S+))?", re.MULTILINE)
 
@@ -230,6 +234,12 @@ class Proxy:
             await self.child.wait()
 
 
+def nobody(uid_map: str) -> int:
+    """Who serves, as /proc/self/uid_map has it (first inside, first outside, how many): 65534, or 0 for no change."""
+    ranges = ((int(first), int(count)) for first, _, count in (line.split() for line in uid_map.splitlines()))
+    return NOBODY if any(first <= NOBODY < first + count for first, count in ranges) else 0
+
+
 def _end_with_parent() -> None:
     """The kernel ends the master when we are killed; the master's workers end with it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
@@ -323,6 +333,7 @@ async def run(config: Path) -> None:
 
 def main() -> None:
     start.all_descriptors()
+    os.environ["NSNET_NOBODY"] = str(nobody(Path("/proc/self/uid_map").read_text()))
     if len(sys.argv) != 2:
         sys.exit("usage: python -m nsnet.programs.ingress CONFIG")
     asyncio.run(run(Path(sys.argv[1])))

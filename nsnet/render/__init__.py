@@ -10,7 +10,20 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from nsnet import model
-from nsnet.render import chains, cni, dns, etc, flannel, health, ingress, loadbalancer, portmap, programs, underlay
+from nsnet.render import (
+    chains,
+    cni,
+    dns,
+    etc,
+    flannel,
+    health,
+    ingress,
+    loadbalancer,
+    portmap,
+    programs,
+    sysctls,
+    underlay,
+)
 from nsnet.render.view import MEMO, View, view_of
 from nsnet.state import State, Value
 
@@ -42,7 +55,10 @@ def render(objects: model.Objects) -> State:
     for component in COMPONENTS:
         for netns, values in component(seen):
             parts[netns].append(values)
-    return {netns: _united(values) for netns, values in parts.items()}
+    want = {netns: _united(values) for netns, values in parts.items()}
+    for netns, said in sysctls.said(seen).items():
+        want[netns] = frozenset(sysctls.over(want[netns], netns, said))
+    return want
 
 
 def _united(parts: list[Iterable[Value]]) -> frozenset[Value]:

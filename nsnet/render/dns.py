@@ -33,7 +33,10 @@ from nsnet.render.services import Joined
 from nsnet.render.view import Machine, View
 from nsnet.state import File, Process, Value
 
-DNSMASQ = ("dnsmasq", "-k", "--conf-file=/dev/null", "--no-hosts", "--no-resolv", "--pid-file=", "--user=root")
+DNSMASQ = (
+    "dnsmasq", "-k", "--conf-file=/dev/null", "--no-hosts", "--no-resolv", "--pid-file=", "--user=root", "--group=",
+)  # fmt: skip
+"""No group: in a user namespace nobody may change groups."""
 CACHE = ("--cache-size=1000", "--no-negcache", "--log-facility=-", "--server=127.0.0.1#10053")
 CONFIG_MAP = Key("ConfigMap", "kube-system", "kube-dns")
 

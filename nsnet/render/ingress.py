@@ -31,15 +31,14 @@ from nsnet.routes.table import HTTP, HTTPS, Action, Backend, Chain, Forward, Fro
 from nsnet.state import File, Process, Value
 
 PROGRAM = "nsnet.programs.ingress"
-NOBODY = 65534
 GLOBAL = """\
 # Written by nsnet from Ingress and Gateway objects; a change here lasts until the next look.
 global
     description nsnet {digest}
     log stdout format raw local0 info
     stats socket {directory}/haproxy.stats mode 600 level admin expose-fd listeners
-    uid {nobody}
-    gid {nobody}
+    uid "$NSNET_NOBODY"
+    gid "$NSNET_NOBODY"
     nbthread 1
     maxconn 4000
     no strict-limits
@@ -140,7 +139,7 @@ def configuration(
     body = "\n".join((*sections, f"backend none\n    {_reply(404)}\n"))
     shape = [GLOBAL, body, *map(str, sorted(endpoints)), *(f"{name}\n{files[name]}" for name in sorted(files))]
     digest = hashlib.sha256("\0".join(shape).encode()).hexdigest()[:16]
-    head = GLOBAL.format(digest=digest, directory=directory, nobody=NOBODY)
+    head = GLOBAL.format(digest=digest, directory=directory)
     servers = "".join(f"\n{_backend(backend, addresses)}" for backend, addresses in sorted(endpoints.items()))
     return {"haproxy.cfg": f"{head}\n{body}{servers}", **files}
 

@@ -144,6 +144,6 @@ def local_addresses(cluster: Cluster, node: Node) -> list[str]:
     for cidr in pod_cidrs(node):
         subnet = ip_interface(cidr).network
         found.append(str(subnet[1]))
-        if cluster.flannel.Backend.Type.lower() == "vxlan":
+        if cluster.flannel.Backend.has_device:
             found.append(str(subnet[0]))
     return [*found, "127.0.0.1", "::1"]

@@ -27,6 +27,7 @@ from nsnet import names
 from nsnet.model import bits, family_of, lost_by_chance, micros, percent
 from nsnet.render.view import MEMO, Machine, Network, View, default_route
 from nsnet.state import (
+    OFFLOADS,
     Address,
     Bridge,
     BridgePort,
@@ -34,6 +35,7 @@ from nsnet.state import (
     Loopback,
     Neighbour,
     Netns,
+    Offload,
     Qdisc,
     Route,
     Sysctl,
@@ -109,8 +111,14 @@ def _switch(network: Network, machines: tuple[Machine, ...], router: str) -> tup
     values: list[Value] = [bridge, *_port(network, ROUTER, f"{router}/{names.device(network.name)}", network.mtu)]
     for machine in machines:
         values += _port(network, _port_name(machine), f"{machine.netns}/eth0", machine.mtu)
+        values += _offload(machine, _port_name(machine))
         values += _impaired(_port_name(machine), machine)
     return tuple(values)
+
+
+def _offload(machine: Machine, dev: str) -> tuple[Offload, ...]:
+    """Both ends of the cable: what one leaves to the other would not be done at all."""
+    return () if machine.link is None or machine.link.offload else (Offload(dev, OFFLOADS),)
 
 
 def _impaired(dev: str, machine: Machine) -> Iterator[Value]:
@@ -176,6 +184,7 @@ def _machine(machine: Machine, machines: tuple[Machine, ...]) -> tuple[Value, ..
     port = f"{network.netns}/{_port_name(machine)}"
     return (
         Veth("eth0", port, machine.mac, machine.mtu),
+        *_offload(machine, "eth0"),
         *_impaired("eth0", machine),
         *_lossy(machine),
         *(Address("eth0", network.cidr(ip)) for ip in machine.ips),

@@ -18,7 +18,8 @@ from nsnet.model import Family, family_of
 
 MEMO = 1 << 15  # entries a component's memo holds: more than the pods one machine takes
 NONE: frozenset[tuple[str, int]] = frozenset()
-OVERHEAD = {"vxlan": 50, "host-gw": 0}  # what each flannel backend that is built takes of the outer MTU (IPv4)
+OVERHEAD = {"vxlan": 50, "host-gw": 0, "ipip": 20, "udp": 28, "wireguard": 80}
+"""What each flannel backend takes of the outer MTU, as upstream counts it."""
 
 
 class Leg(msgspec.Struct, frozen=True):
@@ -95,6 +96,7 @@ class Node(msgspec.Struct, frozen=True):
     machine: Machine
     legs: tuple[Leg, ...]
     mtu: int  # of the bridge and the pods
+    private_key: str = ""  # WireGuard's, as its file has it
 
     @property
     def netns(self) -> str:
@@ -102,12 +104,13 @@ class Node(msgspec.Struct, frozen=True):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """One family's part of a flannel lease; `mac` is the VtepMAC of its BackendData, empty where that says none."""
+    """One family's part of a flannel lease; `mac` is the VtepMAC of its BackendData, `key` the PublicKey, or empty."""
 
     subnet: str
     public_ip: str
     backend: str
     mac: str
+    key: str = ""
 
 
 class Pod(msgspec.Struct, frozen=True):
@@ -187,7 +190,7 @@ def view_of(objects: model.Objects) -> View:
     cluster = model.cluster_of(objects)
     _refuse_what_is_not_built(cluster)
     networks = {item.name: _network(cluster, item) for item in cluster.underlay.networks}
-    nodes = tuple(_node(cluster, networks, item) for item in model.of(objects, model.Node))
+    nodes = tuple(_node(cluster, networks, item, objects) for item in model.of(objects, model.Node))
     hosts = tuple(_host(cluster, networks, item) for item in cluster.hosts or ())
     services = model.keyed(objects, model.Service)
     dns = model.dns_service(services, cluster)
@@ -206,10 +209,10 @@ def view_of(objects: model.Objects) -> View:
 
 def _refuse_what_is_not_built(cluster: model.Cluster) -> None:
     key = model.key_of(cluster)
-    kind = cluster.flannel.Backend.Type
-    if kind.lower() not in OVERHEAD:
+    backend = cluster.flannel.Backend
+    if backend.kind not in OVERHEAD:
         hint = f"use one of: {', '.join(OVERHEAD)}"
-        raise ObjectError(key, "flannel.Backend.Type", f"backend {kind} is not built yet", hint)
+        raise ObjectError(key, "flannel.Backend.Type", f"there is no backend {backend.Type} here", hint)
 
 
 def _network(cluster: model.Cluster, item: model.Network) -> Network:
@@ -242,7 +245,7 @@ def _is_plain(cluster: model.Cluster) -> bool:
     return cluster.metadata.annotations.get(model.IMPAIRED_BY) == "plain"
 
 
-def _node(cluster: model.Cluster, networks: Mapping[str, Network], node: model.Node) -> Node:
+def _node(cluster: model.Cluster, networks: Mapping[str, Network], node: model.Node, objects: model.Objects) -> Node:
     key, name = model.key_of(node), node.metadata.name
     network = _on(cluster, networks, key, model.annotation(node, "nsnet/network"))
     ip = model.internal_ip(node)
@@ -251,17 +254,19 @@ def _node(cluster: model.Cluster, networks: Mapping[str, Network], node: model.N
     mtu, netns = link.mtu, names.node_netns(cluster.metadata.name, name)
     machine = Machine("node", name, netns, ip, network, mtu, tuple(more), link, _is_plain(cluster))
     legs = tuple(_leg(cidr, with_length=True) for cidr in masked(",".join(model.pod_cidrs(node))))
-    return Node(name, machine, legs, (cluster.flannel.Backend.MTU or mtu) - _overhead(cluster))
+    secret = objects.get(model.wireguard_secret(name)) if cluster.flannel.Backend.kind == "wireguard" else None
+    private = model.wireguard_key(secret) if isinstance(secret, model.Other) else ""
+    return Node(name, machine, legs, (cluster.flannel.Backend.MTU or mtu) - _overhead(cluster), private)
 
 
 def _overhead(cluster: model.Cluster) -> int:
-    """What the tunnels take of the outer MTU. An outer IPv6 header is 20 bytes longer.
+    """What the tunnels take of the outer MTU. VXLAN's outer IPv6 header is 20 bytes longer.
 
     flannel takes 50 off for both families, the kernel makes a flannel-v6 device smaller all the same, and every large
-    packet comes back once as too big. Here pods have the MTU that fits.
+    packet comes back once as too big. Here pods have the MTU that fits. (WireGuard's 80 are enough for both.)
     """
-    found = OVERHEAD[cluster.flannel.Backend.Type.lower()]
-    return found + 20 if found and "ip6" in model.families_of(cluster) else found
+    kind = cluster.flannel.Backend.kind
+    return OVERHEAD[kind] + (20 if kind == "vxlan" and "ip6" in model.families_of(cluster) else 0)
 
 
 def _host(cluster: model.Cluster, networks: Mapping[str, Network], host: model.HostEntry) -> Machine:
@@ -276,7 +281,8 @@ def _leases(lease: model.SubnetLease) -> Iterator[Lease]:
         six = family_of(subnet) == "ip6"
         data = (lease.BackendV6Data if six else lease.BackendData) or {}
         public = (lease.PublicIPv6 or "") if six else lease.PublicIP
-        yield Lease(subnet, public, lease.BackendType, str(data.get("VtepMAC", "")))
+        mac, key = str(data.get("VtepMAC", "")), str(data.get("PublicKey", ""))
+        yield Lease(subnet, public, lease.BackendType.lower(), mac, key)
 
 
 # --- pods -------------------------------------------------------------------------------------------------------------

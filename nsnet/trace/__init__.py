@@ -12,7 +12,8 @@ back, `joined` makes one way of a proxy's two connections. A way names each devi
     view.py       one namespace, indexed: links, addresses, routes, neighbours
     process.py    kube-proxy's userspace process: what it would do with a connection
     further.py    packets of full size, and what conntrack remembers of before
-    walk.py       routing, bridges, veth pairs, VXLAN: from namespace to namespace
+    walk.py       routing, bridges, veth pairs: from namespace to namespace
+    tunnels.py    what carries a packet, and takes it out again: VXLAN, IPIP, WireGuard, flannel's process
 """
 
 from nsnet.trace.process import joined

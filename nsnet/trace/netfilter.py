@@ -4,7 +4,7 @@ Conntrack as the kernel has it: the nat table sees only the first packet of a co
 is translated back by the entry the first packet made (`Trip.reply`), whatever the rules say by now.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from heapq import merge
 from operator import itemgetter
@@ -120,10 +120,11 @@ def _chain(chain: Chain, trip: Trip, here: View, facts: Facts, depth: int) -> It
 
 
 class _Index(NamedTuple):
-    """A chain's rules by place: those for one address alone, and all others."""
+    """A chain's rules by place: those for one address alone, and all others; `plain` are these without places."""
 
     by_address: Mapping[int, tuple[tuple[int, Rule], ...]]
     others: tuple[tuple[int, Rule], ...]
+    plain: tuple[Rule, ...]
 
 
 @lru_cache(maxsize=1 << 14)
@@ -136,14 +137,14 @@ def _index(rules: tuple[str, ...]) -> _Index:
             by_address[to.network] = (*by_address.get(to.network, ()), (place, rule))
         else:
             others.append((place, rule))
-    return _Index(by_address, tuple(others))
+    return _Index(by_address, tuple(others), tuple(rule for _, rule in others))
 
 
-def _candidates(rules: tuple[str, ...], dst: str) -> Iterator[Rule]:
+def _candidates(rules: tuple[str, ...], dst: str) -> Sequence[Rule]:
     """In order, without those for another address: of KUBE-SERVICES' thousand rules one packet concerns a few."""
     index = _index(rules)
-    mine = index.by_address.get(number(dst), ())
-    return (rule for _, rule in merge(mine, index.others, key=itemgetter(0)))
+    mine = index.by_address.get(number(dst), ()) if index.by_address else ()
+    return [rule for _, rule in merge(mine, index.others, key=itemgetter(0))] if mine else index.plain
 
 
 def _weighed(trip: Trip, chance: float) -> Trip:

@@ -10,7 +10,7 @@ from itertools import takewhile
 
 import msgspec
 
-from nsnet.state import BridgePort, State, Veth, Vxlan
+from nsnet.state import BridgePort, Ipip, State, Tun, Veth, Vxlan, Wireguard
 from nsnet.trace.values import Hop, Packet, Way
 from nsnet.trace.view import view
 
@@ -129,13 +129,25 @@ def _ports(state: State, netns: str) -> Mapping[str, BridgePort]:
 
 
 def stations(state: State, way: Iterable[Hop]) -> list[Station]:
-    """Where it came and went, each once."""
+    """Where it came and went, each once; without what only packets pass that nobody looks into."""
     found: list[Station] = []
-    for hop in way:
+    for hop in _unsealed(state, way):
         for station in _stations(state, hop):
             if station not in found[-1:] and station[2] != "lo":
                 found.append(station)
     return found
+
+
+def _unsealed(state: State, way: Iterable[Hop]) -> Iterator[Hop]:
+    """Without the devices of IPIP, WireGuard and flannel's process, and what lies between two of them."""
+    inside = False
+    for hop in way:
+        word, _, rest = hop.what.partition(" ")
+        dev = rest.split(" ")[0] if word in {"in", "out"} else ""
+        if isinstance(view(state.get(hop.netns, frozenset())).links.get(dev), Ipip | Tun | Wireguard):
+            inside = word == "out"
+        elif not inside:
+            yield hop
 
 
 def _stations(state: State, hop: Hop) -> Iterator[Station]:

@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import msgspec
 
+from nsnet import state
 from nsnet.state import (
     Address,
     Bridge,
@@ -29,12 +30,13 @@ from nsnet.state import (
     Route,
     Sysctl,
     Value,
-    Veth,
     Vxlan,
+    WireguardKey,
+    WireguardPeer,
 )
 from nsnet.trace.nft import Tables, tables
 
-Link = Loopback | Bridge | Veth | Vxlan | OtherLink
+Link = Loopback | state.Link
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -63,6 +65,8 @@ class View(msgspec.Struct, frozen=True, eq=False):
     entries: list[Entry]
     neighbours: dict[tuple[str, str], str]
     fdb: dict[tuple[str, str], str]
+    keys: dict[str, WireguardKey]
+    peers: dict[str, list[WireguardPeer]]
     sysctls: dict[str, str]
     chains: dict[tuple[str, str], Chain]
     nft: Tables
@@ -92,11 +96,11 @@ class View(msgspec.Struct, frozen=True, eq=False):
     def mtu(self, dev: str) -> int:
         """0: whatever comes."""
         link = self.links.get(dev)
-        return link.mtu if isinstance(link, Bridge | Veth | Vxlan) else 0
+        return 0 if link is None or isinstance(link, Loopback | OtherLink) else link.mtu
 
     def mac(self, dev: str) -> str:
         link = self.links.get(dev)
-        return link.mac if isinstance(link, Bridge | Veth | Vxlan) else ""
+        return link.mac if isinstance(link, Bridge | state.Veth | Vxlan) else ""
 
     def bridge_of(self, dev: str) -> BridgePort | None:
         return self.ports.get(dev)
@@ -118,6 +122,9 @@ def view(every: frozenset[Value], family: Family = "ip") -> View:
     addresses: dict[str, list[str]] = {}
     for value in sorted((value for value in values if isinstance(value, Address)), key=lambda item: item.cidr):
         addresses.setdefault(value.dev, []).append(value.cidr)
+    peers: dict[str, list[WireguardPeer]] = {}
+    for peer in (value for value in values if isinstance(value, WireguardPeer)):
+        peers.setdefault(peer.dev, []).append(peer)
     said = [value for value in values if isinstance(value, Route)]
     routes = [route for route in [*said, *_connected(addresses)] if _works(route, links)]
     return View(
@@ -129,6 +136,8 @@ def view(every: frozenset[Value], family: Family = "ip") -> View:
         entries=sorted(map(_entry, routes), key=lambda entry: (-entry.length, entry.route.metric)),
         neighbours={(value.dev, value.ip): value.mac for value in values if isinstance(value, Neighbour)},
         fdb={(value.dev, value.mac): value.dst for value in values if isinstance(value, FdbEntry)},
+        keys={value.dev: value for value in values if isinstance(value, WireguardKey)},
+        peers=peers,
         sysctls={value.name: value.value for value in values if isinstance(value, Sysctl)},
         chains={(value.table, value.name): value for value in values if isinstance(value, Chain)},
         nft=tables(values),

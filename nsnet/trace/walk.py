@@ -1,4 +1,4 @@
-"""From namespace to namespace: routing, bridges, veth pairs and VXLAN, with netfilter's hooks where the kernel's are.
+"""From namespace to namespace: routing, bridges, veth pairs and tunnels, with netfilter's hooks where the kernel's are.
 
 A packet that a namespace sends goes OUTPUT → route → POSTROUTING → device; one that comes in goes PREROUTING → route →
 INPUT, or FORWARD → POSTROUTING → device. A bridge with `net.bridge.bridge-nf-call-iptables` shows what it forwards to
@@ -18,8 +18,8 @@ from msgspec.structs import replace
 
 from nsnet import state as kernel
 from nsnet.names import called, kind_of
-from nsnet.state import Bridge, Route, State, Veth, Vxlan
-from nsnet.trace import netfilter, process
+from nsnet.state import Bridge, Route, State, Veth
+from nsnet.trace import netfilter, process, tunnels
 from nsnet.trace.values import Flow, Hop, Packet, Result, Trip, Way
 from nsnet.trace.view import BRIDGE_NF, FORWARDING, View, family_of, is_loopback, lookup, source, view
 
@@ -338,7 +338,7 @@ def _sent(world: World, trip: Trip, here: View, via: str) -> Iterator[Way]:
         yield _end("unreachable", trip, f"{dev} is down")
     elif trip.size > here.mtu(dev) > 0:
         yield from _too_big(world, trip, here, via)
-    elif isinstance(here.links[dev], Vxlan):
+    elif isinstance(here.links[dev], tunnels.Tunnel):
         yield from _tunnel(world, trip, here, via or trip.packet.dst)
     else:
         yield from _wire(world, trip, here, via or trip.packet.dst)
@@ -377,7 +377,9 @@ def _next(trip: Trip, netns: str, dev: str, port: str = "") -> Trip:
 def _wire(world: World, trip: Trip, here: View, nexthop: str) -> Iterator[Way]:
     dev = trip.dev_out
     mac = here.neighbours.get((dev, nexthop))
-    found = next((one for one in _stations(world, trip.netns, dev) if _takes(world, one, mac, nexthop)), None)
+    found = next(
+        (one for one in _stations(world, trip.netns, dev, mac or "") if _takes(world, one, mac, nexthop)), None
+    )
     if found is None:
         yield _lost_on_wire(world, trip, here, mac, nexthop)
     elif trip.size and found.narrow and trip.size > found.narrow[0] + _TOLERATED:
@@ -425,11 +427,14 @@ def _nobody(world: World, here: View, dev: str, mac: str | None, nexthop: str) -
 
 
 def _port_with(world: World, here: View, bridge: str, mac: str) -> str:
-    """The port of a bridge whose other end has a MAC, up or down."""
+    """The port of a bridge whose other end has a MAC, up or down. A node may have hundreds: plain code, no calls."""
     for port in here.ports.values():
-        other, _, dev = _leads_to(here, port.name).rpartition("/")
-        if port.bridge == bridge and other and world.here(other).mac(dev) == mac:
-            return port.name
+        link = here.links.get(port.name)
+        if port.bridge == bridge and isinstance(link, Veth):
+            other, _, dev = link.peer.rpartition("/")
+            far = world.here(other).links.get(dev)
+            if isinstance(far, Veth) and far.mac == mac:
+                return port.name
     return ""
 
 
@@ -453,13 +458,13 @@ def _leads_to(here: View, port: str) -> str:
     return link.peer if isinstance(link, Veth) else ""
 
 
-def _stations(world: World, netns: str, dev: str) -> Iterator[Station]:
-    """Every device on the wire of this one, nearest first."""
+def _stations(world: World, netns: str, dev: str, mac: str) -> Iterator[Station]:
+    """Every device on the wire of this one, nearest first; behind a bridge that one alone which has the MAC, if any."""
     here = world.here(netns)
     if isinstance(here.links.get(dev), Bridge):
-        yield from _behind(world, netns, dev, "", (), {(netns, dev)})
+        yield from _behind(world, netns, dev, "", (), {(netns, dev)}, mac)
     else:
-        yield from _across(world, netns, dev, (), set())
+        yield from _across(world, netns, dev, (), set(), mac)
 
 
 Crossed = tuple[tuple[str, str, str, str], ...]
@@ -467,7 +472,7 @@ Narrow = tuple[int, str, str] | None
 
 
 def _across(
-    world: World, netns: str, dev: str, crossed: Crossed, seen: set[tuple[str, str]], before: Narrow = None
+    world: World, netns: str, dev: str, crossed: Crossed, seen: set[tuple[str, str]], mac: str, before: Narrow = None
 ) -> Iterator[Station]:
     """What is at the other end of a veth pair: a device of a namespace, or a bridge with all its other ports."""
     link = world.here(netns).links.get(dev)
@@ -485,7 +490,7 @@ def _across(
     elif (other, port.bridge) not in seen and there.is_up(port.bridge):
         seen.add((other, port.bridge))
         yield Station(other, port.bridge, crossed, name, narrow)
-        yield from _behind(world, other, port.bridge, name, crossed, seen, narrow)
+        yield from _behind(world, other, port.bridge, name, crossed, seen, mac, narrow)
 
 
 def _behind(
@@ -495,14 +500,19 @@ def _behind(
     port_in: str,
     crossed: Crossed,
     seen: set[tuple[str, str]],
+    mac: str,
     narrow: Narrow = None,
 ) -> Iterator[Station]:
     """What is behind the ports of a bridge, without the one the frame came in by."""
-    for port in sorted(world.here(netns).ports.values(), key=lambda item: item.name):
+    here = world.here(netns)
+    direct = here.ports.get(_port_with(world, here, bridge, mac)) if mac else None
+    ports = [direct] if direct else sorted(here.ports.values(), key=lambda item: item.name)
+    for port in ports:
         if port.bridge == bridge and port.name != port_in:
             step = (*crossed, (netns, bridge, port_in, port.name)) if port_in else crossed
-            out = (world.here(netns).mtu(port.name), netns, port.name)
-            yield from _across(world, netns, port.name, step, seen, min(narrow or out, out) if port_in else narrow)
+            out = (here.mtu(port.name), netns, port.name)
+            wide = min(narrow or out, out) if port_in else narrow
+            yield from _across(world, netns, port.name, step, seen, mac, wide)
 
 
 def _cross(world: World, trip: Trip, station: Station, left: Crossed) -> Iterator[Way]:
@@ -541,60 +551,27 @@ def _same(trip: Trip) -> Trip:
     return trip
 
 
-# --- VXLAN ------------------------------------------------------------------------------------------------------------
-
-
-_OVERHEAD = {"ip": 50, "ip6": 70}  # the inner Ethernet header, VXLAN, UDP and the outer IP header
+# --- tunnels ----------------------------------------------------------------------------------------------------------
 
 
 def _tunnel(world: World, trip: Trip, here: View, nexthop: str) -> Iterator[Way]:
-    """Frame → neighbour's MAC → FDB → the VTEP's address: a UDP packet of the node's own carries it there."""
-    link = here.links[trip.dev_out]
-    assert isinstance(link, Vxlan)
-    mac = here.neighbours.get((link.name, nexthop))
-    vtep = here.fdb.get((link.name, mac)) if mac else None
-    if mac is None:
-        yield _end("unreachable", trip, f"{link.name} has no neighbour entry for {nexthop}")
-    elif vtep is None:
-        yield _end("unreachable", trip, f"{link.name} has no FDB entry for {mac}, the MAC of {nexthop}")
-    else:
-        outer = Packet("udp", vtep, link.port, link.local)
-        hop = Hop(trip.netns, f"vxlan id {link.vni} to {vtep}", f"fdb {mac} dst {vtep}")
-        size = trip.size + _OVERHEAD[family_of(vtep)] if trip.size else 0
-        under = Trip(
-            trip.netns, outer, mark=trip.mark, hops=(*trip.hops, hop), chance=trip.chance, size=size, whole=False
-        )
-        for end in _send(replace(world, family=family_of(vtep)), under):
-            yield from _arrived(world, trip, link, mac, end)
-
-
-def _arrived(world: World, trip: Trip, link: Vxlan, mac: str, end: Way) -> Iterator[Way]:
-    """The outer packet's end is where the frame comes out, if a VTEP of this VNI and port with this MAC is there."""
-    inner = replace(trip, hops=end.hops, chance=end.chance)
-    if end.result != "delivered":
-        yield _end("dropped", replace(inner, netns=end.netns), f"the VXLAN packet is {end.result}: {end.reason}")
+    """A packet of the node's own carries it; where that one ends, it comes out again."""
+    try:
+        sent = tunnels.carried(world.state, trip, here, nexthop)
+    except tunnels.NotCarriedError as why:
+        yield _end("unreachable", trip, str(why))
         return
-    there = world.here(end.netns)
-    same = [
-        one
-        for one in there.links.values()
-        if isinstance(one, Vxlan)
-        and (one.vni, one.port) == (link.vni, link.port)
-        and family_of(one.local) == family_of(end.packet.dst)
-    ]
-    lost = replace(inner, netns=end.netns)
-    if not same or not same[0].up:
-        yield _end("dropped", lost, _no_tunnel(there, link))
-    elif same[0].mac != mac:
-        yield _end("dropped", lost, f"the frame is for {mac}, and {same[0].name} has {same[0].mac}")
-    else:
-        yield from _hear(world, _next(inner, end.netns, same[0].name))
-
-
-def _no_tunnel(there: View, link: Vxlan) -> str:
-    others = [one for one in there.links.values() if isinstance(one, Vxlan)]
-    has = (f"{one.name} has id {one.vni} and port {one.port}{'' if one.up else ' and is down'}" for one in others)
-    return f"no VXLAN device with id {link.vni} and port {link.port} is up here: {', '.join(has) or 'there is none'}"
+    size = trip.size + sent.overhead if trip.size else 0
+    hops = (*trip.hops, sent.hop)
+    under = Trip(trip.netns, sent.outer, mark=trip.mark, hops=hops, chance=trip.chance, size=size, whole=False)
+    for end in _send(replace(world, family=family_of(sent.outer.dst)), under):
+        inner = replace(trip, hops=end.hops, chance=end.chance)
+        try:
+            dev = tunnels.taken_out(world.state, sent, inner, here, end, world.here(end.netns))
+        except tunnels.NotCarriedError as why:
+            yield _end("dropped", replace(inner, netns=end.netns), str(why))
+            continue
+        yield from _hear(world, _next(inner, end.netns, dev))
 
 
 # --- ends -------------------------------------------------------------------------------------------------------------

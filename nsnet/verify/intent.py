@@ -31,7 +31,7 @@ class Intent(msgspec.Struct, frozen=True):
 
 def intended(objects: Objects, netns: str, packet: Packet) -> Intent | None:
     """What shall become of the first packet of a connection that a process in `netns` opens."""
-    world = worlds.world(objects)
+    world = _world(objects)
     places = (*world.pods, *world.nodes, *world.hosts)
     source = next((place for place in places if place.netns == netns), None)
     if source is None:
@@ -55,6 +55,16 @@ def intended(objects: Objects, netns: str, packet: Packet) -> Intent | None:
 def _own(source: Place, other: str) -> str:
     """The source's address of that family; none where the place has only another."""
     return source.address if (":" in source.address) == (":" in other) else ""
+
+
+_LAST: list[tuple[Objects, World]] = []
+
+
+def _world(objects: Objects) -> World:
+    """That of the same objects as last time is made once; it may be forgotten at any time."""
+    if not _LAST or _LAST[0][0] is not objects:
+        _LAST[:] = [(objects, worlds.world(objects))]
+    return _LAST[0][1]
 
 
 def _reach(places: Sequence[Place]) -> Intent:

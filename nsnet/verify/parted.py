@@ -6,6 +6,7 @@ entry for 0e:…": what is promised, whether the rules agree, how far it came, a
 
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -14,7 +15,9 @@ from nsnet.state import Bridge, State
 from nsnet.trace import Way
 from nsnet.trace.observed import Station, nearest, stations
 from nsnet.verify.intent import Intent
-from nsnet.verify.live import Observed
+
+if TYPE_CHECKING:  # what captures packets is not needed to foresee them
+    from nsnet.verify.live import Observed
 
 Place = Callable[[str], str]
 
@@ -52,7 +55,7 @@ def predicted(state: State, intent: Intent | None, ways: Sequence[Predicted], pl
                                   _why(wrong, place)))  # fmt: skip
 
 
-def compared(state: State, intent: Intent | None, ways: Sequence[Predicted], seen: Observed, place: Place) -> Parting:
+def compared(state: State, intent: Intent | None, ways: Sequence[Predicted], seen: "Observed", place: Place) -> Parting:
     """All three. Where prediction and observation part, the first hop that differs is named."""
     there = stations(state, seen.hops)
     best, shared = nearest(state, [one.way for one in ways], there, seen.packet)
@@ -171,7 +174,7 @@ def _station(station: Station, place: Place) -> str:
     return f"{direction} {dev} of {place(netns)}"
 
 
-def _ended_alike(one: Predicted, seen: Observed) -> bool:
+def _ended_alike(one: Predicted, seen: "Observed") -> bool:
     if one.way.result == "delivered":
         if not one.open:
             return seen.end in {"reset", "error"}
@@ -188,7 +191,7 @@ def _result(one: Predicted, place: Place) -> str:
     return f"{one.way.result} at {place(one.way.netns)}"
 
 
-def _words(seen: Observed, place: Place) -> str:
+def _words(seen: "Observed", place: Place) -> str:
     where = place(seen.where)
     return {
         "answered": f"answered by {where}",
@@ -199,6 +202,6 @@ def _words(seen: Observed, place: Place) -> str:
     }[seen.end]
 
 
-def ending(seen: Observed, place: Place) -> str:
+def ending(seen: "Observed", place: Place) -> str:
     """How the observed packet ended, in words."""
     return _words(seen, place)

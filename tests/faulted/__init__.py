@@ -17,8 +17,8 @@ from nsnet import control, kernel, manifests, model, names, reconcile
 from nsnet.cli import fault as cli
 from nsnet.cli import trace
 from nsnet.cli.impaired import equipped
-from nsnet.cli.live import foretold
 from nsnet.cli.target import Target, target
+from nsnet.cli.trace import foretold
 from nsnet.faults import CATALOGUE, check
 from nsnet.kernel.probe import Answer, Probe
 from nsnet.kernel.probe import probe as ask

@@ -38,7 +38,7 @@ def test_a_fault_is_seen_named_and_undone(cluster: Cluster, before: dict[str, st
 def test_the_whole_catalogue_is_tried() -> None:
     """By the table, by a test of this file, or (what needs netem) by test_impaired.py and the machine that has it."""
     here = {"stale-conntrack", "dns-slow", "kube-proxy-stopped", "flanneld-stopped"}
-    assert set(faulted.missing()) == here | {"delay", "rate", "duplicate", "reorder"}
+    assert set(faulted.missing()) == here | {"hands-off", "delay", "rate", "duplicate", "reorder"}
 
 
 # --- faults that show only when something else happens ----------------------------------------------------------------

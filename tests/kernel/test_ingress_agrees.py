@@ -147,7 +147,7 @@ class running:  # noqa: N801 - reads as what it is
     """HAProxy in the foreground; it listens inside the block."""
 
     def __init__(self, directory: Path) -> None:
-        self.command = ["haproxy", "-db", "-f", str(directory / "haproxy.cfg")]
+        self.command = ["env", "NSNET_NOBODY=65534", "haproxy", "-db", "-f", str(directory / "haproxy.cfg")]
 
     def __enter__(self) -> None:
         checked = subprocess.run([*self.command, "-c"], capture_output=True, text=True, check=False)

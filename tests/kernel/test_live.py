@@ -16,8 +16,8 @@ import yaml
 
 from nsnet import controller, kernel, model
 from nsnet.cli import trace
-from nsnet.cli.live import foretold
 from nsnet.cli.target import Target
+from nsnet.cli.trace import foretold
 from nsnet.kernel import nftables, ruletrace
 from nsnet.model import Objects
 from nsnet.state import NftTable

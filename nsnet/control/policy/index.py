@@ -104,7 +104,7 @@ def index(objects: Objects) -> Index:
         by_address=dict(_addresses(own, nodes, hosts)),
         closed=_closed(found, _Chooser(objects, own)) if found else {},
         named={_name(pod): _named(pod) for pod in own},
-        vteps={node.metadata.name: tuple(_firsts(node, 0)) for node in nodes if backend.Type.lower() == "vxlan"},
+        vteps={node.metadata.name: tuple(_firsts(node, 0)) for node in nodes if backend.has_device},
         networks={node.metadata.name: model.annotation(node, "nsnet/network") for node in nodes},
         direct=backend.DirectRouting,
     )

@@ -1,0 +1,207 @@
+"""The catalogue without a kernel: what each fault changes and leaves, who may have it where, what is said of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import pytest
+
+from nsnet import faults, model, names
+from nsnet.cli import fault as cli
+from nsnet.cli import graph
+from nsnet.diff import diff
+from nsnet.errors import InputError, ObjectError
+from nsnet.faults import CATALOGUE
+from nsnet.model import Fault, FaultSpec, FaultStatus, Key, Object, ObjectMeta
+from nsnet.render import render
+from nsnet.state import SYSCTLS, Hold, State, Sysctl, lines
+from tests.controlled import up
+from tests.faulted import HERE, rows
+
+OBJECTS = up((HERE / "cluster.yaml").read_text().replace("name: faulted", "name: demo"))
+STATE = render(OBJECTS)
+WHERE = {"node": "node/node1", "machine": "node/node1", "any": "node/node1", "pod": "pod/default/a",
+         "service": "svc/default/far"}  # fmt: skip
+
+
+def made(kind: str, *on: str, **spec: Any) -> Fault:
+    return Fault(ObjectMeta(name=kind), FaultSpec(kind, on, **spec))
+
+
+def with_(*found: Fault) -> dict[Key, Object]:
+    return {**OBJECTS, **{model.key_of(item): item for item in found}}
+
+
+def wanted(objects: Mapping[Key, Object]) -> State:
+    return faults.broken(render(faults.asked(objects)), objects)
+
+
+@pytest.mark.parametrize("kind", CATALOGUE)
+def test_every_kind_says_all_there_is_to_say_and_can_be(kind: str) -> None:
+    known = CATALOGUE[kind]
+    assert all((known.title, known.symptom, known.cause, known.detect, known.mend))
+    assert not known.symptom.endswith(" ")
+    assert any((known.damage, known.hold, known.asked, known.derived))
+    assert all(option.default == "" or option.fits(option.default) for option in known.options)
+    assert all(option.fits(option.example) for option in known.options)
+    fault = made(kind, WHERE[known.places])
+    faults.check(fault, with_(fault))
+    said = "\n".join(cli.described(known))
+    assert said.startswith(f"{kind}: {known.title}\nsymptom  ")
+    assert f"nsnet fault add {kind}" in said
+
+
+@pytest.mark.parametrize("kind", [name for name, known in CATALOGUE.items() if known.damage or known.asked])
+def test_what_it_changes_is_what_a_look_sees_and_undoes(kind: str) -> None:
+    """Only sysctls that are read and wanted anyway, or there would be no way back."""
+    known = CATALOGUE[kind]
+    on = () if known.everywhere else (WHERE[known.places],)
+    fault = made(kind, *on, means="netem" if "netem" in known.needs else "")
+    broken = wanted(with_(fault))
+    if kind == "kube-proxy-stopped":  # changes something in userspace mode alone
+        assert broken == STATE
+        return
+    there, back = diff(STATE, broken), diff(broken, STATE)
+    assert there
+    assert back
+    read = {name for found in SYSCTLS.values() for name in found}
+    values = [change.value for change in there]
+    assert {value.name for value in values if isinstance(value, Sysctl)} <= read
+    assert {change.netns for change in there} == {change.netns for change in back}
+
+
+def test_faults_stand_beside_each_other() -> None:
+    """Several on one node, and two on one link, whose discipline does both."""
+    objects = with_(
+        made("ip-forward-off", "node/node1"),
+        made("delay", "node/node1", options={"delay": "5ms"}, means="netem"),
+        made("loss", "node/node1", options={"loss": "1%"}, means="netem"),
+    )
+    node = names.node_netns("demo", "node1")
+    changes = [line for change in diff(STATE, wanted(objects)) for line in lines(change) if change.netns == node]
+    assert changes == [
+        f"ip netns exec {node} sysctl -w net.ipv4.ip_forward=0",
+        f"tc -n {node} qdisc replace dev eth0 root netem limit 10000 delay 5000us loss 1%",
+    ]
+
+
+def test_nothing_is_broken_without_a_fault() -> None:
+    assert faults.broken(STATE, OBJECTS) is STATE
+    assert faults.asked(OBJECTS) is OBJECTS
+    assert faults.derived(OBJECTS) is OBJECTS
+    assert faults.holds(STATE, OBJECTS) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (made("ip-forward"), 'spec.fault: there is no fault "ip-forward" (did you mean ip-forward-off?)'),
+        (made("ip-forward-off"), "spec.where: is missing"),
+        (made("ip-forward-off", "node/nodeX"), "spec.where: there is no node/nodeX"),
+        (made("ip-forward-off", "pod/default/a"), "spec.where: ip-forward-off cannot be on pod/default/a"),
+        (made("ip-forward-off", "node/node1", to=("node/node2",)), "spec.to: ip-forward-off has one side only"),
+        (made("mtu", "node/node1", options={"size": "1"}), "spec.options.size: mtu has no such option"),
+        (made("loss", "node/node1", options={"loss": "200%"}), 'spec.options.loss: "200%" does not fit'),
+        (made("no-endpoints", "svc/default/far", leave="keys"), 'spec.leave: "keys" is not possible'),
+        (made("ip-forward-off", "node/node1", leave="it"), 'spec.leave: "it" is not possible'),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_with_its_field(fault: Fault, said: str) -> None:
+    with pytest.raises(ObjectError) as refused:
+        faults.check(fault, OBJECTS)
+    assert said in str(refused.value)
+    assert refused.value.hint
+
+
+def test_a_fault_of_the_tunnel_needs_one() -> None:
+    cluster = model.cluster_of(OBJECTS)
+    backend = msgspec.structs.replace(cluster.flannel.Backend, Type="host-gw")
+    other = msgspec.structs.replace(cluster, flannel=msgspec.structs.replace(cluster.flannel, Backend=backend))
+    with pytest.raises(ObjectError, match="there is no tunnel"):
+        faults.check(made("vni-mismatch", "node/node1"), {**OBJECTS, model.key_of(cluster): other})
+
+
+# --- holds and lives --------------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_kube_proxy_is_a_hold_on_what_it_writes() -> None:
+    node = names.node_netns("demo", "node1")
+    held = faults.holds(STATE, with_(made("kube-proxy-stopped", "node/node1")))
+    assert {netns for netns, _ in held} == {node}
+    changed = render({key: obj for key, obj in OBJECTS.items() if key != Key("Service", "default", "far")})
+    changes = diff(STATE, changed, holds=held)
+    assert not [change for change in changes if change.netns == node]
+    assert [change for change in changes if change.netns == names.node_netns("demo", "node2")]
+
+
+@pytest.mark.parametrize(
+    ("leave", "held"),
+    [
+        ("keys", {(names.node_netns("demo", "node1"), ("sysctl", "net.ipv4.ip_forward"))}),
+        ("places", {(names.node_netns("demo", "node1"), ())}),
+    ],
+)
+def test_what_is_left_alone_is_held_once_it_is_done(leave: str, held: set[Hold]) -> None:
+    objects = with_(made("ip-forward-off", "node/node1", leave=leave))
+    assert faults.holds(STATE, objects) == frozenset()
+    done = faults.marked(objects)
+    assert done[Key("Fault", "", "ip-forward-off")] == Fault(
+        ObjectMeta(name="ip-forward-off"), FaultSpec("ip-forward-off", ("node/node1",), leave=leave), FaultStatus(True)
+    )
+    assert faults.holds(STATE, done) == held
+    assert faults.marked(done) is done
+
+
+@pytest.mark.parametrize(("now", "stands"), [("", 1), ("2026-01-01T00:00:00Z", 1), ("2026-01-01T00:00:01Z", 0)])
+def test_a_fault_ends_with_its_time(now: str, stands: int) -> None:
+    found = faults.standing(with_(made("ip-forward-off", "node/node1", until="2026-01-01T00:00:01Z")), now)
+    assert len(model.of(found, Fault)) == stands
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "options"),
+    [
+        ("delay", ["100ms"], {"delay": "100ms"}),
+        ("delay", ["50ms", "jitter=5ms"], {"delay": "50ms", "jitter": "5ms"}),
+        ("loss", ["loss=3%"], {"loss": "3%"}),
+    ],
+)
+def test_values_are_said_as_people_say_them(kind: str, words: list[str], options: dict[str, str]) -> None:
+    assert cli.assigned(CATALOGUE[kind], words) == options
+
+
+@pytest.mark.parametrize("words", [["1", "2"], ["=x"]])
+def test_values_that_mean_nothing_are_refused(words: list[str]) -> None:
+    with pytest.raises(InputError, match="is not NAME=VALUE"):
+        cli.assigned(CATALOGUE["delay"], words)
+
+
+def test_a_fault_is_called_after_what_and_where() -> None:
+    assert cli.called(FaultSpec("partition", ("node/node1",), ("node/node2",))) == "partition-node1-node2"
+    many = cli.called(FaultSpec("link-down", tuple(f"pod/default/pod-number-{n}" for n in range(9))))
+    assert many.startswith("link-down-")
+    assert len(many) <= 63
+
+
+def test_the_picture_marks_what_is_broken() -> None:
+    found = graph.picture(with_(made("ip-forward-off", "node/node2"), made("no-endpoints", "svc/default/far")))
+    assert {node.id: node.faults for node in found.nodes if node.faults} == {
+        "node/node2": ("ip-forward-off",), "svc/default/far": ("no-endpoints",),
+    }  # fmt: skip
+    for form in (graph.mermaid, graph.dot, graph.svg):
+        assert "broken: ip-forward-off" in "\n".join(form(found))
+
+
+def test_a_topology_may_hold_faults() -> None:
+    text = (
+        "apiVersion: nsnet/v1\nkind: Fault\nmetadata: {name: f}\nspec: {fault: ip-forward-off, where: [node/node1]}\n"
+    )
+    (fault,) = model.of(up(text), Fault)
+    assert fault.spec == FaultSpec("ip-forward-off", ("node/node1",))
+
+
+def test_the_table_names_kinds_that_are_there() -> None:
+    assert {row.words[0] for row in rows()} <= set(CATALOGUE)
