@@ -15,6 +15,7 @@ from nsnet.cli.output import coloured, error, out, print_json, print_table, prog
 from nsnet.cli.trace import look_of
 from nsnet.errors import InputError, NotReachedError
 from nsnet.verify import Expectation, Result, report
+from nsnet.verify.run import PAUSE
 from nsnet.verify.why import explained
 
 SHOWN = 20
@@ -108,9 +109,14 @@ def _finds_drift(pattern: str) -> bool:
 
 
 def results_of(now: Running, found: list[Expectation], wish: Wish, *, drift: bool) -> list[Result]:
-    """Drift first, then packets."""
+    """Drift first, then packets; with `retry` drift is looked at again, too: the controller may be mending it."""
     lines = _drift(now) if drift else []
     results = verify.run(found, progress=_show, retry=wish.retry, keep_going=wish.keep_going)
+    for number in range(wish.retry):
+        if report.passed(lines):
+            break
+        time.sleep(PAUSE if number else 0)
+        lines = _drift(now)
     progress("")
     look = look_of({}, now.objects)
     return [*lines, *explained(found, results, now.objects, lambda: kernel.observe(now.cluster), look.place)]
