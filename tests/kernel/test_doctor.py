@@ -119,6 +119,8 @@ MODULES: dict[str, tuple[str, Value | None]] = {  # feature → its module, and 
         "xt_recent",
         Chain("nat", "RECENT", ("-m recent --set --name doc --mask 255.255.255.255 --rsource -j ACCEPT",)),
     ),
+    "ipip": ("ipip", None),
+    "wireguard": ("wireguard", None),
     "netem": ("sch_netem", None),
     "tbf": ("sch_tbf", None),
 }
