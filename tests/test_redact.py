@@ -31,6 +31,11 @@ POD: dict[str, Any] = {
     ]}]},
 }  # fmt: skip
 
+CLUSTER: dict[str, Any] = {
+    "kind": "Cluster",
+    "flannel": {"Backend": {"Type": "wireguard", "PSK": "J7Jc4rRMIpRe4TqSv+1l6cX0OqQF0q2SBzW2i2mTzOc="}},
+}
+
 
 def test_objects_lose_their_secrets_and_nothing_else() -> None:
     hidden = redact.REDACTED
@@ -44,6 +49,7 @@ def test_objects_lose_their_secrets_and_nothing_else() -> None:
     assert [item.get("value") for item in redact.document(POD)["spec"]["containers"][0]["env"]] == [
         hidden, "debug", None,
     ]  # fmt: skip
+    assert redact.document(CLUSTER)["flannel"]["Backend"] == {"Type": "wireguard", "PSK": hidden}
     assert redact.document({"kind": "Service", "spec": {"ports": [{"name": "http", "port": 80}]}}) == {
         "kind": "Service",
         "spec": {"ports": [{"name": "http", "port": 80}]},
@@ -62,6 +68,7 @@ TEXTS = [
         "the page is at http://127.0.0.1:8000/?token=[redacted]&x=1",
     ),
     ("etcd at https://root:hunter2@192.0.2.1:2379", "etcd at https://[redacted]@192.0.2.1:2379"),
+    ("peer PSK J7Jc4rRMIpRe4TqSv+1l6cX0OqQF0q2SBzW2i2mTzOc= set", "peer PSK [redacted] set"),
     ("root of the tree", "root of the tree"),  # a value of four letters is found everywhere
     ('-A KUBE-SVC-X -m comment --comment "default/web"', '-A KUBE-SVC-X -m comment --comment "default/web"'),
 ]
@@ -69,7 +76,7 @@ TEXTS = [
 
 @pytest.mark.parametrize(("said", "kept"), TEXTS)
 def test_texts_lose_what_the_objects_know_and_what_looks_secret(said: str, kept: str) -> None:
-    assert redact.text(said, redact.secrets([SECRET, POD])) == kept
+    assert redact.text(said, redact.secrets([SECRET, POD, CLUSTER])) == kept
 
 
 def test_bytes_with_a_secret_are_not_clean() -> None:

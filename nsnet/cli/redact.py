@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 REDACTED = "[redacted]"
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"  # kubectl's copy of the whole object
+PSK = "PSK"  # WireGuard's preshared key, in flannel's configuration
 SHORT = 6  # characters: what is shorter would also be found where it is none
 
 _NAMES_SECRET = re.compile(r"token|passw|secret|credential|private|api_?key|access_?key|auth", re.IGNORECASE)
@@ -45,7 +46,7 @@ def _plain(value: Any) -> Any:
         case {"name": str(name), "value": str() | int() | float()} if _NAMES_SECRET.search(name):
             return {**value, "value": REDACTED}
         case Mapping():
-            return {name: _plain(item) for name, item in value.items()}
+            return {name: REDACTED if item and name == PSK else _plain(item) for name, item in value.items()}
         case list() | tuple():
             return [_plain(item) for item in value]
     return value
@@ -66,6 +67,8 @@ def _secret_values(value: Any) -> Iterator[str]:
         case {"name": str(name), "value": str(said)} if _NAMES_SECRET.search(name):
             yield said
         case Mapping():
+            if isinstance(psk := value.get(PSK), str):
+                yield psk
             for item in value.values():
                 yield from _secret_values(item)
         case list() | tuple():
