@@ -85,12 +85,17 @@ def up(user: User) -> Up:
 def machine() -> dict[str, str]:
     """What is the machine's own, and changes when somebody with root's rights makes a cluster."""
     asked = (("ip", "-d", "link"), ("ip", "route"), ("iptables-save",))
-    said = {str(words): subprocess.run(words, capture_output=True, text=True, check=False).stdout for words in asked}
+    said = {str(words): _lines(subprocess.run(words, capture_output=True, text=True, check=False)) for words in asked}
     folders = [Path(name) for name in ("/run", "/run/netns", "/etc/netns", "/var/lib/nsnet")]
     listed = {str(folder): str(sorted(folder.iterdir())) for folder in folders if folder.is_dir()}
     knobs = [*Path("/proc/sys/net/ipv4").glob("ip_*"), *Path("/proc/sys/net/bridge").glob("*")]
     sysctls = {str(knob): knob.read_text() for knob in knobs if os.access(knob, os.R_OK)}
     return {**said, **listed, **sysctls, "mounts": Path("/proc/self/mounts").read_text()}
+
+
+def _lines(done: subprocess.CompletedProcess[str]) -> str:
+    """What it printed, without comments: they have the time of day in them."""
+    return "".join(line for line in done.stdout.splitlines(keepends=True) if not line.startswith("#"))
 
 
 def homes() -> int:

@@ -60,9 +60,11 @@ def test_a_deleted_fdb_entry_is_named() -> None:
     (entry,) = [line.split() for line in _lines(*fdb, "show", "dev", "flannel.1") if " dst 172.18.0.3" in line]
     subprocess.run([*fdb, "del", entry[0], "dev", "flannel.1", "dst", "172.18.0.3"], check=True)
     said = nsnet("trace", name, f"pod/{other}", code=1).stdout
-    assert said.splitlines()[-1] == (
-        f"unreachable at node/node1: flannel.1 has no FDB entry for {entry[0]}, the MAC of 10.244.2.0"
-    )
+    why = f"unreachable at node/node1: flannel.1 has no FDB entry for {entry[0]}, the MAC of 10.244.2.0"
+    *_, ends, verdict = said.splitlines()
+    assert ends == why
+    assert verdict.startswith(f"verdict: should reach pod/{other} via flannel.1; ")
+    assert verdict.endswith(why)
     nsnet("exec", name, "--", "curl", "-sS", "-m", "1", f"http://{address}/hostname", code=28)
 
 
