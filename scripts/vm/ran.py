@@ -1,6 +1,6 @@
 """Which kernel tests ran on which kernel, from pytest's JUnit files (`-o junit_family=xunit1`: with file names).
 
-ran.py skipped FILE…        the tests that were skipped there, one a line, as pytest takes them
+ran.py skipped FILE         the tests that were skipped there, one a line, as pytest takes them
 ran.py report FILE…         what was skipped on each kernel and why; exit code 1 when a test ran on none
 """
 
@@ -35,25 +35,14 @@ def _name(case: ET.Element) -> str:
     return "::".join(filter(None, (file, *inner.split("."), case.get("name"))))
 
 
-def runs_of(paths: list[str]) -> list[tuple[str, set[str], Skips]]:
-    """One for each kernel, of all files that are there."""
-    found: dict[str, tuple[str, set[str], Skips]] = {}
-    for path in filter(Path.exists, map(Path, paths)):
-        kernel, ran, skips = read(str(path))
-        _, all_ran, all_skips = found.setdefault(kernel, (kernel, set(), {}))
-        all_ran.update(ran)
-        all_skips.update(skips)
-    return list(found.values())
-
-
-def skipped(paths: list[str]) -> int:
-    for _, _, skips in runs_of(paths):
-        print("\n".join(skips))
+def skipped(path: str) -> int:
+    if Path(path).exists():
+        print("\n".join(read(path)[2]))
     return 0
 
 
 def report(paths: list[str]) -> int:
-    runs = runs_of(paths)
+    runs = [read(path) for path in paths if Path(path).exists()]
     anywhere = set[str]().union(*(ran for _, ran, _ in runs))
     nowhere = set[str]().union(*(skips for _, _, skips in runs)) - anywhere
     for kernel, ran, skips in runs:
@@ -68,4 +57,4 @@ def report(paths: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit((skipped if sys.argv[1] == "skipped" else report)(sys.argv[2:]))
+    sys.exit(skipped(sys.argv[2]) if sys.argv[1] == "skipped" else report(sys.argv[2:]))

@@ -38,19 +38,6 @@ if not _in_sandbox():
     pytest.exit("tests/kernel runs inside scripts/sandbox only; `sudo scripts/test` does that", 4)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """NSNET_HALF, 1 or 2, selects every second file: scripts/test runs both halves side by side."""
-    half = os.environ.get("NSNET_HALF")
-    if not half:
-        return
-    files = sorted(Path(__file__).parent.glob("test_*.py"))
-    parts: tuple[list[pytest.Item], list[pytest.Item]] = ([], [])
-    for item in items:
-        parts[files.index(item.path) % 2 == int(half) - 1].append(item)
-    config.hook.pytest_deselected(items=parts[False])
-    items[:] = parts[True]
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _says_its_kernel(record_testsuite_property: Callable[[str, object], None]) -> None:
     """In JUnit's file: scripts/vm/ran.py compares what ran on which kernel."""
