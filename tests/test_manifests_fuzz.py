@@ -180,14 +180,14 @@ def of_type(said: str, depth: int) -> st.SearchStrategy[Any]:
     """Values of a type of the schema, so that the checks behind it are reached."""
     if said in PLAIN:
         return PLAIN[said]
-    if "|" in said:
-        return st.one_of([of_type(part, depth) for part in said.split("|")])
     if said[0] == "[":
         return st.lists(of_type(said[1:-1], depth), max_size=2) if depth < 8 else st.just([])
     if said[0] == "{":
         return st.dictionaries(
             st.sampled_from(["app", "a b", "nsnet/ip", "x/y/z"]), of_type(said[1:-1], depth), max_size=2
         )
+    if "|" in said:  # last, as the walk has it: `{integer|string}` is a map
+        return st.one_of([of_type(part, depth) for part in said.split("|")])
     return of_fields(said, depth + 1) if depth < 8 else st.just({})
 
 
