@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from shlex import join
 
-from nsnet.kernel.features import FEATURES, IPV6, Feature, Finding, features
+from nsnet.kernel.features import FEATURES, IPV6, SCTP, Feature, Finding, features
 from nsnet.kernel.netns import throw_away
 from nsnet.state import Address, Bridge, Chain, Ipip, IpSet, NftTable, State, Sysctl, Tun, Value, Veth, Vxlan, Wireguard
 
@@ -28,6 +28,7 @@ _OF_RULES: Mapping[str, str] = {
     "-m cluster": "cluster match", "-m addrtype": "addrtype match", "-m multiport": "multiport match",
     "-m physdev": "physdev match", "-m set": "ipset", "-j DNAT": "nat", "-j MARK": "mark target",
     "-j MASQUERADE": "masquerade --random-fully", "-j REDIRECT": "REDIRECT target",
+    "-m sctp": SCTP,
 }  # fmt: skip
 _OF_RULES6: Mapping[str, str] = {"-j DNAT": "IPv6 nat", "-j MASQUERADE": "IPv6 masquerade --random-fully"}
 _WORDS = re.compile(r"-m [a-z]+|-j [A-Z]+\b")
