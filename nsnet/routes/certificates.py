@@ -8,7 +8,6 @@ key's public part (RFC 5280, RFC 8017, RFC 5915, RFC 5958). OpenSSL's own limit 
 import base64
 import binascii
 import re
-import ssl
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -77,6 +76,8 @@ def _blocks(text: str, ending: str) -> Iterator[bytes]:
 
 def _public_of_certificate(text: str) -> bytes:
     """The subjectPublicKeyInfo's bits of the first certificate; every one must be one for OpenSSL."""
+    import ssl  # takes 15 ms, and most clusters have no certificate
+
     first = leaf(text)
     if not first:
         raise Broken("tls.crt has no certificate in it")
