@@ -318,7 +318,7 @@ def proved(cluster: Cluster, before: Mapping[str, str], row: Row) -> None:
     assert outcome == row.outcome
     assert well == ["ok"] * len(row.well)
     assert is_named(row, words), words
-    assert apart == ""
+    assert apart == "", apart
     now = settled()
     assert {name: now[name] ^ had[name] for name in had if now[name] != had[name]} == {}
     assert changes(before, texts()) == []
