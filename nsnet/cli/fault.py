@@ -219,7 +219,7 @@ def add(
         added[:] = [item]
         return {**stored, key: item}
 
-    write(own, change)
+    write(own, change, judged=not faults.OF_THE_KERNEL.isdisjoint(found.needs))
     for item in added:
         out(f"fault/{item.metadata.name} added" + (f", ends {left(item.spec.until)}" if item.spec.until else ""))
 
