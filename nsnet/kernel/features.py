@@ -85,6 +85,7 @@ TOOLS: tuple[Tool, ...] = (
     Tool("ip6tables-restore", "iptables", "the rules of clusters with IPv6"),
     Tool("nft", "nftables", "kubeProxyMode: nftables, live rule traces"),
     Tool("conntrack", "conntrack", "looking at connections by hand"),
+    Tool("ethtool", "ethtool", "looking at offloads by hand"),
     Tool("tcpdump", "tcpdump", "capture filters"),
     Tool("curl", "curl", "the commands that `up` proposes"),
     Tool("dnsmasq", "dnsmasq-base", "the cluster's DNS", needed=True),
