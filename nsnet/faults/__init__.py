@@ -158,6 +158,8 @@ def check(fault: Fault, objects: Objects) -> None:
             _check_place(key, f"spec.{field}", place, kind, objects)
     if spec.to and not kind.pairs:
         raise ObjectError(key, "spec.to", f"{kind.name} has one side only", "leave it out")
+    if both := sorted(set(spec.on) & set(spec.to)):
+        raise ObjectError(key, "spec.to", f"{both[0]} is on both sides", "what stands between two needs two")
     if spec.leave and (spec.leave not in LEAVES or (kind.damage is None and kind.hold is None)):
         hint = (
             "keys or places" if kind.damage else f"{kind.name} is not a damage that somebody could mend in the kernel"

@@ -191,10 +191,11 @@ KINDS = (
     Kind(
         name="vxlan-checksum",
         title="Masqueraded calls leave the tunnel with a wrong checksum",
-        symptom="Calls to a Service that are masqueraded (the node's own, a node port's) hang when the endpoint is on "
-        "another node; by the pods' addresses all is fine.",
+        symptom="Calls to a Service that are masqueraded (the node's own, a node port's) take 1 s, 3 s or longer when "
+        "the endpoint is on another node; by the pods' addresses all is fine.",
         cause="The mark of KUBE-MARK-MASQ is not cleared, so the VXLAN packet is masqueraded as well (--random-fully "
-        "gives it a new port), and with tx offload of flannel.1 its UDP checksum is not corrected.",
+        "gives it a new port), and with tx offload of flannel.1 its UDP checksum is not corrected. A SYN that is sent "
+        "again has no mark, and may arrive.",
         detect=(
             "nsnet exec node/OTHER -- nstat -az UdpInCsumErrors   # grows",
             "nsnet exec node/NODE -- iptables -t nat -L KUBE-POSTROUTING -nv   # MASQUERADE counts twice",
