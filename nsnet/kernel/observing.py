@@ -11,7 +11,9 @@ something:
 - nftables: other tables than iptables' are read by netlink, which costs a millisecond where there is none.
 - ipsets: of nodes, by one netlink dump; a set that is there without a rule that names it is found, too.
 - sysctls: where `state.SYSCTLS` names some.
-- WireGuard's keys and peers: where there is such a device; offloads: of the cables of nodes, hosts and the fabric.
+- WireGuard's keys and peers: where there is such a device; offloads: of the cables of nodes, hosts and the fabric, and
+  of tunnels.
+- the older xtables beside nf_tables: where their tables are named, which no whole look at a pod asks.
 - queueing disciplines: the dump of links says their kind; only where it is one of a person's a process asks further.
 - conntrack entries: only where they are asked for by name; they are many, and no whole look needs them.
 - processes and files: one walk for the whole cluster.
@@ -103,6 +105,8 @@ def _observe(cluster: str, only: Scope | None) -> dict[str, frozenset[Value]]:
             if "nft" in wanted[name] and (keys or names.kind_of(name) != "pod"):
                 filters.append((name, pool.submit(_read_nft, name, keys)))
             more[name] += _sysctls(name, keys) if "sysctl" in wanted[name] else ()
+            if "legacy" in wanted[name] and (keys or names.kind_of(name) != "pod"):
+                more[name] += _read_legacy(name)
             if "ipset" in wanted[name] and (keys or names.kind_of(name) == "node"):
                 more[name] += _read_sets(name, keys)
             more[name] += conntrack.read(name, _protocols(keys)) if "conntrack" in wanted[name] else ()
@@ -186,14 +190,15 @@ def _decode(kind: str, messages: list[Message], links: rtnl.Interfaces) -> Itera
 
 def _devices(look: _Look, kinds: Collection[str]) -> Iterator[Value]:
     """What devices tell by ways of their own."""
-    by_kind = {kind: [one.name for one in look.links.values() if one.kind == kind] for kind in ("wireguard", "veth")}
+    asked = ("wireguard", "veth", "vxlan")
+    by_kind = {kind: [one.name for one in look.links.values() if one.kind == kind] for kind in asked}
     if "wireguard" in kinds and by_kind["wireguard"]:
         from nsnet.kernel import wireguard
 
         yield from wireguard.read(look.netns, by_kind["wireguard"])
     if "offload" in kinds and by_kind["veth"]:
         cables = by_kind["veth"] if names.kind_of(look.netns) == "fabric" else ["eth0"]
-        yield from ethtool.read(look.netns, set(cables) & set(by_kind["veth"]))
+        yield from ethtool.read(look.netns, {*set(cables) & set(by_kind["veth"]), *by_kind["vxlan"]})
 
 
 def _sysctls(name: str, keys: frozenset[Key]) -> frozenset[Sysctl]:
@@ -252,6 +257,12 @@ def _read_nft(name: str, keys: frozenset[Key]) -> frozenset[Value]:
     from nsnet.kernel import nftables
 
     return nftables.read(name, frozenset(key for key in keys if key[0] == "nft") if keys else None)
+
+
+def _read_legacy(name: str) -> frozenset[Value]:
+    from nsnet.kernel import legacy
+
+    return legacy.read(name)
 
 
 def _read_sets(name: str, keys: frozenset[Key]) -> frozenset[IpSet]:

@@ -19,12 +19,14 @@ from nsnet.state import (
     Family,
     FdbEntry,
     IpSet,
+    LegacyChain,
     Loopback,
     Neighbour,
     NftChain,
     NftElement,
     NftSet,
     NftTable,
+    Offload,
     OtherLink,
     Qdisc,
     Route,
@@ -48,6 +50,7 @@ class Entry(msgspec.Struct, frozen=True):
     bits: int = 32
 
 
+LEGACY = "legacy "  # before the names of the older xtables' tables
 LOOPBACK: dict[Family, str] = {"ip": "127.0.0.1", "ip6": "::1"}
 FORWARDING: dict[Family, str] = {"ip": "net.ipv4.ip_forward", "ip6": "net.ipv6.conf.all.forwarding"}
 BRIDGE_NF: dict[Family, str] = {
@@ -68,10 +71,11 @@ class View(msgspec.Struct, frozen=True, eq=False):
     keys: dict[str, WireguardKey]
     peers: dict[str, list[WireguardPeer]]
     sysctls: dict[str, str]
-    chains: dict[tuple[str, str], Chain]
+    chains: dict[tuple[str, str], Chain]  # those of the older xtables in tables called `legacy filter`
     nft: Tables
     sets: dict[str, IpSet]
     qdiscs: dict[str, Qdisc]
+    offloads: dict[str, Offload]
     tracked: dict[tuple[str, str, int, str, int], Conntrack]  # protocol, source, destination: as the packet comes
 
     def is_up(self, dev: str) -> bool:
@@ -139,10 +143,11 @@ def view(every: frozenset[Value], family: Family = "ip") -> View:
         keys={value.dev: value for value in values if isinstance(value, WireguardKey)},
         peers=peers,
         sysctls={value.name: value.value for value in values if isinstance(value, Sysctl)},
-        chains={(value.table, value.name): value for value in values if isinstance(value, Chain)},
+        chains={(chain.table, chain.name): chain for chain in _chains(values)},
         nft=tables(values),
         sets={value.name: value for value in values if isinstance(value, IpSet)},
         qdiscs={value.dev: value for value in values if isinstance(value, Qdisc)},
+        offloads={value.dev: value for value in values if isinstance(value, Offload)},
         tracked={
             (value.protocol, value.src, value.sport, value.dst, value.dport): value
             for value in values
@@ -160,9 +165,17 @@ def _family(value: Value) -> str:
             return family_of(dst)
         case Neighbour(_, ip):
             return family_of(ip)
-        case Chain() | NftChain() | NftSet() | NftElement() | NftTable():
+        case Chain() | LegacyChain() | NftChain() | NftSet() | NftElement() | NftTable():
             return value.family
     return ""
+
+
+def _chains(values: frozenset[Value]) -> Iterator[Chain]:
+    for value in values:
+        if isinstance(value, Chain):
+            yield value
+        elif isinstance(value, LegacyChain):
+            yield Chain(f"{LEGACY}{value.table}", value.name, value.rules, value.policy, value.family)
 
 
 def _name(link: Link) -> str:
