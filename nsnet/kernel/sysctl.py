@@ -2,7 +2,7 @@
 
 Every write is read back: in a child namespace some knobs are read-only and `sysctl -w` still exits 0, and a kernel
 may clamp a value. What reads back differently is a refusal. A write costs the more, the more namespaces the machine
-has, so only nodes and the fabric have sysctls (`state.SYSCTLS`, and what a node's sysctl.conf names).
+has, so only nodes and the fabric have sysctls (`state.SYSCTLS`), and who has a sysctl.conf, what that names.
 
 Source: procps `sysctl.conf(5)` (a dot inside an interface name is written /), Linux `net/sysctl_net.c`.
 """

@@ -5,7 +5,6 @@ from itertools import chain
 from time import sleep
 
 from nsnet.kernel import probe as kernel
-from nsnet.kernel import tls
 from nsnet.kernel.probe import Answer, Probe
 from nsnet.state import Change, lines
 from nsnet.verify.expect import Expectation
@@ -101,9 +100,12 @@ def _ask(part: Sequence[Expectation], progress: Progress | None, timeout: float)
             strict=True,
         ):
             answers[index].append(answer)
-    named = [(question(part[index]), _server_name(part[index])) for index in coded]
-    for index, answer in zip(coded, tls.probe(named, timeout=timeout), strict=True):
-        answers[index].append(answer)
+    if coded:
+        from nsnet.kernel import tls  # takes 15 ms, and most clusters have no certificate
+
+        named = [(question(part[index]), _server_name(part[index])) for index in coded]
+        for index, answer in zip(coded, tls.probe(named, timeout=timeout), strict=True):
+            answers[index].append(answer)
     return answers
 
 
