@@ -26,6 +26,7 @@ from tests.byhand import adds, namespace
 NAME = "flows"
 NODE2 = names.node_netns(NAME, "node2")
 CLIENT, HOST = names.pod_netns(NAME, "default", "client"), names.host_netns(NAME, "client")
+PATIENCE, SILENCE = 2.0, 0.05  # s: for an answer that has to come; for one that has not to
 CLUSTER_IP, NODE_PORT, EXTERNAL_IP = ("10.96.0.53", 53), ("172.18.0.3", 30053), ("172.18.0.3", 53)
 
 TOPOLOGY = """
@@ -125,7 +126,7 @@ class Flow:
     def __init__(self, name: str, to: tuple[str, int]) -> None:
         with netns.inside(name):
             self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.patience = 3.0  # s
+        self.patience = PATIENCE
         self.to = to
         self.sent = 0
         self.last = ""
@@ -166,7 +167,7 @@ class Flow:
         with self.turn:
             self.turn.wait_for(lambda: self.ended, 0.05)
 
-    def answers(self, packets: int, patience: float = 3.0) -> list[str]:
+    def answers(self, packets: int, patience: float = PATIENCE) -> list[str]:
         """Who answers the next packets within that time; the one that is on its way is not waited for."""
         self.patience = patience
         found = []
@@ -203,11 +204,8 @@ def up(store: sqlite.SqliteStore, using: reconcile.Rooms, memory: reconcile.Memo
         return reconcile.sync(store, NAME, only=only, memory=memory, using=using).memory
 
 
-SILENCE = 0.05  # s
-
-
 def replaced(
-    store: sqlite.SqliteStore, mode: str, using: reconcile.Rooms, *, whole: bool, patience: float = 3.0
+    store: sqlite.SqliteStore, mode: str, using: reconcile.Rooms, *, whole: bool, patience: float = PATIENCE
 ) -> list[str]:
     """Who answers the first five packets of each flow after the endpoint has been replaced."""
     objects(store, mode, "old")
