@@ -280,6 +280,7 @@ def test_logs_of_a_replica_and_of_all() -> None:
         assert followed.stdout is not None
         assert "changes" in followed.stdout.readline()
         followed.send_signal(signal.SIGINT)
+        followed.communicate(timeout=30)  # what it says before it hears that is read: a closed pipe would end it
     assert followed.returncode == 130
 
 
