@@ -97,15 +97,19 @@ def opened(cluster: str, *, create: bool = False) -> Iterator[Store]:
         store.close()
 
 
-def running(verb: str, name: str | None) -> Running:
-    """The chosen cluster with its objects. Raises MachineError (not root), InputError (which one, or none)."""
+def running(verb: str, name: str | None, *, to_read: bool = False) -> Running:
+    """The chosen cluster with its objects. Raises MachineError (not root), InputError (which one, or none).
+
+    `to_read`: without what no struct declares of them, which is faster and must not be written or shown.
+    """
     from nsnet.cli.output import warning
+    from nsnet.store.keys import decode, decode_to_read
     from nsnet.store.objects import load_objects
 
     need_root(verb)
     cluster = chosen(name)
     with opened(cluster) as store:
-        return Running(cluster, *load_objects(store, warning))
+        return Running(cluster, *load_objects(store, warning, decode_to_read if to_read else decode))
 
 
 def waiting_for(cluster: str, verb: str) -> Callable[[int], None]:

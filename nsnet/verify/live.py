@@ -19,7 +19,7 @@ from nsnet.kernel.capture import Capture, Seen
 from nsnet.kernel.iptables import is_nft
 from nsnet.kernel.nftables import TRACE
 from nsnet.kernel.ruletrace import RuleTrace, Told, places_of
-from nsnet.state import Chain, NftChain, State
+from nsnet.state import Chain, Looking, NftChain, State
 from nsnet.trace import Hop, Packet
 from nsnet.trace.observed import Sighting, hops, unflooded
 
@@ -69,9 +69,10 @@ def observe(
         if isinstance(why, OSError) and why.errno in _NO_ROUTE:
             return Observed("kept", netns, (), (), words=why.strerror or "")
         raise
-    places = [name for name in state if names.kind_of(name) != "pod"]
+    there = sorted(state.there) if isinstance(state, Looking) else state
+    places = [name for name in there if names.kind_of(name) != "pod" and name in state]
     places = list(dict.fromkeys([netns, *places, *ends]))
-    ruled = [name for name in places if any(isinstance(value, Chain | NftChain) for value in state.get(name, ()))]
+    ruled = [name for name in places if _has_rules(state, name)]
     program = bpf.inner_too(bpf.compiled(one.filter), port)
     with (
         Capture([(name, "") for name in places], program, 2048) as hearing,
@@ -82,6 +83,12 @@ def observe(
         told = rules.read()
     found = _understood(state, one, seen, told, refused)
     return msgspec.structs.replace(found, connections=_connections(one, found.sightings)) if connections else found
+
+
+def _has_rules(state: State, netns: str) -> bool:
+    if isinstance(state, Looking) and state.has_tables(netns):
+        return True
+    return any(isinstance(value, Chain | NftChain) for value in state.get(netns, ()))
 
 
 def _watched(hearing: Capture, one: Beacon, ports: frozenset[int]) -> list[tuple[Seen, frames.Frame]]:
@@ -173,6 +180,9 @@ def _texts(state: State, netns: str, steps: Sequence[Told]) -> dict[tuple[str, s
         for value in state.get(netns, ())
         if isinstance(value, Chain | NftChain) and value.family == "ip"
     }
+    if isinstance(state, Looking):
+        apart = state.chains(netns, "ip")
+        chains |= {name: apart[name].rules for name in wanted if name in apart}
     return {
         (table, chain, handle): chains[table, chain][index]
         for (table, chain, handle), index in places_of(netns, wanted).items()
