@@ -530,7 +530,11 @@ class Looking(Mapping[str, frozenset[Value]]):
 
     @abstractmethod
     def mac(self, netns: str, dev: str) -> str:
-        """Of the other end of a pair that was read: its namespace need not be, for that."""
+        """Of a device; the rest of its namespace need not be read for that."""
+
+    @abstractmethod
+    def likely(self, mac: str) -> str:
+        """The device that should have it, as `netns/device`: where to look first. Empty: nobody knows."""
 
     @abstractmethod
     def has_tables(self, netns: str) -> bool:

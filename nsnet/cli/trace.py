@@ -196,17 +196,32 @@ def looked(now: Running, start: Target, asked: Packet, most: int | None = None) 
     Pods are many, and rules long: read is what the packet meets. Of UDP conntrack's entries are read, too: a client
     that keeps its port is led by them, whatever the rules say by now.
     """
-    state = kernel.look(now.cluster, "udp" if asked.protocol == "udp" else "")
+    state = kernel.look(now.cluster, "udp" if asked.protocol == "udp" else "", _stations(now.objects))
     if start.netns not in state:
         raise NotReachedError(f"{start.label} has no network namespace {start.netns}", "nsnet status")
     return state, traced(state, start, asked, most)
+
+
+def _stations(objects: Objects) -> dict[str, str]:
+    """Whose MAC it should be: of pods and nodes, as `netns/device`."""
+    own = model.cluster_of(objects).metadata.name
+    found = {
+        names.mac(model.internal_ip(node), "02:42"): f"{names.node_netns(own, node.metadata.name)}/eth0"
+        for node in model.of(objects, model.Node)
+        if model.internal_ip(node)
+    }
+    pods = (pod for pod in model.of(objects, Pod) if pod.status.podIP and not pod.spec.hostNetwork)
+    return found | {
+        names.mac(pod.status.podIP): f"{names.pod_netns(own, pod.metadata.namespace, pod.metadata.name)}/eth0"
+        for pod in pods
+    }
 
 
 def _through_proxy(now: Running, start: Target, asked: Packet, request: "Request") -> tuple[State, list[Traced]]:
     """The same for a request."""
     from nsnet.cli.proxied import onward
 
-    state = kernel.look(now.cluster)
+    state = kernel.look(now.cluster, expected=_stations(now.objects))
     ways = (on for way in walk(state, start.netns, asked) for on in onward(now.objects, state, way, request))
     return state, [_traced(state, way, asked) for way in ways]
 

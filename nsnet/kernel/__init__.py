@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["apply", "destroy", "look", "observe"]
 
-_ROOMS = {"apply": "applying", "destroy": "teardown", "looking": "look", "observe": "observing"}
+_ROOMS = {"apply": "applying", "destroy": "teardown", "look": "looking", "observe": "observing"}
 
 
 def __getattr__(name: str) -> Any:

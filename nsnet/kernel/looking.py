@@ -3,7 +3,10 @@
 One packet of a cluster of 1,000 pods passes some ten namespaces, and of a node's 9,000 chains some twenty. So a
 namespace is read when it is asked for, and is then what it was. Its chains are read on their own, each with those that
 it leads every packet to; what leads away one address alone (`-d 10.96.0.7/32`: a Service of thousands) waits until it
-is asked for. What is asked of it is what `observe` gives: tests compare the two.
+is asked for. Nor is every pod looked at that is plugged into a bridge, to see whether it is the other end: who goes on
+to it finds that out, for there the cable is looked at from both ends.
+
+What a packet's way asks of it is what `observe` gives: tests compare the two.
 """
 
 import re
@@ -23,21 +26,23 @@ _NO_CHAINS = frozenset({
 })  # fmt: skip
 
 
-def look(cluster: str, tracked: str = "") -> "Looking":
+def look(cluster: str, tracked: str = "", expected: Mapping[str, str] | None = None) -> "Looking":
     """The cluster's namespaces, each read when it is asked for; raises MachineError as `observe` does, then.
 
-    `tracked`: a protocol whose conntrack entries on nodes are read, too.
+    `tracked`: a protocol whose conntrack entries on nodes are read, too. `expected`: MAC → `netns/device`, where it is
+    looked for first.
     """
-    return Looking(cluster, tracked)
+    return Looking(cluster, tracked, expected or {})
 
 
 class Looking(state.Looking):
     """A State of those namespaces that bear the cluster's mark."""
 
-    def __init__(self, cluster: str, tracked: str) -> None:
-        self._cluster, self._tracked = cluster, tracked
+    def __init__(self, cluster: str, tracked: str, expected: Mapping[str, str]) -> None:
+        self._cluster, self._tracked, self._expected = cluster, tracked, expected
         self.there = frozenset(netns.candidates(cluster))
         self._links: dict[str, observing.Look] = {}
+        self._macs: dict[str, dict[str, str]] = {}
         self._known: dict[str, frozenset[Value] | None] = {}
         self._chains: dict[tuple[str, Family], _Chains] = {}
 
@@ -51,7 +56,8 @@ class Looking(state.Looking):
 
     def _read(self, name: str) -> frozenset[Value] | None:
         try:
-            return observing.read(self._cluster, {name: _kinds(name, self._tracked)}, self.there, self._links).get(name)
+            wanted = {name: _kinds(name, self._tracked)}
+            return observing.read(self._cluster, wanted, self.there, self._links, trusting=True).get(name)
         except FileNotFoundError:  # it went away
             return None
         except PermissionError as error:
@@ -71,8 +77,13 @@ class Looking(state.Looking):
         return self._chains[name, family]
 
     def mac(self, name: str, dev: str) -> str:
-        look = self._links.get(name)
-        return next((one.mac for one in look.links.values() if one.name == dev), "") if look else ""
+        if name not in self._macs:
+            found = self._links.get(name) if name in self else None
+            self._macs[name] = {one.name: one.mac for one in found.links.values()} if found else {}
+        return self._macs[name].get(dev, "")
+
+    def likely(self, mac: str) -> str:
+        return self._expected.get(mac, "")
 
     def has_tables(self, name: str) -> bool:
         return name in self and names.kind_of(name) != "pod" and bool(observing.with_tables(name))

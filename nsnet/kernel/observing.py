@@ -86,9 +86,12 @@ def observe(cluster: str, only: Scope | None = None) -> dict[str, frozenset[Valu
 
 
 def read(
-    cluster: str, only: Scope | None, there: Collection[str], looks: dict[str, Look]
+    cluster: str, only: Scope | None, there: Collection[str], looks: dict[str, Look], *, trusting: bool = False
 ) -> dict[str, frozenset[Value]]:
-    """`observe` among the namespaces that are `there`; `looks` keeps what further calls need of this one's links."""
+    """`observe` among the namespaces that are `there`; `looks` keeps what further calls need of this one's links.
+
+    `trusting`: of what is behind a bridge's port its own word is taken, and nobody looks at the other end.
+    """
     wanted = {name: _kinds(only, name) for name in there if only is None or name in only}
     more: dict[str, list[Value]] = {}
     with ThreadPoolExecutor(_WORKERS) as pool:
@@ -108,7 +111,7 @@ def read(
                 more[name] += _read_sets(name, keys)
             more[name] += conntrack.read(name, _protocols(keys)) if "conntrack" in wanted[name] else ()
         _add_files_and_processes(cluster, wanted, more)
-        _add_links(cluster, looks, there, wanted, more)
+        _add_links(cluster, looks, there, wanted, more, trusting=trusting)
         for name, future in filters:
             more[name] += future.result()
     return {name: _chosen(looks[name].values + values, only, name) for name, values in more.items()}
@@ -319,13 +322,16 @@ def _add_links(
     there: Collection[str],
     wanted: Mapping[str, frozenset[str]],
     more: dict[str, list[Value]],
+    *,
+    trusting: bool,
 ) -> None:
     """Matches the ends of pairs and adds the links of every namespace whose links were asked for."""
     asked = [looks[name] for name in more if _LINKS.intersection(wanted[name])]
-    ends = _ends([*asked, *_further(cluster, asked, looks, there)])
+    ends = _ends([*asked, *_further(cluster, asked, looks, there, trusting=trusting)])
     for look in asked:
         for one in look.links.values():
-            value = rtnl.link(look.links, one, _peer(look.netns, one, ends))
+            trusted = trusting and one.port and one.alias.rpartition("/")[0] in there
+            value = rtnl.link(look.links, one, one.alias if trusted else _peer(look.netns, one, ends))
             if value is not None:
                 more[look.netns].append(value)
 
@@ -352,10 +358,18 @@ def _peer(name: str, one: rtnl.Interface, ends: _Ends) -> str:
     return f"{other_netns}/{other.name}" if mutual and other.alias == rtnl.alias_of(f"{name}/{one.name}") else ""
 
 
-def _further(cluster: str, asked: Iterable[Look], looks: dict[str, Look], there: Collection[str]) -> Iterator[Look]:
+def _further(
+    cluster: str,
+    asked: Iterable[Look],
+    looks: dict[str, Look],
+    there: Collection[str],
+    *,
+    trusting: bool,
+) -> Iterator[Look]:
     """The links of namespaces that were not asked for, but hold the other end of a pair of those that were."""
     seen = {look.netns for look in asked}
-    aliases = {one.alias for look in asked for one in look.links.values() if one.kind == "veth"}
+    cables = (one for look in asked for one in look.links.values() if one.kind == "veth")
+    aliases = {one.alias for one in cables if not (trusting and one.port and "/" in one.alias)}
     named = {alias.rpartition("/")[0] for alias in aliases}
     shortened = any(alias and "/" not in alias for alias in aliases)
     for name in there:

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from nsnet import state as kernel
 from nsnet.names import called, kind_of
-from nsnet.state import Bridge, Route, State, Veth
+from nsnet.state import Bridge, BridgePort, Route, State, Veth
 from nsnet.trace import netfilter, process, tunnels
 from nsnet.trace.values import Flow, Hop, Packet, Result, Trip, Way
 from nsnet.trace.view import BRIDGE_NF, FORWARDING, View, family_of, is_loopback, lookup, source, view
@@ -443,8 +443,7 @@ def _nobody(world: World, here: View, dev: str, mac: str | None, nexthop: str) -
 def _port_with(world: World, here: View, bridge: str, mac: str) -> str:
     """The port of a bridge whose other end has a MAC, up or down. A node may have hundreds: plain code, few calls."""
     links, mac_of = here.links, world.macs()
-    last = here.ports.get(here.behind.get((bridge, mac), ""))
-    for port in (last, *here.ports.values()) if last else here.ports.values():
+    for port in (*_first(world, here, bridge, mac), *here.ports.values()):
         link = links.get(port.name)
         if port.bridge == bridge and isinstance(link, Veth):
             other, _, dev = link.peer.rpartition("/")
@@ -452,6 +451,15 @@ def _port_with(world: World, here: View, bridge: str, mac: str) -> str:
                 here.behind[bridge, mac] = port.name
                 return port.name
     return ""
+
+
+def _first(world: World, here: View, bridge: str, mac: str) -> Iterator[BridgePort]:
+    """Where to look first: where it was last, or where it should be."""
+    last = here.ports.get(here.behind.get((bridge, mac), ""))
+    if last:
+        yield last
+    elif isinstance(world.state, kernel.Looking) and (likely := world.state.likely(mac)):
+        yield from (port for port in here.ports.values() if _leads_to(here, port.name) == likely)
 
 
 def _takes(world: World, station: Station, mac: str | None, nexthop: str) -> bool:

@@ -4,6 +4,7 @@ import select
 import shlex
 import shutil
 import socket
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 
@@ -104,6 +105,31 @@ def test_reading_some_chains_reads_only_those_that_are_there(netns: str, monkeyp
     for most in (len(many), len(many) - 1):  # one by one, and all of them at once
         monkeypatch.setattr(iptables, "CHAINS_ONE_BY_ONE", most)
         assert iptables.read(netns, many) == RULES["node1"]
+
+
+@pytest.mark.usefixtures("build")
+def test_some_chains_of_a_table_are_listed_together_and_nothing_is_written(netns: str) -> None:
+    """One that is not there ends the listing, so then each is asked for alone. The COMMIT that prints has no change."""
+    assert iptables.write(netns, adds(netns, RULES["node1"])) == []
+    by_name = {(chain.table, chain.name): chain for chain in iptables.read(netns)}
+    before = _generation(netns)
+    nat = ["PREROUTING", "INPUT", "KUBE-SERVICES", "KUBE-POSTROUTING"]
+    wanted = {"nat": nat, "filter": ["FORWARD", "KUBE-FORWARD"]}
+    expected = {key: chain for key, chain in by_name.items() if key[1] in wanted.get(key[0], ())}
+    for further in ([], ["KUBE-NOT-THERE", "KUBE-MARK-MASQ"]):
+        found = iptables.read_some(netns, wanted | {"nat": [*nat[:2], *further, *nat[2:]]}, "ip")
+        more = {("nat", name): by_name["nat", name] for name in further[1:]}
+        assert {(chain.table, chain.name): chain for chain in found} == expected | more
+    assert _generation(netns) == before
+
+
+def _generation(netns: str) -> bytes:
+    """nf_tables' generation, which every commit that writes raises (NFT_MSG_GETGEN); and the legacy rules' text."""
+    with inside(netns):
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as netfilter:
+            netfilter.send(struct.pack("=IHHIIBBH", 20, (10 << 8) | 16, 1, 1, 0, 0, 0, 0))
+            generation = netfilter.recv(1 << 16)[20:28]
+        return generation + subprocess.run([iptables.tool("iptables-save")], capture_output=True, check=True).stdout
 
 
 @pytest.mark.usefixtures("build")

@@ -89,11 +89,12 @@ def asked(objects: Objects) -> Iterator[tuple[Target, Packet]]:
 @pytest.mark.parametrize("topology", ["quickstart", "racks", "host-gw", "nodeport", "hairpin"])
 def test_predicted_is_observed_is_intended(topology: str, mode: str) -> None:
     objects = up(topology, mode)
-    state = kernel.observe("live")
+    state, piecemeal = kernel.observe("live"), kernel.look("live")
     look = trace.look_of(state, objects)
     wrong, count = [], 0
     for start, packet in asked(objects):
         found = trace.traced(state, start, packet)
+        assert trace.traced(piecemeal, start, packet) == found, "read piece by piece it is the same"
         seen = observe(state, start.netns, packet, 8472, [one.way.netns for one in found], connections=False)
         intent = intended(objects, start.netns, packet)
         said = parted.compared(state, intent, [foretold(one, look) for one in found], seen, look.place)
