@@ -143,8 +143,8 @@ def _rules(intent: Intent | None, way: Way) -> str:
     if intent is None or intent.want != "reach":
         return ""
     if not translated:
-        by_rule = bool(way.hops) and way.hops[-1].rule == way.reason
-        unknown = intent.service and way.result != "delivered" and not by_rule
+        by_rule = bool(way.reason) and bool(way.hops) and way.hops[-1].rule == way.reason
+        unknown = intent.service and not by_rule and not _arrives(intent, way)
         return f"no rule knows {intent.service}" if unknown else ""
     return f"the rules send it to {way.packet.dst}"
 
