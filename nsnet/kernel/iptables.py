@@ -30,7 +30,15 @@ from functools import cache
 from pathlib import Path
 
 from nsnet.errors import MachineError
-from nsnet.kernel.netlink import NETLINK_NETFILTER, NLM_F_DUMP, NLM_F_REQUEST, inner
+from nsnet.kernel.netlink import (
+    NETLINK_NETFILTER,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    Netlink,
+    Request,
+    attributes,
+    inner,
+)
 from nsnet.kernel.netns import inside
 from nsnet.state import Chain, Change, Family, Refusal
 
@@ -56,6 +64,7 @@ BUILT_IN = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
 CHAINS_ONE_BY_ONE = 160  # more are read whole: at 5,000 Services that takes twice as long as these one by one
 PROCESSES_AT_ONCE = 8
 LONG_CHAIN = 64  # rules; shorter ones are rewritten
+TRIES = 20  # of a look while others commit
 LINES_TRIED = 64  # refused changes in one call before the rest is given up
 
 
@@ -112,18 +121,35 @@ def read_some(netns: str, wanted: Mapping[str, Iterable[str]], family: Family) -
     """Those of these chains (by table, which must be there) that exist: one process for each table, side by side.
 
     `-S` is a line of iptables-restore's, too. Its COMMIT then has nothing to write, and neither build writes anything.
-    A chain that is not there ends it: these tables are read chain by chain.
+    A chain that is not there ends it: these tables are read chain by chain. What the nft build prints is taken only if
+    nobody committed meanwhile: a single listing is not one transaction, as iptables-save's is.
     """
-    found: list[Chain] = []
+    asked = {table: list(names) for table, names in wanted.items()}
     with inside(netns):
-        running = [(table, list(names), _listing_some(table, names, family)) for table, names in wanted.items()]
-        for table, names, process in running:
-            out, _ = process.communicate()
-            if process.returncode:
-                found += _read_each(family, [(table, name) for name in names])
-            else:
-                found += [chain for block in _blocks(out) for chain in _listed(block, table, family)]
-    return found
+        for _ in range(TRIES):
+            before = _generation()
+            found = [chain for table in _listings(asked, family) for chain in table]
+            if _generation() == before:
+                return found
+    raise MachineError(f"the rules of {netns} change all the time", "try again")
+
+
+def _generation() -> bytes:
+    """nf_tables' generation, which every commit that writes something raises; empty where there are no nf_tables."""
+    with suppress(OSError), Netlink(NETLINK_NETFILTER) as netfilter:
+        message = netfilter.get(Request(_NFT_GETGEN, 0, bytes(4)))
+        return attributes(message.data, message.start + 4, message.end)[_NFTA_GEN_ID]
+    return b""
+
+
+def _listings(asked: Mapping[str, list[str]], family: Family) -> Iterator[list[Chain]]:
+    running = [(table, names, _listing_some(table, names, family)) for table, names in asked.items()]
+    for table, names, process in running:
+        out, _ = process.communicate()
+        if process.returncode:
+            yield list(_read_each(family, [(table, name) for name in names]))
+        else:
+            yield [chain for block in _blocks(out) for chain in _listed(block, table, family)]
 
 
 def _listing_some(table: str, names: Iterable[str], family: Family) -> subprocess.Popen[str]:
@@ -369,6 +395,7 @@ def _edited(change: Change) -> Pieces:
 # --- are the tables empty? --------------------------------------------------------------------------------------------
 
 _NFT_GETCHAIN, _NFT_NEWCHAIN, _NFT_GETRULE, _NFT_NEWRULE = ((10 << 8) | kind for kind in (4, 3, 7, 6))
+_NFT_GETGEN, _NFTA_GEN_ID = (10 << 8) | 16, 1
 _NFTA_CHAIN_HOOK = 4
 _NFTA_TABLE = 1
 

@@ -21,6 +21,7 @@ from nsnet.state import KINDS, Chain, Family, Key, Value
 _NOT_OF = {"pod": {"nft", "ipset", "offload"}, "node": set[str]()}  # as `observe` has it
 _LEADS_ON = re.compile(r"-[jg] (\S+)")
 _ONE_CASE = re.compile(r"-d [0-9a-f.:]+/(?:32|128) |--dport \d+ ")
+_NAME = re.compile(r"[^\s\"']+")
 _NO_CHAINS = frozenset({
     "ACCEPT", "DROP", "RETURN", "REJECT", "DNAT", "SNAT", "MASQUERADE", "REDIRECT", "MARK", "LOG", "NFLOG", "CT",
 })  # fmt: skip
@@ -114,7 +115,7 @@ class _Chains(Mapping[tuple[str, str], Chain]):
         return found
 
     def __getitem__(self, key: tuple[str, str]) -> Chain:
-        if key[0] in self._tables and key not in self._known and key[1] not in _NO_CHAINS:
+        if key[0] in self._tables and key not in self._known and _may_be_chain(key[1]):
             self._learn({key[0]: (key[1],)})
         chain = self._known.get(key)
         if chain is None:
@@ -150,7 +151,12 @@ class _Chains(Mapping[tuple[str, str], Chain]):
         return sum(1 for _ in self)
 
 
+def _may_be_chain(name: str) -> bool:
+    """Rules without a target lead nowhere, and to list a chain without a name would list them all."""
+    return bool(_NAME.fullmatch(name)) and name not in _NO_CHAINS
+
+
 def _led_to(chain: Chain) -> set[str]:
     """The chains that its rules send packets to, whatever their address."""
     jumps = (_LEADS_ON.search(rule) for rule in chain.rules if not _ONE_CASE.search(rule))
-    return {jump[1] for jump in jumps if jump} - _NO_CHAINS
+    return {jump[1] for jump in jumps if jump and _may_be_chain(jump[1])}

@@ -4,7 +4,6 @@ import select
 import shlex
 import shutil
 import socket
-import struct
 import subprocess
 from collections.abc import Callable, Iterator
 
@@ -123,13 +122,26 @@ def test_some_chains_of_a_table_are_listed_together_and_nothing_is_written(netns
     assert _generation(netns) == before
 
 
-def _generation(netns: str) -> bytes:
-    """nf_tables' generation, which every commit that writes raises (NFT_MSG_GETGEN); and the legacy rules' text."""
+def _generation(netns: str) -> tuple[bytes, bytes]:
+    """nf_tables' generation and the rules' text, of whichever build."""
     with inside(netns):
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as netfilter:
-            netfilter.send(struct.pack("=IHHIIBBH", 20, (10 << 8) | 16, 1, 1, 0, 0, 0, 0))
-            generation = netfilter.recv(1 << 16)[20:28]
-        return generation + subprocess.run([iptables.tool("iptables-save")], capture_output=True, check=True).stdout
+        save = [iptables.tool("iptables-save")]
+        return iptables._generation(), subprocess.run(save, capture_output=True, check=True).stdout
+
+
+def test_a_look_while_others_commit_has_every_rule(netns: str) -> None:
+    """A writer commits without pause in a table of its own."""
+    assert iptables.write(netns, adds(netns, RULES["node1"])) == []
+    want = {(chain.table, chain.name): chain for chain in RULES["node1"]}
+    with inside(netns):
+        writer = subprocess.Popen(["sh", "-c", "while :; do nft add table ip busy; nft delete table ip busy; done"])
+    try:
+        for _ in range(20):
+            for chain in iptables.read_some(netns, {"nat": ["KUBE-SERVICES", "KUBE-POSTROUTING"]}, "ip"):
+                assert chain == want[chain.table, chain.name]
+    finally:
+        writer.kill()
+        writer.wait()
 
 
 @pytest.mark.usefixtures("build")
