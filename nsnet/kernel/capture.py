@@ -190,10 +190,18 @@ class Capture:
         return self._up_to(horizon)
 
     def rest(self) -> list[Seen]:
-        """Everything that is there at this moment."""
+        """Everything that is there at this moment, however much the queues hold; what comes later is left."""
+        moment = time.time_ns()
+        found: list[Seen] = []
         for one in list(self._there.values()):
-            self._drain(one)
-        return self._up_to(time.time_ns() + _SLACK)
+            empty = False
+            while not empty and not (one.waiting and one.waiting[-1].time > moment):
+                found += one.waiting
+                one.waiting = []
+                empty = self._drain(one)
+            found += one.waiting
+            one.waiting = []
+        return sorted(found, key=lambda seen: seen.time)
 
     def _up_to(self, horizon: int) -> list[Seen]:
         found: list[Seen] = []
