@@ -31,7 +31,6 @@ from nsnet.trace import Hop, Packet, Way, answer, policy_of, service_of, walk
 from nsnet.trace.further import stale
 from nsnet.trace.listening import is_open
 from nsnet.trace.resolver import long_way
-from nsnet.trace.view import family_of
 from nsnet.verify.intent import Intent
 from nsnet.verify.intent import intended as promise
 from nsnet.verify.parted import Parting, Predicted, predicted
@@ -211,26 +210,7 @@ def looked(now: Running, start: Target, asked: Packet, most: int | None = None) 
     state = kernel.look(now.cluster, "udp" if asked.protocol == "udp" else "", _stations(now.objects))
     if start.netns not in state:
         raise NotReachedError(f"{start.label} has no network namespace {start.netns}", "nsnet status")
-    state.expect(_nodes_on_the_way(now.objects, start.netns, asked), family_of(asked.dst))
     return state, traced(state, start, asked, most)
-
-
-def _nodes_on_the_way(objects: Objects, start: str, asked: Packet) -> set[str]:
-    """The nodes that a packet should pass: those of its ends, and the one that has the address."""
-    promised = promise(objects, start, asked)
-    ends = {start, *(promised.netns if promised else ())}
-    own = model.cluster_of(objects).metadata.name
-    placed = {
-        names.node_netns(own, pod.spec.nodeName)
-        for pod in model.of(objects, Pod)
-        if names.pod_netns(own, pod.metadata.namespace, pod.metadata.name) in ends
-    }
-    nodes = {
-        names.node_netns(own, node.metadata.name)
-        for node in model.of(objects, model.Node)
-        if asked.dst in {address.address for address in node.status.addresses}
-    }
-    return placed | nodes | {end for end in ends if names.kind_of(end) == "node"}
 
 
 def _stations(objects: Objects) -> dict[str, str]:

@@ -11,7 +11,6 @@ What a packet's way asks of it is what `observe` gives: tests compare the two.
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 
 from nsnet import names, state
@@ -20,7 +19,6 @@ from nsnet.kernel import netns, observing
 from nsnet.state import KINDS, Chain, Family, Key, Value
 
 _NOT_OF = {"pod": {"nft", "legacy", "ipset", "offload"}, "node": set[str]()}  # as `observe` has it
-_TOGETHER = 2  # namespaces whose tools run at once
 _LEADS_ON = re.compile(r"-[jg] (\S+)")
 _ONE_CASE = re.compile(r"-d [0-9a-f.:]+/(?:32|128) |--dport \d+ ")
 _NAME = re.compile(r"[^\s\"']+")
@@ -48,7 +46,6 @@ class Looking(state.Looking):
         self._macs: dict[str, dict[str, str]] = {}
         self._known: dict[str, frozenset[Value] | None] = {}
         self._chains: dict[tuple[str, Family], _Chains] = {}
-        self._coming: dict[tuple[str, Family], Future[_Chains]] = {}
 
     def __getitem__(self, name: str) -> frozenset[Value]:
         if name not in self._known and name in self.there:
@@ -73,24 +70,11 @@ class Looking(state.Looking):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def expect(self, where: Iterable[str], family: Family) -> None:
-        """The chains of these namespaces will be asked for: their tools may run while other things are read."""
-        pool = ThreadPoolExecutor(_TOGETHER)
-        for name in where:
-            if name in self.there and names.kind_of(name) != "pod":
-                self._coming[name, family] = pool.submit(self._warmed, name, family)
-
-    def _warmed(self, name: str, family: Family) -> "_Chains":
-        found = _Chains(name, family, there=netns.mark_of(name) == names.mark(self._cluster))
-        found.begin()
-        return found
-
     def chains(self, name: str, family: Family) -> Mapping[tuple[str, str], Chain]:
         """The chains of a namespace by table and name."""
         if (name, family) not in self._chains:
-            coming = self._coming.pop((name, family), None)
             looked_at = name in self and names.kind_of(name) != "pod"
-            self._chains[name, family] = coming.result() if coming else _Chains(name, family, there=looked_at)
+            self._chains[name, family] = _Chains(name, family, there=looked_at)
         return self._chains[name, family]
 
     def mac(self, name: str, dev: str) -> str:
@@ -121,10 +105,6 @@ class _Chains(Mapping[tuple[str, str], Chain]):
     def __init__(self, name: str, family: Family, *, there: bool) -> None:
         self._netns, self._family, self._there = name, family, there
         self._known: dict[tuple[str, str], Chain | None] = {}
-
-    def begin(self) -> None:
-        """Reads the built-in chains, and where they lead."""
-        assert self._tables is not None
 
     @cached_property
     def _tables(self) -> frozenset[str]:
