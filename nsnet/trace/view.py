@@ -7,7 +7,7 @@ from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
@@ -80,6 +80,7 @@ class View(msgspec.Struct, frozen=True, eq=False):
     qdiscs: dict[str, Qdisc]
     offloads: dict[str, Offload]
     tracked: dict[tuple[str, str, int, str, int], Conntrack]  # protocol, source, destination: as the packet comes
+    hooks: dict[str, list[tuple[int, bool, Any]]] = {}  # the chains that stand in each, as netfilter.py finds them
     behind: dict[tuple[str, str], str] = {}  # (bridge, MAC) → the port behind which it was last: where to look first
 
     def is_up(self, dev: str) -> bool:
