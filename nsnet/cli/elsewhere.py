@@ -6,13 +6,16 @@ from nsnet.cli.target import Target
 from nsnet.errors import InputError
 from nsnet.kernel import remote
 from nsnet.model import Objects
-from nsnet.render import machines
 from nsnet.store import location
 
 
 def machine_of(now: Running, netns: str) -> str:
     """The machine that has this namespace; empty where that is this one."""
     here = location.here(now.cluster).machine
+    if not here:
+        return ""
+    from nsnet.render import machines  # most clusters are on one
+
     there = machines.where(now.objects).get(netns, here)
     return "" if there == here else there
 

@@ -51,9 +51,9 @@ def sent(
     objects: Objects, found: Sequence[trace.Traced], start: Target, asked: Packet, look: trace.Look
 ) -> tuple[Observed, Parting, Intent | None]:
     """Sends the packet: what was seen, where it parts from what was predicted and intended, and what was intended."""
-    port = model.cluster_of(objects).flannel.Backend.port
+    backend = model.cluster_of(objects).flannel.Backend
     ends = [one.way.netns for one in found if names.kind_of(one.way.netns) == "pod"]
-    seen = observe(look.state, start.netns, asked, port, ends)
+    seen = observe(look.state, start.netns, asked, backend, ends)
     intent = trace.promised(objects, start, asked, found)
     ways = with_large(look.state, start.netns, asked, [trace.foretold(one, look) for one in found])
     return seen, parted.compared(look.state, intent, ways, seen, look.place), intent

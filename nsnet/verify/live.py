@@ -5,7 +5,7 @@ beacon ─send→ kernel ─capture→ sightings, ruletrace→ rules ─trace.ob
 
 import errno
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Literal
 
@@ -19,7 +19,8 @@ from nsnet.kernel.capture import Capture, Seen
 from nsnet.kernel.iptables import is_nft
 from nsnet.kernel.nftables import TRACE
 from nsnet.kernel.ruletrace import RuleTrace, Told, places_of
-from nsnet.state import Chain, NftChain, State
+from nsnet.model import Backend
+from nsnet.state import Chain, Looking, NftChain, State, Wireguard
 from nsnet.trace import Hop, Packet
 from nsnet.trace.observed import Sighting, hops, unflooded
 
@@ -54,9 +55,15 @@ class Observed(msgspec.Struct, frozen=True):
 
 
 def observe(
-    state: State, netns: str, asked: Packet, port: int, ends: Sequence[str] = (), *, connections: bool = True
+    state: State,
+    netns: str,
+    asked: Packet,
+    backend: Backend,
+    ends: Sequence[str] = (),
+    *,
+    connections: bool = True,
 ) -> Observed:
-    """Sends the packet and watches it; `port` is VXLAN's, `ends` further pods where it may arrive.
+    """Sends the packet and watches it; `backend` is flannel's, `ends` further pods where it may arrive.
 
     `connections`: conntrack's entries are read, too (a process for each node that it passed).
 
@@ -69,19 +76,26 @@ def observe(
         if isinstance(why, OSError) and why.errno in _NO_ROUTE:
             return Observed("kept", netns, (), (), words=why.strerror or "")
         raise
-    places = [name for name in state if names.kind_of(name) != "pod"]
+    there = sorted(state.there) if isinstance(state, Looking) else state
+    places = [name for name in there if names.kind_of(name) != "pod" and name in state]
     places = list(dict.fromkeys([netns, *places, *ends]))
-    ruled = [name for name in places if any(isinstance(value, Chain | NftChain) for value in state.get(name, ()))]
-    program = bpf.inner_too(bpf.compiled(one.filter), port)
+    ruled = [name for name in places if _has_rules(state, name)]
+    program = bpf.inner_too(bpf.compiled(one.filter), backend.port, backend.kind)
     with (
         Capture([(name, "") for name in places], program, 2048) as hearing,
         RuleTrace(ruled, one.number, one.matches) as rules,
     ):
         refused = send(one)
-        seen = _watched(hearing, one, frozenset({port}))
+        seen = _watched(hearing, one, frozenset(backend.udp_ports))
         told = rules.read()
     found = _understood(state, one, seen, told, refused)
     return msgspec.structs.replace(found, connections=_connections(one, found.sightings)) if connections else found
+
+
+def _has_rules(state: State, netns: str) -> bool:
+    if isinstance(state, Looking) and state.has_tables(netns):
+        return True
+    return any(isinstance(value, Chain | NftChain) for value in state.get(netns, ()))
 
 
 def _watched(hearing: Capture, one: Beacon, ports: frozenset[int]) -> list[tuple[Seen, frames.Frame]]:
@@ -118,8 +132,22 @@ def _understood(
         answers=tuple(place for place, _ in groupby(what.netns for what, _ in answers)),
         words=words,
         dropped_by=dropped if end in {"lost", "kept"} else None,
-        notes=() if is_nft() else ("iptables is the legacy build: which rules matched is not told by this kernel",),
+        notes=tuple(_notes(state, sightings)),
     )
+
+
+def _notes(state: State, sightings: Sequence[Sighting]) -> Iterator[str]:
+    if not is_nft():
+        yield "iptables is the legacy build: which rules matched is not told by this kernel"
+    keyed = {
+        (netns, value.name)
+        for netns in {one.netns for one in sightings}
+        for value in state.get(netns, ())
+        if isinstance(value, Wireguard)
+    }
+    dev = next((one.dev for one in sightings if one.outgoing and (one.netns, one.dev) in keyed), "")
+    if dev:
+        yield f"what leaves {dev} is encrypted: nobody sees it again before the other end takes it out"
 
 
 def _sighting(seen: Seen, frame: frames.Frame) -> Sighting:
@@ -173,6 +201,9 @@ def _texts(state: State, netns: str, steps: Sequence[Told]) -> dict[tuple[str, s
         for value in state.get(netns, ())
         if isinstance(value, Chain | NftChain) and value.family == "ip"
     }
+    if isinstance(state, Looking):
+        apart = state.chains(netns, "ip")
+        chains |= {name: apart[name].rules for name in wanted if name in apart}
     return {
         (table, chain, handle): chains[table, chain][index]
         for (table, chain, handle), index in places_of(netns, wanted).items()

@@ -284,7 +284,14 @@ def disagreement(objects: Objects, state: State, question: Question) -> str:
         return ""
     found = trace.traced(state, start, packet)
     look = trace.look_of(state, objects)
-    seen = observe(state, start.netns, packet, 8472, [one.way.netns for one in found], connections=False)
+    seen = observe(
+        state,
+        start.netns,
+        packet,
+        model.cluster_of(objects).flannel.Backend,
+        [one.way.netns for one in found],
+        connections=False,
+    )
     compared = parted.compared(state, None, [foretold(one, look) for one in found], seen, look.place)
     return "" if compared.agree else f"{question}: {compared.sentence}"
 
