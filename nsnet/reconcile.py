@@ -570,8 +570,9 @@ class _Sync:
         self, before: dict[Key, Object], after: dict[Key, Object], revision: int
     ) -> tuple[dict[Key, Object], int]:
         """Writes what control made of it; where somebody else wrote meanwhile, takes that instead."""
+        claim = self.member.claim if self.member else None
         try:
-            return after, self._timed("store", save_objects, self.store, before, after, revision)
+            return after, self._timed("store", save_objects, self.store, before, after, revision, claim)
         except Conflict:
             return self._timed("store", refresh, self.store, before, revision)
 

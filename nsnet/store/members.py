@@ -5,8 +5,9 @@
     /registry/nsnet/charge              the machine whose controller runs control; under that machine's lease
 
 Every machine renders and applies what is its own. Control (workloads, scheduler, endpoints) needs to know who listens
-everywhere, and one at a time does it: whoever has the charge. Even if two thought so, the fence keeps their writes
-apart (`objects.py`); the charge only spares the work.
+everywhere, and one at a time does it: whoever has the charge. The record's revision is a fencing token: control's
+writes compare it, so that nothing lands of a machine that only thinks it is still in charge (its lease has run out
+while it was asleep, say, and another one has taken over).
 """
 
 import time
@@ -17,6 +18,7 @@ import msgspec
 from nsnet.errors import InputError
 from nsnet.store import Conflict, Store
 from nsnet.store.keys import CHARGE, FENCE, MACHINES
+from nsnet.store.objects import Claim
 
 TTL = 10  # seconds a machine may be silent until its pods are no longer ready
 BEAT = 2.5
@@ -48,6 +50,7 @@ class Member:
         self._beaten = 0.0
         self._told: bytes = b""
         self._reached = 0
+        self.claim: Claim | None = None  # with which control writes, while the charge is ours
 
     def due(self) -> bool:
         return time.monotonic() >= self._beaten + BEAT
@@ -113,16 +116,22 @@ class Member:
 
     def in_charge(self) -> bool:
         """Whether control is ours to do; takes the charge where nobody has it."""
+        taken = self._taken()
+        self.claim = Claim(self.machine, taken) if taken else None
+        return taken > 0
+
+    def _taken(self) -> int:
+        """The revision at which the charge became ours; 0 where it is not."""
         there = self.store.get(CHARGE)
         if there is not None:
-            return there.value == self.machine.encode() and there.lease == self._lease
+            ours = there.value == self.machine.encode() and there.lease == self._lease
+            return there.mod_revision if ours else 0
         if not self._lease:
-            return False
+            return 0
         try:
-            self.store.txn({CHARGE: 0}, {CHARGE: self.machine.encode()}, lease=self._lease)
+            return self.store.txn({CHARGE: 0}, {CHARGE: self.machine.encode()}, lease=self._lease)
         except (Conflict, InputError):
-            return False
-        return True
+            return 0
 
 
 def _decoded(value: bytes) -> Told | None:

@@ -3,14 +3,21 @@
 What a controller computes depends on *all* objects (an address is free when nobody has it), so two writers must never
 both succeed from the same reading: every write compares and rewrites one further key, the fence. Whoever loses reads
 again and computes again (`update`). Records that are no objects of ours are left alone and reported to `warn`.
+
+Where several machines share the store, control writes with a claim: the transaction compares that the charge is still
+the one it has taken (`members.py`), and the fence says whose write it was.
 """
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import msgspec
 
 from nsnet.errors import InputError, NsnetError
 from nsnet.model import Key, Object, Objects, SubnetLease, key_of
 from nsnet.store import Compacted, Conflict, Entry, Event, Store
 from nsnet.store.keys import (
+    CHARGE,
     FENCE,
     GONE,
     LEASE_META,
@@ -25,6 +32,13 @@ from nsnet.store.keys import (
 
 Warn = Callable[[str], None]
 ATTEMPTS = 20
+
+
+class Claim(NamedTuple):
+    """In whose name control writes: the machine, and the revision at which it took the charge."""
+
+    machine: str
+    charge: int
 
 
 def _silent(_: str) -> None: ...
@@ -63,16 +77,18 @@ def differences(before: Objects, after: Objects) -> dict[str, bytes | None]:
     return puts
 
 
-def save_objects(store: Store, before: Objects, after: Objects, revision: int) -> int:
+def save_objects(store: Store, before: Objects, after: Objects, revision: int, claim: Claim | None = None) -> int:
     """Writes the differences in one transaction; returns the revision at which they stand.
 
-    `before` is what was read at `revision`. Raises Conflict where anything was written since, and then writes nothing.
+    `before` is what was read at `revision`. Raises Conflict where anything was written since, or the charge is not the
+    `claim`'s any more, and then writes nothing.
     """
     puts = differences(before, after)
     if not puts:
         return revision
-    puts[FENCE] = b"{}"
-    return store.txn(_last_written(store, puts, revision), puts)
+    puts[FENCE] = msgspec.json.encode(claim._asdict() if claim else {})
+    held = {CHARGE: claim.charge} if claim else {}
+    return store.txn(_last_written(store, puts, revision) | held, puts)
 
 
 def update(store: Store, change: Callable[[Objects], Objects], warn: Warn = _silent) -> tuple[dict[Key, Object], int]:
