@@ -99,11 +99,12 @@ def settled(name: str, place: str, machine: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def joining(store: object, name: str) -> Iterator[None]:
-    """Holds our name while the first sync goes on. Raises InputError where another machine has it."""
+    """Holds our name while the first sync goes on, unless our controller does. InputError: another machine has it."""
     at = location.here(name)
     assert isinstance(store, EtcdStore)
     member = Member(store, at.machine, at.id)
-    member.beat()
+    if not member.is_there():
+        member.beat()
     try:
         yield
     finally:

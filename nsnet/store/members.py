@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from nsnet.errors import InputError
-from nsnet.store import Conflict, Store
+from nsnet.store import Conflict, Entry, Store
 from nsnet.store.keys import CHARGE, FENCE, MACHINES
 from nsnet.store.objects import Claim
 
@@ -56,7 +56,7 @@ class Member:
         return time.monotonic() >= self._beaten + BEAT
 
     def beat(self) -> None:
-        """Says that we are here; joins (again) where the others have given us up.
+        """Says that we are here; joins (again) where the others have given us up, or our record went by other hands.
 
         Raises InputError where another machine goes by our name; Unreachable.
         """
@@ -66,21 +66,30 @@ class Member:
                 self._beaten = time.monotonic()
             except InputError:
                 self._lease = 0
-        if not self._lease:
-            self._join()
+        there = self._record()
+        if not self._lease or there is None or there.lease != self._lease:
+            self._join(there)
 
-    def _join(self) -> None:
+    def is_there(self) -> bool:
+        """Is this machine among the others already, by its controller? Raises as `beat`."""
+        return self._record() is not None
+
+    def _record(self) -> Entry | None:
         there = self.store.get(self._key)
         if there is not None and (other := _decoded(there.value)) is not None and other.id != self.ident:
             raise InputError(
                 f"another machine goes by the name {self.machine}",
                 f"give this one another name (--machine), or wait {TTL} s if the other one is gone",
             )
-        lease = self.store.grant(TTL)
+        return there
+
+    def _join(self, there: Entry | None) -> None:
+        lease = self._lease or self.store.grant(TTL)
         value = self._told or msgspec.json.encode(Told(self.ident))
         try:
             self.store.txn({self._key: there.mod_revision if there else 0}, {self._key: value}, lease=lease)
         except Conflict:
+            self._lease = 0
             self.store.revoke(lease)
             raise
         self._lease, self._beaten = lease, time.monotonic()

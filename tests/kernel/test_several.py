@@ -19,7 +19,7 @@ from nsnet import model
 from nsnet.model import Objects
 from nsnet.store import members as machines
 from nsnet.store.etcd import EtcdStore
-from nsnet.store.keys import CHARGE, FENCE
+from nsnet.store.keys import CHARGE, FENCE, GONE, MACHINES
 from nsnet.store.location import parsed
 from nsnet.store.objects import load_objects
 from tests.etcds import Member, need_etcd, until
@@ -186,6 +186,22 @@ def test_verbs_reach_what_another_machine_carries(spread: Spread, tmp_path: Path
     assert "NSNET_RSH says how other machines are reached" in nowhere
 
 
+def test_an_agent_started_twice_changes_nothing(spread: Spread) -> None:
+    """Its controller lives: the others go on hearing of it, and it stays in charge if it was."""
+    with EtcdStore(parsed(spread.url)) as store:
+
+        def leases() -> list[int]:
+            return [entry.lease for entry in map(store.get, (CHARGE, MACHINES + "c")) if entry]
+
+        before = leases()
+        assert len(before) == 2
+        spread.join("c")
+        assert leases() == before
+        store.txn({}, {MACHINES + "c": None})
+        until(lambda: leases() == before, "what somebody took away comes back", CONVERGED)
+        until(lambda: _converged(spread, store), "and everything is as it was", CONVERGED)
+
+
 def test_what_holds_whoever_fails(spread: Spread) -> None:
     """Members, agents and links fail at random while Services come and go.
 
@@ -321,17 +337,18 @@ def _assert_model(objects: Objects, promised: set[str]) -> None:
         assert not given or max(given.values()) == 1, given
 
 
-def _etcdctl(spread: Spread, *words: str) -> str:
-    endpoints = ",".join(member.client for member in spread.etcd)
-    argv = ["etcdctl", "--endpoints", endpoints, *words]
-    done = subprocess.run(argv, check=True, capture_output=True, text=True, env={**os.environ, "ETCDCTL_API": "3"})
-    return done.stdout
-
-
 def test_down_on_one_machine_is_down_on_all(spread: Spread) -> None:
-    spread.nsnet("b", "down")
+    with EtcdStore(parsed(spread.url)) as store:
+        since = store.revision()
+        said = spread.nsnet("b", "down")
+        _assert_all_gone(spread)
+        left = [entry.key for entry in store.list("/registry/")[0]]
+        if not set(left) <= {GONE}:
+            LOG.info("%s", said + "\n".join(map(str, store.changes("/", since)[0])))
+        assert set(left) <= {GONE}
+
+
+def _assert_all_gone(spread: Spread) -> None:
     for box in spread.boxes.values():
         until(lambda box=box: not box.run("ls", "/run/netns", code=None).split(), "namespaces go", CONVERGED)
         until(lambda box=box: not box.run("ls", "/var/lib/nsnet").split(), "and the state", CONVERGED)
-    left = _etcdctl(spread, "get", "--prefix", "--keys-only", "/registry").split()
-    assert left in ([], ["/registry/nsnet/gone"])
