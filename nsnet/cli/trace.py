@@ -13,10 +13,11 @@ from itertools import groupby, takewhile
 import click
 import msgspec
 
-from nsnet import kernel, model, names
+from nsnet import model, names
 from nsnet.cli import elsewhere, options
 from nsnet.cli.context import Running, running
 from nsnet.cli.decided import decided, end_of, intended
+from nsnet.cli.elsewhere import Kernels
 from nsnet.cli.explain import addresses, service_addresses
 from nsnet.cli.kinds import kind_named
 from nsnet.cli.output import Colour, coloured, out, print_json
@@ -25,7 +26,6 @@ from nsnet.cli.sentences import sentence
 from nsnet.cli.target import Target, target
 from nsnet.control import policy
 from nsnet.errors import InputError, NotReachedError
-from nsnet.kernel import netns
 from nsnet.model import Objects, Pod, Service
 from nsnet.state import State, socket_address
 from nsnet.trace import Hop, Packet, Way, answer, policy_of, service_of, walk
@@ -104,15 +104,17 @@ def trace(
         raise InputError("a URL is asked over TCP, and followed without a packet", "leave out --udp, --icmp, --live")
     now = running("trace", cluster)
     start = target(now.objects, source, namespace)
-    elsewhere.need_here(now, start, "trace")
     end = _asked(now.objects, to, request) if request else destination(now.objects, to, namespace, protocol)
     asked = Packet(protocol, end.address, end.port, sport=source_port or 0)
-    state, found = _through_proxy(now, start, asked, request) if request else looked(now, start, asked)
-    look = look_of(state, now.objects, namespace)
-    if live:
-        from nsnet.cli.live import watched
+    with Kernels(now) as kernels:
+        state, found = (
+            _through_proxy(now, start, asked, request, kernels) if request else looked(now, start, asked, None, kernels)
+        )
+        look = look_of(state, now.objects, namespace)
+        if live:
+            from nsnet.cli.live import watched
 
-        return watched(now, found, start, end, asked, look, output)
+            return watched(now, found, start, end, asked, look, output, kernels)
     parting = None if request else compared(now.objects, start, asked, found, look)
     wanted, notes = tuple(_intended(now.objects, start, found, request)), tuple(remembered(found, asked, look))
     if output == "json":
@@ -186,31 +188,37 @@ _KINDS = {
 }
 
 
-def looked(now: Running, start: Target, asked: Packet, most: int | None = None) -> tuple[State, list[Traced]]:
+def looked(
+    now: Running, start: Target, asked: Packet, most: int | None = None, kernels: Kernels | None = None
+) -> tuple[State, list[Traced]]:
     """The state and every way (at most `most`). Raises NotReachedError where the namespace it starts from is not there.
 
     Of pods and nodes that should have no part in it little is read: pods are many, and rules long. Where the packet
     does not fare as promised, or passes one of these, everything is read and followed again.
     """
+    kernels = kernels or Kernels(now)
     part = set(_part(now.objects, start.netns, asked))
-    every = netns.candidates(now.cluster)
+    every = kernels.candidates()
     few = {name: _KINDS[names.kind_of(name)] for name in every if names.kind_of(name) in _KINDS and name not in part}
-    state: State = kernel.observe(now.cluster, only={name: few.get(name, frozenset()) for name in every})
-    flows = _flows(now.cluster, every, asked)
+    state: State = kernels.observe(only={name: few.get(name, frozenset()) for name in every})
+    flows = _flows(kernels, every, asked)
     state = _with(state, flows)
     if start.netns not in state:
+        kernels.home(start.netns)  # which says it, if a machine cannot be reached
         raise NotReachedError(f"{start.label} has no network namespace {start.netns}", "nsnet status")
     found = traced(state, start, asked, most)
     passed = {hop.netns for one in found for way in (one.way, *one.replies) for hop in way.hops}
     if passed & few.keys() or not all(one.good for one in found):
-        state = _with(kernel.observe(now.cluster), flows)
+        state = _with(kernels.observe(), flows)
         found = traced(state, start, asked, most)
     return state, found
 
 
-def _through_proxy(now: Running, start: Target, asked: Packet, request: Request) -> tuple[State, list[Traced]]:
+def _through_proxy(
+    now: Running, start: Target, asked: Packet, request: Request, kernels: Kernels
+) -> tuple[State, list[Traced]]:
     """The same for a request, which may end at any pod: all is looked at."""
-    state = kernel.observe(now.cluster)
+    state = kernels.observe()
     ways = (on for way in walk(state, start.netns, asked) for on in onward(now.objects, state, way, request))
     return state, [_traced(state, way, asked) for way in ways]
 
@@ -220,12 +228,12 @@ def _asked(objects: Objects, url: str, request: Request) -> Destination:
     return Destination(address, request.port, f"{url}, {socket_address(address, request.port)}")
 
 
-def _flows(cluster: str, every: Iterable[str], asked: Packet) -> State:
+def _flows(kernels: Kernels, every: Iterable[str], asked: Packet) -> State:
     """UDP entries of conntrack: a client that keeps its port is led by them, whatever the rules say by now."""
     if asked.protocol != "udp":
         return {}
     nodes = [name for name in every if names.kind_of(name) == "node"]
-    return kernel.observe(cluster, only=dict.fromkeys(nodes, frozenset({("conntrack", "udp")})))
+    return kernels.observe(only=dict.fromkeys(nodes, frozenset({("conntrack", "udp")})))
 
 
 def _with(state: State, more: State) -> State:
@@ -356,7 +364,8 @@ def _ports(objects: Objects, known: Service | Pod | None) -> list[tuple[str, int
 
 def look_of(state: State, objects: Objects, namespace: str = "default") -> Look:
     """Names as a person types them: pod/web, node/node1, host/client; pods of other namespaces with theirs."""
-    return Look(state, dict(_places(objects, namespace)), addresses(objects), service_addresses(objects))
+    places = elsewhere.places(objects, dict(_places(objects, namespace)))
+    return Look(state, places, addresses(objects), service_addresses(objects))
 
 
 def _places(objects: Objects, namespace: str) -> Iterator[tuple[str, str]]:

@@ -127,6 +127,7 @@ class Capture:
         self._there: dict[int, _Spectator] = {}
         self._drops: dict[str, int] = {}
         self._checked = time.monotonic()
+        self.until = 0  # ns since 1970: nothing older comes any more
         self.gone: list[str] = []
         self._open(places, bpf.packed(program))
 
@@ -195,6 +196,7 @@ class Capture:
         return self._up_to(time.time_ns() + _SLACK)
 
     def _up_to(self, horizon: int) -> list[Seen]:
+        self.until = horizon
         found: list[Seen] = []
         for one in self._there.values():
             found += [seen for seen in one.waiting if seen.time <= horizon]

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from nsnet import state as kernel
 from nsnet.names import called, kind_of
-from nsnet.state import Bridge, Route, State, Veth
+from nsnet.state import Bridge, Route, State, Veth, Vxlan
 from nsnet.trace import netfilter, process, tunnels
 from nsnet.trace.values import Flow, Hop, Packet, Result, Trip, Way
 from nsnet.trace.view import BRIDGE_NF, FORWARDING, View, family_of, is_loopback, lookup, source, view
@@ -423,13 +423,23 @@ def _nobody(world: World, here: View, dev: str, mac: str | None, nexthop: str) -
     port = _port_with(world, here, dev, mac) if mac else ""
     if port and not here.is_up(port):
         return f"{port}, behind which {nexthop} is, is down"
+    trunk = here.links.get(port)
+    if mac and isinstance(trunk, Vxlan):
+        address = here.fdb.get((port, mac), "")
+        there = f"where nobody has the MAC {mac} of {nexthop}" if _far_switch(world, trunk, address) else ""
+        return f"{port} leads to {address}, {there or 'a machine of which nothing is known here'}"
     return f"nobody on {dev} has the MAC {mac} that {nexthop} has here" if mac else f"nobody on {dev} has {nexthop}"
 
 
 def _port_with(world: World, here: View, bridge: str, mac: str) -> str:
-    """The port of a bridge whose other end has a MAC, up or down. A node may have hundreds: plain code, no calls."""
+    """The port of a bridge whose other end has a MAC, up or down. A node may have hundreds: plain code, no calls.
+
+    A trunk's forwarding entries say which MACs are behind it.
+    """
     for port in here.ports.values():
         link = here.links.get(port.name)
+        if port.bridge == bridge and isinstance(link, Vxlan) and (port.name, mac) in here.fdb:
+            return port.name
         if port.bridge == bridge and isinstance(link, Veth):
             other, _, dev = link.peer.rpartition("/")
             far = world.here(other).links.get(dev)
@@ -476,6 +486,9 @@ def _across(
 ) -> Iterator[Station]:
     """What is at the other end of a veth pair: a device of a namespace, or a bridge with all its other ports."""
     link = world.here(netns).links.get(dev)
+    if isinstance(link, Vxlan):
+        yield from _by_trunk(world, netns, link, crossed, seen, mac, before)
+        return
     if not isinstance(link, Veth) or not link.up:
         return
     other, _, name = link.peer.rpartition("/")
@@ -491,6 +504,28 @@ def _across(
         seen.add((other, port.bridge))
         yield Station(other, port.bridge, crossed, name, narrow)
         yield from _behind(world, other, port.bridge, name, crossed, seen, mac, narrow)
+
+
+def _by_trunk(
+    world: World, netns: str, trunk: Vxlan, crossed: Crossed, seen: set[tuple[str, str]], mac: str, before: Narrow
+) -> Iterator[Station]:
+    """What is behind the same switch on the machine that the trunk's forwarding entry names; nothing is flooded."""
+    other = _far_switch(world, trunk, world.here(netns).fdb.get((trunk.name, mac), ""))
+    if other is None or not trunk.up:
+        return
+    there = world.here(other.netns)
+    port = there.bridge_of(other.dev)
+    if port is not None and there.is_up(other.dev) and there.is_up(port.bridge):
+        yield from _behind(world, other.netns, port.bridge, other.dev, crossed, seen, mac, before)
+
+
+def _far_switch(world: World, trunk: Vxlan, address: str) -> Station | None:
+    """Where a switch's VXLAN device comes out on the machine that has the address."""
+    for netns in world.state if address else ():
+        for link in world.here(netns).links.values() if kind_of(netns) == "fabric" else ():
+            if isinstance(link, Vxlan) and (link.vni, link.port, link.local) == (trunk.vni, trunk.port, address):
+                return Station(netns, link.name)
+    return None
 
 
 def _behind(

@@ -1,5 +1,6 @@
 """A cluster over three machines: spread, proved on each, and what holds when an agent, a link or a member fails."""
 
+import contextlib
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from nsnet.store.keys import CHARGE, FENCE, GONE, MACHINES
 from nsnet.store.location import parsed
 from nsnet.store.objects import load_objects
 from tests.etcds import Member, need_etcd, until
-from tests.several import Box, Relay, boxes, members
+from tests.several import ENV, Box, Ssh, boxes, members
 
 ROUNDS = int(os.environ.get("NSNET_TEST_ROUNDS") or 2)  # 200 on request
 LOG = logging.getLogger(__name__)  # --log-cli-level=INFO shows each round
@@ -169,21 +170,111 @@ def test_a_machine_that_is_cut_off_goes_on_and_follows_when_it_is_back(spread: S
     until(lambda: len(spread.ready()) == 3 and all(spread.ready().values()), "and back", CONVERGED)
 
 
-def test_verbs_reach_what_another_machine_carries(spread: Spread, tmp_path: Path) -> None:
-    """By ssh, whose part a relay plays here; its words and exit codes are theirs."""
+class Remote(NamedTuple):
+    """nsnet on a machine that reaches the others by ssh."""
+
+    box: Box
+    rsh: str
+
+    def nsnet(self, *words: str, code: int | None = 0) -> str:
+        return self.box.run(*self._argv(*words), code=code)
+
+    def _argv(self, *words: str) -> tuple[str, ...]:
+        return ("env", f"NSNET_RSH={self.rsh}", sys.executable, "-m", "nsnet", *words)
+
+    @contextlib.contextmanager
+    def watching(self, *words: str) -> Iterator["subprocess.Popen[str]"]:
+        """A capture that has begun."""
+        argv = self.box.inside(*self._argv(*words))
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV) as process:
+            assert process.stderr is not None
+            while not process.stderr.readline().startswith("capturing"):
+                assert process.poll() is None
+            yield process
+
+
+@pytest.fixture(scope="module")
+def ssh(spread: Spread, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ssh]:
+    with Ssh(spread.boxes, tmp_path_factory.mktemp("ssh")) as found:
+        yield found
+
+
+def test_verbs_reach_what_another_machine_carries(spread: Spread, ssh: Ssh) -> None:
+    """By ssh, whose words and exit codes are theirs."""
     pod = spread.on("node2")[0]
-    there = spread.nsnet("c", "trace", pod, "svc/web", code=2)
-    assert f"pod/{pod} is on machine b" in there
-    assert "run it there: ssh 192.0.2.2 nsnet trace" in there
-    with Relay(spread.boxes, tmp_path) as relay:
-        env = ("env", f"NSNET_RSH={relay.rsh}", sys.executable, "-m", "nsnet")
-        script = "hostname; echo $1; exit 7"
-        said = spread.boxes["c"].run(*env, "exec", pod, "--", "sh", "-c", script, "sh", "a b'c", code=7)
-        assert said.split("\n")[:2] == [pod, "a b'c"]
-        said = spread.boxes["c"].run(*env, "verify", "--everywhere", "--only", "service", "--retry", "3")
-        assert said.count("checks passed") == 3
-    nowhere = spread.boxes["c"].run("env", "NSNET_RSH=/nowhere", *env[2:], "exec", pod, "--", "true", code=5)
+    c = Remote(spread.boxes["c"], ssh.rsh)
+    script = "hostname; echo $1; exit 7"
+    said = c.nsnet("exec", pod, "--", "sh", "-c", script, "sh", "a b'c", code=7)
+    assert said.split("\n")[:2] == [pod, "a b'c"]
+    assert c.nsnet("verify", "--everywhere", "--only", "service", "--retry", "3").count("checks passed") == 3
+    assert "KUBE-SVC" in c.nsnet("rules", "node/node1")
+    nowhere = c._replace(rsh="/nowhere").nsnet("exec", pod, "--", "true", code=5)
     assert "NSNET_RSH says how other machines are reached" in nowhere
+
+    lost = c._replace(rsh="/nowhere").nsnet("trace", pod, "svc/web", code=1)
+    assert "what machine b carries is left out; NSNET_RSH says how" in lost
+    assert "is on machine b, which cannot be reached" in lost
+
+
+def _there(found: str) -> Any:
+    """The JSON of what a verb said on stdout; notes and warnings come behind it."""
+    return json.JSONDecoder().raw_decode(found)[0]
+
+
+def test_a_trace_goes_over_machines(spread: Spread, ssh: Ssh) -> None:
+    """Asked for on either end or on a third: predicted from all kernels, and seen on all; here they have one clock."""
+    source, to = spread.on("node1")[0], spread.on("node2")[0]
+    ways = (
+        (source, f"pod/{to}", ("a node-node1 → trunk", "b trunk → node-node2")),
+        (to, "host/client", ("b node-node2 → trunk", "a trunk → router", "a router → host-client")),
+        ("host/client", "node/node3:30080", ("a host-client → router", "a router → trunk", "c trunk → node-node3")),
+    )
+    for asker, (start, end, crossed) in zip("cab", ways, strict=True):
+        there = Remote(spread.boxes[asker], ssh.rsh)
+        icmp = ("--icmp",) if ":" not in end else ()
+        found = _there(there.nsnet("trace", start, end, *icmp, "-o", "json"))
+        live = _there(there.nsnet("trace", start, end, *icmp, "--live", "-o", "json"))
+        for hops in (found["ways"][0]["hops"], live["observed"]["hops"]):
+            assert [_bridged(hop, asker) for hop in hops if hop["what"].startswith("bridge")][: len(crossed)] == [
+                *crossed
+            ]
+        assert {way["result"] for way in found["ways"]} == {"delivered"}
+        assert (live["observed"]["end"], live["agree"]) == ("answered", True)
+    here = Remote(spread.boxes["a"], "/nowhere")
+    lost = here.nsnet("trace", source, f"pod/{to}", code=1)
+    assert "trunk leads to 192.0.2.2, a machine of which nothing is known here" in lost
+
+
+def _bridged(hop: dict[str, Any], asker: str) -> str:
+    """`a node-node1 → trunk`: on which machine, and by which ports."""
+    machine = hop["where"].partition(" on machine ")[2] or asker
+    return f"{machine} {hop['what'].partition(', ')[2]}"
+
+
+def test_a_capture_merges_what_machines_see(spread: Spread, ssh: Ssh) -> None:
+    """On a third machine, in true order; whoever watches may be killed, and nothing is left on the others."""
+    source, to = spread.on("node1")[0], spread.on("node2")[0]
+    address = next(item["status"]["podIP"] for item in spread.get("pods") if item["metadata"]["name"] == to)
+    c = Remote(spread.boxes["c"], ssh.rsh)
+    words = ("capture", f"pod/{to}", "--all-hops", "-o", "json", "tcp[tcpflags] & tcp-syn != 0 and host", f"pod/{to}")
+    with c.watching(*words, "-c", "13") as watching:
+        spread.curl("a", source, f"http://{address}/hostname")
+        said, _ = watching.communicate(timeout=60)
+    passed = [f"{one['where']} {one['device']}" for one in map(json.loads, said.splitlines()) if "device" in one]
+    assert [where for where in passed if "flannel" in where or "switch" in where or "pod/" in where] == [
+        "node/node1 flannel.1",
+        "switch nodes on machine a node-node1",
+        "switch nodes on machine a trunk",
+        "switch nodes on machine b trunk",
+        "switch nodes on machine b node-node2",
+        "node/node2 flannel.1",
+        f"pod/{to} eth0",
+    ]
+    with c.watching(*words) as watching:
+        spread.boxes["b"].run("pgrep", "-f", "nsnet --cluster multi beside")
+        c.box.kill("nsnet capture")
+    asked = ("pgrep", "-f", "nsnet --cluster multi beside")
+    until(lambda: not spread.boxes["b"].run(*asked, code=None), "nobody is left there", CONVERGED)
 
 
 def test_an_agent_started_twice_changes_nothing(spread: Spread) -> None:
