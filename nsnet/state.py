@@ -8,6 +8,7 @@ Kernel-made things are not values: `proto kernel` routes, link-local IPv6 addres
 fallback tunnel devices, empty built-in chains with policy ACCEPT.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from shlex import quote
@@ -513,6 +514,32 @@ Link = Bridge | Veth | Vxlan | Ipip | Tun | Wireguard | OtherLink
 
 State = Mapping[str, frozenset[Value]]
 """A cluster's state: namespace name → its values. A namespace that is not a key does not exist."""
+
+
+class Looking(Mapping[str, frozenset[Value]]):
+    """A State that is read while somebody goes through it; chains are not among the values, but asked for one by one.
+
+    `there`: all names, before anybody knows whether these namespaces bear the cluster's mark.
+    """
+
+    there: frozenset[str]
+
+    @abstractmethod
+    def chains(self, netns: str, family: Family) -> Mapping[tuple[str, str], Chain]:
+        """By table and name."""
+
+    @abstractmethod
+    def mac(self, netns: str, dev: str) -> str:
+        """Of a device; the rest of its namespace need not be read for that."""
+
+    @abstractmethod
+    def likely(self, mac: str) -> str:
+        """The device that should have it, as `netns/device`: where to look first. Empty: nobody knows."""
+
+    @abstractmethod
+    def has_tables(self, netns: str) -> bool:
+        """Has it any of iptables' or ip6tables' tables?"""
+
 
 Scope = Mapping[str, frozenset[Key]]
 """What a look is limited to: namespace → keys. An empty set of keys means the whole namespace."""

@@ -175,7 +175,7 @@ NEEDS_ROOT = ["up x", "down", "apply -f x", "delete pod x", "scale deploy/x --re
               "annotate pod/x a=b", "get po", "describe po x", "status", "list", "events", "logs", "rules node/x",
               "leases", "conntrack node/x", "exec x -- ls", "shell x", "verify", "trace x y", "capture x",
               "graph", "ui", "snapshot", "diff x", "explain svc/x", "policy show x", "fault clear",
-              "lab check", "bundle", "agent --store etcd://x --machine a"]  # fmt: skip
+              "lab check", "bundle", "agent --store etcd://x --machine a", "beside"]  # fmt: skip
 
 
 @pytest.mark.parametrize("words", NEEDS_ROOT)

@@ -13,6 +13,7 @@ from nsnet.state import Address, Chain, FdbEntry, Neighbour, Route, State, Sysct
 from nsnet.trace import Hop, Packet, walk
 from nsnet.trace.observed import Sighting, hops, stations, unflooded
 from nsnet.verify import parted
+from nsnet.verify import why as whys
 from nsnet.verify.expect import Expectation
 from nsnet.verify.intent import intended
 from nsnet.verify.judge import Result
@@ -93,7 +94,7 @@ def test_prediction_against_promise(state: State, sentence: str) -> None:
     assert (said.agree, said.sentence) == (sentence == IN_ORDER, sentence)
 
 
-def test_verify_says_why_of_the_first_failures_and_looks_only_then() -> None:
+def test_verify_says_why_of_the_first_failures_and_looks_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
     item = Expectation(group="pod-to-pod", source="pod/default/a", netns=POD_A, target="pod/default/c",
                        protocol="TCP", address="10.244.2.2", port=80)  # fmt: skip
     good, bad = Result(name="x", group="g", ok=True), Result(name="x", group="g", ok=False, reason="no answer")
@@ -105,6 +106,7 @@ def test_verify_says_why_of_the_first_failures_and_looks_only_then() -> None:
 
     assert explained([item], [good], OBJECTS, look, PLACE) == [good]
     assert looked == []
+    monkeypatch.setattr(whys, "MOST", 20)
     found = explained([item] * 30, [bad] * 30, OBJECTS, look, PLACE)
     assert len(looked) == 1
     assert [bool(one.why) for one in found] == [True] * 20 + [False] * 10

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Protocol, Self
+from typing import IO, TYPE_CHECKING, Protocol, Self
 
 import click
 import msgspec
@@ -20,15 +20,17 @@ import msgspec
 from nsnet import model, names
 from nsnet.cli import elsewhere, options
 from nsnet.cli.context import Running, running
-from nsnet.cli.elsewhere import Kernels
 from nsnet.cli.output import coloured, note, warning
 from nsnet.cli.target import target
 from nsnet.cli.trace import destination, look_of
 from nsnet.errors import InputError
-from nsnet.kernel import bpf, frames, interrupt, pcapng
+from nsnet.kernel import bpf, frames, interrupt, netns, pcapng
 from nsnet.kernel.capture import Seen
-from nsnet.kernel.everywhere import Everywhere
+from nsnet.kernel.everywhere import Everywhere, all_here
 from nsnet.model import Objects
+
+if TYPE_CHECKING:
+    from nsnet.cli.kernels import Kernels
 
 LARGEST = 1 << 30  # bytes of a file where --size does not say
 PATIENCE = 0.25  # s between two looks at the clock and at Ctrl-C
@@ -89,13 +91,19 @@ def capture(
     program = bpf.inner_too(bpf.compiled(_with_addresses(now.objects, words, namespace)), port)
     form = "file" if write else output or ("verbose" if verbose else "lines")
     with (
-        Kernels(now) as kernels,
+        elsewhere.kernels(now) as kernels,
         Everywhere(
-            places := _places(now, where, namespace, kernels, all_hops=all_hops), kernels.home, program, snaplen
+            places := _places(now, where, namespace, kernels, all_hops=all_hops),
+            kernels.home if kernels else all_here,
+            program,
+            snaplen,
         ) as hearing,
         _sink(form, write, look.place, port, snaplen, limits) as sink,
     ):
-        elsewhere.tell_clocks(hearing.others)
+        if kernels:
+            from nsnet.cli.kernels import tell_clocks
+
+            tell_clocks(hearing.others)
         note(f"capturing {_what(places, look.place)}; Ctrl-C ends it")
         with interrupt.asked() as stopped:
             _run(hearing, sink, limits, stopped)
@@ -112,7 +120,9 @@ def _what(places: Sequence[tuple[str, str]], place: Callable[[str], str]) -> str
 # --- what is wanted ---------------------------------------------------------------------------------------------------
 
 
-def _places(now: Running, where: str, namespace: str, kernels: Kernels, *, all_hops: bool) -> list[tuple[str, str]]:
+def _places(
+    now: Running, where: str, namespace: str, kernels: "Kernels | None", *, all_hops: bool
+) -> list[tuple[str, str]]:
     """(namespace, device) of each socket; an empty device is all of them."""
     name, _, dev = where.partition(":")
     own = target(now.objects, name, namespace).netns
@@ -120,7 +130,11 @@ def _places(now: Running, where: str, namespace: str, kernels: Kernels, *, all_h
         return [(own, dev)]
     if dev:
         raise InputError("--all-hops is about all devices", f"leave out :{dev}")
-    every = [other for other in kernels.listing() if names.kind_of(other) != "pod"]
+    every = [
+        other
+        for other in (kernels.listing() if kernels else netns.listing(now.cluster))
+        if names.kind_of(other) != "pod"
+    ]
     return [(other, "") for other in dict.fromkeys([own, *every])]
 
 

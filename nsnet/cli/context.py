@@ -46,10 +46,12 @@ def _of_namespaces() -> Iterator[str]:
     """By the mark; names that lead nowhere count, too."""
     from nsnet.kernel import netns
 
-    yield from netns.clusters()
+    found = set(netns.clusters())
+    yield from found
     for name in _entries(names.NETNS):
-        if names.kind_of(name) and netns.identity(name) is None:
-            yield name.partition(".")[0]
+        cluster = name.partition(".")[0]
+        if cluster not in found and names.kind_of(name) and netns.identity(name) is None:
+            yield cluster
 
 
 def _of_directories(parent: Path) -> Iterator[str]:
@@ -58,7 +60,7 @@ def _of_directories(parent: Path) -> Iterator[str]:
 
 def _entries(directory: Path) -> list[str]:
     try:
-        return [entry.name for entry in directory.iterdir()]
+        return os.listdir(directory)  # noqa: PTH208 - of a thousand, a Path each costs more than the look
     except (FileNotFoundError, NotADirectoryError):
         return []
 
@@ -97,15 +99,19 @@ def opened(cluster: str, *, create: bool = False) -> Iterator[Store]:
         store.close()
 
 
-def running(verb: str, name: str | None) -> Running:
-    """The chosen cluster with its objects. Raises MachineError (not root), InputError (which one, or none)."""
+def running(verb: str, name: str | None, *, to_read: bool = False) -> Running:
+    """The chosen cluster with its objects. Raises MachineError (not root), InputError (which one, or none).
+
+    `to_read`: without what no struct declares of them, which is faster and must not be written or shown.
+    """
     from nsnet.cli.output import warning
+    from nsnet.store.keys import decode, decode_to_read
     from nsnet.store.objects import load_objects
 
     need_root(verb)
     cluster = chosen(name)
     with opened(cluster) as store:
-        return Running(cluster, *load_objects(store, warning))
+        return Running(cluster, *load_objects(store, warning, decode_to_read if to_read else decode))
 
 
 def waiting_for(cluster: str, verb: str) -> Callable[[int], None]:

@@ -14,7 +14,6 @@ from nsnet.cli.policy_lines import policy_lines
 from nsnet.cli.sentences import sentence
 from nsnet.cli.target import BALANCER, Target, target
 from nsnet.errors import InputError
-from nsnet.kernel import everywhere
 from nsnet.model import Family, Node, Objects, Pod, Service, ServicePort, SubnetLease
 from nsnet.state import Chain, Nft, NftChain, NftElement, NftSet, Value, socket_address
 from nsnet.verify.world import of_family, proxied
@@ -337,12 +336,16 @@ def _lease_rows(now: Running, found: list[SubnetLease]) -> Iterator[list[str]]:
 @options.cluster
 def conntrack(where: str, overlay: bool, cluster: str | None) -> None:
     """Show the connections a node (or `lb`) tracks: who called, what for, and who answers in truth."""
+    from nsnet.kernel import everywhere
+
     now = running("conntrack", cluster)
     place = _place(now, where)
     families = model.families_of(model.cluster_of(now.objects))
-    with elsewhere.Kernels(now) as kernels:
+    with elsewhere.kernels(now) as kernels:
         argvs = [("conntrack", "-L", *_CONNTRACK[family]) for family in families]
-        text = "".join(everywhere.output(kernels.home, place.netns, argv) for argv in argvs)
+        text = "".join(
+            everywhere.output(kernels.home if kernels else everywhere.all_here, place.netns, argv) for argv in argvs
+        )
     outer = tuple(f":{port}" for port in model.cluster_of(now.objects).flannel.Backend.udp_ports)
     rows = [
         row

@@ -9,6 +9,7 @@ portmap plugin and flannel's `pkg/trafficmngr/iptables`.
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from nsnet.state import socket_address
 
@@ -181,12 +182,18 @@ TABLE: Sequence[Row] = (
 
 def sentence(chain: str, rule: str, pods: Mapping[str, str]) -> str:
     """What the rule is for; empty where no row knows it. `pods`: address → name."""
-    for where, pattern, text in TABLE:
-        found = re.search(pattern, rule) if re.search(where, chain) else None
+    for pattern, text in _rows(chain):
+        found = re.search(pattern, rule)
         if found:
             words = _bracketed(text, found)
             return text.format(*words, pod=_pod(found, pods), chance=_chance(rule), ways=_ways(rule, pods))
     return ""
+
+
+@cache
+def _rows(chain: str) -> list[tuple[str, str]]:
+    """What may stand in a chain of that name."""
+    return [(pattern, text) for where, pattern, text in TABLE if re.search(where, chain)]
 
 
 def _bracketed(text: str, found: re.Match[str]) -> list[str]:

@@ -9,19 +9,18 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from itertools import groupby, takewhile
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
-from nsnet import model, names
+from nsnet import kernel, model, names
 from nsnet.cli import elsewhere, options
 from nsnet.cli.context import Running, running
 from nsnet.cli.decided import decided, end_of, intended
-from nsnet.cli.elsewhere import Kernels
 from nsnet.cli.explain import addresses, service_addresses
 from nsnet.cli.kinds import kind_named
 from nsnet.cli.output import Colour, coloured, out, print_json
-from nsnet.cli.proxied import Request, address_of, legs, onward, request_of
 from nsnet.cli.sentences import sentence
 from nsnet.cli.target import Target, target
 from nsnet.control import policy
@@ -35,6 +34,10 @@ from nsnet.verify.intent import Intent
 from nsnet.verify.intent import intended as promise
 from nsnet.verify.parted import Parting, Predicted, predicted
 from nsnet.verify.why import with_large
+
+if TYPE_CHECKING:  # what is asked for a URL alone is not loaded for every packet
+    from nsnet.cli.kernels import Kernels
+    from nsnet.cli.proxied import Request
 
 
 class Destination(msgspec.Struct, frozen=True):
@@ -99,14 +102,14 @@ def trace(
     Exit code 1 where a way does not arrive, or its reply does not; with --live, where what is intended, predicted and
     observed part.
     """
-    protocol, request = _protocol(udp=udp, icmp=icmp, source_port=source_port), request_of(to)
+    protocol, request = _protocol(udp=udp, icmp=icmp, source_port=source_port), _request(to)
     if request and (live or protocol != "tcp"):
         raise InputError("a URL is asked over TCP, and followed without a packet", "leave out --udp, --icmp, --live")
-    now = running("trace", cluster)
+    now = running("trace", cluster, to_read=True)
     start = target(now.objects, source, namespace)
     end = _asked(now.objects, to, request) if request else destination(now.objects, to, namespace, protocol)
     asked = Packet(protocol, end.address, end.port, sport=source_port or 0)
-    with Kernels(now) as kernels:
+    with elsewhere.kernels(now) as kernels:
         state, found = (
             _through_proxy(now, start, asked, request, kernels) if request else looked(now, start, asked, None, kernels)
         )
@@ -163,13 +166,23 @@ def remembered(found: Sequence[Traced], asked: Packet, look: Look) -> Iterator[s
         )
 
 
-def _intended(objects: Objects, start: Target, found: Sequence[Traced], request: Request | None) -> Iterator[str]:
+def _intended(objects: Objects, start: Target, found: Sequence[Traced], request: "Request | None") -> Iterator[str]:
     """What policies intend for the packet; for a request, for each of the two connections."""
     if request is None:
         yield from intended(objects, start, (one.way for one in found))
         return
+    from nsnet.cli.proxied import legs
+
     parts = (part for one in found for part in legs(objects, start, one.way))
     yield from dict.fromkeys(line for who, way in parts for line in intended(objects, who, (way,)))
+
+
+def _request(to: str) -> "Request | None":
+    if "://" not in to:
+        return None
+    from nsnet.cli.proxied import request_of
+
+    return request_of(to)
 
 
 def _protocol(*, udp: bool, icmp: bool, source_port: int | None) -> str:
@@ -180,78 +193,58 @@ def _protocol(*, udp: bool, icmp: bool, source_port: int | None) -> str:
     return "udp" if udp else "icmp" if icmp else "tcp"
 
 
-_KINDS = {
-    "pod": frozenset({("netns",), ("link",), ("port",)}),
-    "node": frozenset(
-        (word,) for word in ("netns", "link", "port", "address", "route", "neighbour", "fdb", "wireguard")
-    ),
-}
-
-
 def looked(
-    now: Running, start: Target, asked: Packet, most: int | None = None, kernels: Kernels | None = None
+    now: Running, start: Target, asked: Packet, most: int | None = None, kernels: "Kernels | None" = None
 ) -> tuple[State, list[Traced]]:
     """The state and every way (at most `most`). Raises NotReachedError where the namespace it starts from is not there.
 
-    Of pods and nodes that should have no part in it little is read: pods are many, and rules long. Where the packet
-    does not fare as promised, or passes one of these, everything is read and followed again.
+    Pods are many, and rules long: read is what the packet meets. Of UDP conntrack's entries are read, too: a client
+    that keeps its port is led by them, whatever the rules say by now.
     """
-    kernels = kernels or Kernels(now)
-    part = set(_part(now.objects, start.netns, asked))
-    every = kernels.candidates()
-    few = {name: _KINDS[names.kind_of(name)] for name in every if names.kind_of(name) in _KINDS and name not in part}
-    state: State = kernels.observe(only={name: few.get(name, frozenset()) for name in every})
-    flows = _flows(kernels, every, asked)
-    state = _with(state, flows)
+    state = _look(now, kernels, "udp" if asked.protocol == "udp" else "")
     if start.netns not in state:
-        kernels.home(start.netns)  # which says it, if a machine cannot be reached
+        if kernels:
+            kernels.home(start.netns)  # which says it, if a machine cannot be reached
         raise NotReachedError(f"{start.label} has no network namespace {start.netns}", "nsnet status")
-    found = traced(state, start, asked, most)
-    passed = {hop.netns for one in found for way in (one.way, *one.replies) for hop in way.hops}
-    if passed & few.keys() or not all(one.good for one in found):
-        state = _with(kernels.observe(), flows)
-        found = traced(state, start, asked, most)
-    return state, found
+    return state, traced(state, start, asked, most)
+
+
+def _look(now: Running, kernels: "Kernels | None", tracked: str = "") -> State:
+    expected = _stations(now.objects)
+    return kernels.look(tracked, expected) if kernels else kernel.look(now.cluster, tracked, expected)
+
+
+def _stations(objects: Objects) -> dict[str, str]:
+    """Whose MAC it should be: of pods and nodes, as `netns/device`."""
+    own = model.cluster_of(objects).metadata.name
+    found = {
+        names.mac(model.internal_ip(node), "02:42"): f"{names.node_netns(own, node.metadata.name)}/eth0"
+        for node in model.of(objects, model.Node)
+        if model.internal_ip(node)
+    }
+    pods = (pod for pod in model.of(objects, Pod) if pod.status.podIP and not pod.spec.hostNetwork)
+    return found | {
+        names.mac(pod.status.podIP): f"{names.pod_netns(own, pod.metadata.namespace, pod.metadata.name)}/eth0"
+        for pod in pods
+    }
 
 
 def _through_proxy(
-    now: Running, start: Target, asked: Packet, request: Request, kernels: Kernels
+    now: Running, start: Target, asked: Packet, request: "Request", kernels: "Kernels | None"
 ) -> tuple[State, list[Traced]]:
-    """The same for a request, which may end at any pod: all is looked at."""
-    state = kernels.observe()
+    """The same for a request."""
+    from nsnet.cli.proxied import onward
+
+    state = _look(now, kernels)
     ways = (on for way in walk(state, start.netns, asked) for on in onward(now.objects, state, way, request))
     return state, [_traced(state, way, asked) for way in ways]
 
 
-def _asked(objects: Objects, url: str, request: Request) -> Destination:
+def _asked(objects: Objects, url: str, request: "Request") -> Destination:
+    from nsnet.cli.proxied import address_of
+
     address = address_of(objects, request)
     return Destination(address, request.port, f"{url}, {socket_address(address, request.port)}")
-
-
-def _flows(kernels: Kernels, every: Iterable[str], asked: Packet) -> State:
-    """UDP entries of conntrack: a client that keeps its port is led by them, whatever the rules say by now."""
-    if asked.protocol != "udp":
-        return {}
-    nodes = [name for name in every if names.kind_of(name) == "node"]
-    return kernels.observe(only=dict.fromkeys(nodes, frozenset({("conntrack", "udp")})))
-
-
-def _with(state: State, more: State) -> State:
-    return {netns: values | more.get(netns, frozenset()) for netns, values in state.items()} if more else state
-
-
-def _part(objects: Objects, start: str, asked: Packet) -> Iterator[str]:
-    """The namespaces that a packet should pass: its pods' and their nodes', and the node that has the address."""
-    promised = promise(objects, start, asked)
-    ends = {start, *(promised.netns if promised else ())}
-    yield from ends
-    own = model.cluster_of(objects).metadata.name
-    for pod in model.of(objects, Pod):
-        if names.pod_netns(own, pod.metadata.namespace, pod.metadata.name) in ends:
-            yield names.node_netns(own, pod.spec.nodeName)
-    for node in model.of(objects, model.Node):
-        if asked.dst in {address.address for address in node.status.addresses}:
-            yield names.node_netns(own, node.metadata.name)
 
 
 def traced(state: State, start: Target, asked: Packet, most: int | None = None) -> list[Traced]:

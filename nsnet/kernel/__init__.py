@@ -1,6 +1,7 @@
 """The only system calls. Two verbs: `observe` turns what the kernel has into values, `apply` writes changes.
 
-`destroy` is both at once for a whole cluster, without knowing what was wanted of it. The rooms behind them:
+`look` is `observe` piece by piece, for who goes through little of it; `destroy` is both verbs at once for a whole
+cluster, without knowing what was wanted of it. The rooms behind them:
 
     netns.py      create, delete, list, enter          process.py   programs: seen in /proc, started, ended
     netlink.py    sockets and framing                  files.py     the files they read
@@ -16,8 +17,23 @@
 Nothing here remembers anything between two calls, and nothing here knows what a Service is.
 """
 
-from nsnet.kernel.applying import apply
-from nsnet.kernel.observing import observe
-from nsnet.kernel.teardown import destroy
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["apply", "destroy", "observe"]
+if TYPE_CHECKING:
+    from nsnet.kernel.applying import apply
+    from nsnet.kernel.looking import look
+    from nsnet.kernel.observing import observe
+    from nsnet.kernel.teardown import destroy
+
+__all__ = ["apply", "destroy", "look", "observe"]
+
+_ROOMS = {"apply": "applying", "destroy": "teardown", "look": "looking", "observe": "observing"}
+
+
+def __getattr__(name: str) -> Any:
+    """Loaded when it is asked for: who only looks does not pay for writing."""
+    if name not in _ROOMS:
+        raise AttributeError(name)
+    globals()[name] = found = getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return found

@@ -44,7 +44,7 @@ from nsnet.kernel import (
     sockdiag,
     sysctl,
 )
-from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request
+from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request, attributes
 from nsnet.state import KINDS, SYSCTLS, Family, IpSet, Key, Listener, Netns, Scope, Sysctl, Value
 
 _LINKS = {"netns", "link", "port", "qdisc", "segments"}
@@ -63,7 +63,7 @@ _FEW = 100  # namespaces, up to which their files are looked for one by one
 _WORKERS = max(2, os.cpu_count() or 1)
 
 
-class _Look(NamedTuple):
+class Look(NamedTuple):
     """What rtnetlink says of one namespace; veth ends are not matched yet."""
 
     netns: str
@@ -78,17 +78,21 @@ def observe(cluster: str, only: Scope | None = None) -> dict[str, frozenset[Valu
     kind), and no more is read than that takes. Raises MachineError without the rights to enter namespaces.
     """
     try:
-        return _observe(cluster, only)
+        return read(cluster, only, netns.candidates(cluster), {})
     except FileNotFoundError:  # a namespace went away while we looked: once more, without it
-        return _observe(cluster, only)
+        return read(cluster, only, netns.candidates(cluster), {})
     except PermissionError as error:
         raise MachineError(f"cannot look into network namespaces: {error.strerror}", "run it as root") from error
 
 
-def _observe(cluster: str, only: Scope | None) -> dict[str, frozenset[Value]]:
-    there = netns.candidates(cluster)
+def read(
+    cluster: str, only: Scope | None, there: Collection[str], looks: dict[str, Look], *, trusting: bool = False
+) -> dict[str, frozenset[Value]]:
+    """`observe` among the namespaces that are `there`; `looks` keeps what further calls need of this one's links.
+
+    `trusting`: of what is behind a bridge's port its own word is taken, and nobody looks at the other end.
+    """
     wanted = {name: _kinds(only, name) for name in there if only is None or name in only}
-    looks: dict[str, _Look] = {}
     more: dict[str, list[Value]] = {}
     with ThreadPoolExecutor(_WORKERS) as pool:
         filters: list[tuple[str, Future[frozenset[Value]]]] = []
@@ -107,10 +111,10 @@ def _observe(cluster: str, only: Scope | None) -> dict[str, frozenset[Value]]:
                 more[name] += _read_sets(name, keys)
             more[name] += conntrack.read(name, _protocols(keys)) if "conntrack" in wanted[name] else ()
         _add_files_and_processes(cluster, wanted, more)
-        _add_links(cluster, looks, there, wanted, more)
+        _add_links(cluster, looks, there, wanted, more, trusting=trusting)
         for name, future in filters:
             more[name] += future.result()
-    return {name: _chosen(look.values + more[name], only, name) for name, look in looks.items()}
+    return {name: _chosen(looks[name].values + values, only, name) for name, values in more.items()}
 
 
 def _kinds(only: Scope | None, name: str) -> frozenset[str]:
@@ -135,7 +139,7 @@ def _chosen(values: Iterable[Value], only: Scope | None, name: str) -> frozenset
 # --- one namespace ----------------------------------------------------------------------------------------------------
 
 
-def _look(name: str, mark: str, kinds: frozenset[str]) -> tuple[_Look | None, frozenset[Listener]]:
+def _look(name: str, mark: str, kinds: frozenset[str]) -> tuple[Look | None, frozenset[Listener]]:
     """Reads a namespace by netlink; None when it is not ours, or gone."""
     with ExitStack() as stack:
         try:
@@ -154,10 +158,10 @@ def _look(name: str, mark: str, kinds: frozenset[str]) -> tuple[_Look | None, fr
         return look, sockdiag.listeners(diag)
 
 
-def _read_route(name: str, mark: str, route: Netlink, kinds: Collection[str]) -> _Look | None:
+def _read_route(name: str, mark: str, route: Netlink, kinds: Collection[str]) -> Look | None:
     if not _ROUTE_KINDS.intersection(kinds):
         lo = rtnl.interface(route.get(rtnl.GET_LO))
-        return _Look(name, {}, []) if lo.alias == mark else None
+        return Look(name, {}, []) if lo.alias == mark else None
     asked = [kind for kind in _DUMPS if kind in kinds]
     heard, *answers = route.dump([rtnl.GET_LINKS, *(_DUMPS[kind] for kind in asked)])
     links = rtnl.interfaces(heard)
@@ -171,7 +175,7 @@ def _read_route(name: str, mark: str, route: Netlink, kinds: Collection[str]) ->
         tunnels = [rtnl.get_fdb(one.number) for one in links.values() if one.kind == "vxlan"]
         for messages in route.dump(tunnels) if tunnels else ():
             values += rtnl.fdb(messages, links)
-    return _Look(name, links, values)
+    return Look(name, links, values)
 
 
 def _decode(kind: str, messages: list[Message], links: rtnl.Interfaces) -> Iterator[Value]:
@@ -184,7 +188,7 @@ def _decode(kind: str, messages: list[Message], links: rtnl.Interfaces) -> Itera
             yield from rtnl.routes(messages, links)
 
 
-def _devices(look: _Look, kinds: Collection[str]) -> Iterator[Value]:
+def _devices(look: Look, kinds: Collection[str]) -> Iterator[Value]:
     """What devices tell by ways of their own."""
     by_kind = {kind: [one.name for one in look.links.values() if one.kind == kind] for kind in ("wireguard", "veth")}
     if "wireguard" in kinds and by_kind["wireguard"]:
@@ -215,25 +219,41 @@ def _families(name: str, keys: frozenset[Key]) -> frozenset[Family]:
     asked = [key for key in keys if key[0] == "chain"]
     if asked and all(len(key) > 1 for key in asked):
         return frozenset(family for family in _NF_FAMILIES.values() if any(key[1] == family for key in asked))
-    return _with_tables(name) if asked or names.kind_of(name) != "pod" else frozenset()
+    return with_tables(name) if asked or names.kind_of(name) != "pod" else frozenset()
 
 
-def _with_tables(name: str) -> frozenset[Family]:
+def with_tables(name: str) -> frozenset[Family]:
     """The families that have any table."""
+    return frozenset(family for family, _ in _every_table(name))
+
+
+def tables(name: str, family: Family) -> frozenset[str]:
+    """The tables of a family that iptables reads."""
+    from nsnet.kernel.iptables import HOOKS
+
+    return frozenset(table for there, table in _every_table(name) if there == family and table in HOOKS)
+
+
+def _every_table(name: str) -> set[tuple[Family, str]]:
+    """Of iptables and ip6tables, in both builds; and any other of their families."""
     from nsnet.kernel.iptables import LEGACY_TABLES
 
     request = Request(_NFT_GETTABLE, 0, _NFGENMSG.pack(0, 0, 0))
-    found: set[Family] = set()
+    found: set[tuple[Family, str]] = set()
     with netns.inside(name):
         with suppress(OSError):  # a kernel without nf_tables
             with Netlink(NETLINK_NETFILTER) as netfilter:
-                (tables,) = netfilter.dump([request])
-            found |= {_NF_FAMILIES[data[start]] for _, data, start, _ in tables if data[start] in _NF_FAMILIES}
+                (messages,) = netfilter.dump([request])
+            found |= {
+                (_NF_FAMILIES[data[start]], attributes(data, start + 4, end)[1].rstrip(b"\0").decode())
+                for _, data, start, end in messages
+                if data[start] in _NF_FAMILIES
+            }
         for family, path in LEGACY_TABLES.items():
             with suppress(OSError):  # a kernel without the legacy tables
-                if family not in found and path.read_bytes():
-                    found.add(family)
-    return frozenset(found)
+                if not any(there == family for there, _ in found):
+                    found |= {(family, table) for table in path.read_text().split()}
+    return found
 
 
 def _read_chains(name: str, keys: frozenset[Key], families: frozenset[Family]) -> frozenset[Value]:
@@ -298,17 +318,20 @@ def _is_health_port(value: Value) -> bool:
 
 def _add_links(
     cluster: str,
-    looks: Mapping[str, _Look],
+    looks: dict[str, Look],
     there: Collection[str],
     wanted: Mapping[str, frozenset[str]],
     more: dict[str, list[Value]],
+    *,
+    trusting: bool,
 ) -> None:
     """Matches the ends of pairs and adds the links of every namespace whose links were asked for."""
-    asked = [look for name, look in looks.items() if _LINKS.intersection(wanted[name])]
-    ends = _ends([*asked, *_further(cluster, asked, looks, there)])
+    asked = [looks[name] for name in more if _LINKS.intersection(wanted[name])]
+    ends = _ends([*asked, *_further(cluster, asked, looks, there, trusting=trusting)])
     for look in asked:
         for one in look.links.values():
-            value = rtnl.link(look.links, one, _peer(look.netns, one, ends))
+            trusted = trusting and one.port and one.alias.rpartition("/")[0] in there
+            value = rtnl.link(look.links, one, one.alias if trusted else _peer(look.netns, one, ends))
             if value is not None:
                 more[look.netns].append(value)
 
@@ -316,7 +339,7 @@ def _add_links(
 _Ends = dict[str, tuple[str, rtnl.Interface]]
 
 
-def _ends(looks: Iterable[_Look]) -> _Ends:
+def _ends(looks: Iterable[Look]) -> _Ends:
     """Every veth, under the alias by which its other end names it."""
     return {
         rtnl.alias_of(f"{look.netns}/{one.name}"): (look.netns, one)
@@ -336,11 +359,17 @@ def _peer(name: str, one: rtnl.Interface, ends: _Ends) -> str:
 
 
 def _further(
-    cluster: str, asked: Iterable[_Look], looks: Mapping[str, _Look], there: Collection[str]
-) -> Iterator[_Look]:
+    cluster: str,
+    asked: Iterable[Look],
+    looks: dict[str, Look],
+    there: Collection[str],
+    *,
+    trusting: bool,
+) -> Iterator[Look]:
     """The links of namespaces that were not asked for, but hold the other end of a pair of those that were."""
     seen = {look.netns for look in asked}
-    aliases = {one.alias for look in asked for one in look.links.values() if one.kind == "veth"}
+    cables = (one for look in asked for one in look.links.values() if one.kind == "veth")
+    aliases = {one.alias for one in cables if not (trusting and one.port and "/" in one.alias)}
     named = {alias.rpartition("/")[0] for alias in aliases}
     shortened = any(alias and "/" not in alias for alias in aliases)
     for name in there:
@@ -350,4 +379,5 @@ def _further(
         if look is None or not look.links:
             look, _ = _look(name, names.mark(cluster), frozenset(_LINKS))
         if look is not None:
+            looks[name] = look
             yield look

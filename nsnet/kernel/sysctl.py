@@ -7,6 +7,7 @@ has, so only nodes and the fabric have sysctls (`state.SYSCTLS`, and what a node
 Source: procps `sysctl.conf(5)` (a dot inside an interface name is written /), Linux `net/sysctl_net.c`.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from nsnet.kernel.netns import inside
 from nsnet.state import Change, Refusal, Sysctl
 
 _ROOT = Path("/proc/sys")
+_SWAPPED = str.maketrans("./", "/.")
+_LARGEST = 4096  # bytes of a value
 
 # Devices that are there keep what `default` was when they came; what is written to `all`, default and they get.
 _OF_LATER, _OF_ALL = (f"net.ipv6.conf.{name}.disable_ipv6" for name in ("default", "all"))
@@ -37,7 +40,7 @@ def of_interface(name: str) -> bool:
 def read(netns: str, wanted: Iterable[str]) -> frozenset[Sysctl]:
     """The sysctls of these names in a namespace, `*` being any one interface. What the kernel lacks is left out."""
     with inside(netns):
-        return frozenset(found for name in wanted for path in _expand(name) for found in _read(path))
+        return frozenset(found for name in wanted for found in _read_all(name))
 
 
 def further(netns: str) -> list[str]:
@@ -49,16 +52,26 @@ def further(netns: str) -> list[str]:
     return [line.partition("=")[0].strip() for line in text.splitlines() if "=" in line]
 
 
-def _expand(name: str) -> list[Path]:
-    path = _path(name)
-    return sorted(_ROOT.glob(str(path.relative_to(_ROOT)))) if "*" in name else [path]
+def _read_all(name: str) -> Iterator[Sysctl]:
+    if "*" not in name:
+        yield from _read(name, f"{_ROOT}/{name.translate(_SWAPPED)}")
+        return
+    for path in sorted(_ROOT.glob(str(_path(name).relative_to(_ROOT)))):
+        yield from _read(_name(path), str(path))
 
 
-def _read(path: Path) -> Iterator[Sysctl]:
+def _read(name: str, path: str) -> Iterator[Sysctl]:
+    """A node has a hundred, so a Path for each would cost more than the kernel does."""
     try:
-        yield Sysctl(_name(path), path.read_text(encoding="ascii").rstrip("\n"))
+        knob = os.open(path, os.O_RDONLY)
     except OSError:  # not in this kernel, write-only, or gone with its interface
         return
+    try:
+        yield Sysctl(name, os.read(knob, _LARGEST).decode("ascii").rstrip("\n"))
+    except OSError:
+        return
+    finally:
+        os.close(knob)
 
 
 def write(netns: str, changes: Sequence[Change]) -> list[Refusal]:

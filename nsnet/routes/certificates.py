@@ -8,7 +8,6 @@ key's public part (RFC 5280, RFC 8017, RFC 5915, RFC 5958). OpenSSL's own limit 
 import base64
 import binascii
 import re
-import ssl
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -80,6 +79,8 @@ def _public_of_certificate(text: str) -> bytes:
     first = leaf(text)
     if not first:
         raise Broken("tls.crt has no certificate in it")
+    import ssl  # a tenth of a start, and most clusters show no certificates
+
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
     except (ssl.SSLError, ValueError):

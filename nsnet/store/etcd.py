@@ -21,9 +21,9 @@ import msgspec
 
 from nsnet.errors import InputError, MachineError
 from nsnet.store import LEASE_SECONDS, Compacted, Conflict, Entries, Entry, Event, Events, Unreachable
-from nsnet.store.gateway import NOT_FOUND, PATIENCE, PRECONDITION, Gateway, Refused
+from nsnet.store.gateway import NOT_FOUND, PRECONDITION, Gateway, Refused
 from nsnet.store.keys import CLUSTERS, FORMAT
-from nsnet.store.location import Location
+from nsnet.store.location import PATIENCE, Location
 from nsnet.store.redo import COMMIT, REDO, carry_out, write_down
 from nsnet.store.watch import Watch
 

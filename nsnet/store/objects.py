@@ -44,10 +44,12 @@ class Claim(NamedTuple):
 def _silent(_: str) -> None: ...
 
 
-def load_objects(store: Store, warn: Warn = _silent) -> tuple[dict[Key, Object], int]:
-    """All objects, and the revision they stand for."""
+def load_objects(
+    store: Store, warn: Warn = _silent, decoded: Callable[[str, bytes], Object] = decode
+) -> tuple[dict[Key, Object], int]:
+    """All objects, and the revision they stand for. `decoded`: `keys.decode_to_read`, where none is written again."""
     entries, revision = store.list("/")
-    objects = _decoded(((entry.key, entry.value) for entry in entries), warn)
+    objects = _decoded(((entry.key, entry.value) for entry in entries), warn, decoded)
     return _with_metadata(objects, entries), revision
 
 
@@ -140,20 +142,22 @@ def _last_written(store: Store, keys: Iterable[str], revision: int) -> dict[str,
     return {key: there.get(key, 0) for key in wanted}
 
 
-def _decoded(pairs: Iterable[tuple[str, bytes]], warn: Warn) -> dict[Key, Object]:
+def _decoded(
+    pairs: Iterable[tuple[str, bytes]], warn: Warn, decoded: Callable[[str, bytes], Object]
+) -> dict[Key, Object]:
     objects = {}
     for name, value in pairs:
-        obj = _object(name, value, warn)
+        obj = _object(name, value, warn, decoded)
         if obj is not None:
             objects[key_of(obj)] = obj
     return objects
 
 
-def _object(name: str, value: bytes, warn: Warn) -> Object | None:
+def _object(name: str, value: bytes, warn: Warn, decoded: Callable[[str, bytes], Object] = decode) -> Object | None:
     if name.startswith(PRIVATE) or not name.startswith((REGISTRY, LEASES)):
         return None
     try:
-        return decode(name, value)
+        return decoded(name, value)
     except InputError as error:
         warn(str(error))
         return None

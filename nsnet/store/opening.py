@@ -2,8 +2,7 @@
 
 from nsnet.errors import NsnetError
 from nsnet.store import Store, sqlite
-from nsnet.store.gateway import PATIENCE
-from nsnet.store.location import INSIDE, SQLITE, Here, here, location
+from nsnet.store.location import INSIDE, PATIENCE, SQLITE, Here, here, location
 
 
 def exists(cluster: str) -> bool:

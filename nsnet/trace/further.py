@@ -6,7 +6,8 @@ keeps for a client's old port may lead to where nobody is any more.
 
 from collections.abc import Iterator, Sequence
 
-from nsnet.state import Conntrack, State, socket_address
+from nsnet.names import kind_of
+from nsnet.state import Conntrack, Looking, State, socket_address
 from nsnet.trace.values import Packet, Way
 from nsnet.trace.view import family_of, lookup, view
 from nsnet.trace.walk import answer, walk
@@ -45,11 +46,17 @@ def _is_too_large(way: Way) -> bool:
 
 
 def stale(state: State, packet: Packet, ways: Sequence[Way]) -> Iterator[tuple[str, Conntrack]]:
-    """Entries that lead this client's old ports to where no new connection goes, by the namespaces that keep them."""
+    """Entries that lead this client's old ports to where no new connection goes, by the nodes that keep them.
+
+    They are read for UDP alone, which kube-proxy cleans up (or not).
+    """
+    if packet.protocol != "udp":
+        return
     sources = {way.flows[0].came.src if way.flows else way.packet.src for way in ways}
     now = {socket_address(way.packet.dst, way.packet.dport) for way in ways}
-    for netns, values in sorted(state.items()):
-        entries = [value for value in values if isinstance(value, Conntrack) and value.rewritten]
+    there = state.there if isinstance(state, Looking) else state
+    for netns in sorted(name for name in there if kind_of(name) == "node"):
+        entries = [value for value in state.get(netns, ()) if isinstance(value, Conntrack) and value.rewritten]
         for entry in sorted(entries, key=lambda value: value.key):
             same = (entry.protocol, entry.dst, entry.dport) == (packet.protocol, packet.dst, packet.dport)
             if same and entry.src in sources and entry.answerer not in now:

@@ -1,6 +1,6 @@
 """Does anything listen where a packet arrives?"""
 
-from nsnet.state import Listener, State
+from nsnet.state import Listener, Looking, State
 from nsnet.trace.values import Way
 
 
@@ -8,7 +8,9 @@ def is_open(state: State, way: Way) -> bool:
     """A state that was never observed has no listeners at all, and cannot say: there everything is open."""
     if way.packet.protocol not in {"tcp", "udp"}:
         return True
-    if not any(isinstance(value, Listener) for values in state.values() for value in values):
+    if not isinstance(state, Looking) and not any(
+        isinstance(value, Listener) for values in state.values() for value in values
+    ):
         return True
     here = (value for value in state[way.netns] if isinstance(value, Listener))
     wanted = (way.packet.protocol, way.packet.dport)

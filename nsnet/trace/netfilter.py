@@ -4,9 +4,11 @@ Conntrack as the kernel has it: the nat table sees only the first packet of a co
 is translated back by the entry the first packet made (`Trip.reply`), whatever the rules say by now.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from heapq import merge
+from ipaddress import ip_address
 from operator import itemgetter
 from typing import Literal, NamedTuple
 
@@ -30,7 +32,6 @@ PRIORITIES: dict[str, dict[str, int]] = {
 }
 """Where iptables' tables stand in a hook; nftables' base chains say their own priority."""
 
-_ONE_ADDRESS = 0xFFFFFFFF
 _DEEPEST = 64  # jumps in each other; the kernel refuses loops, observed text could hold one
 _POLICIES: dict[str, Outcome] = {"accept": "accept", "drop": "drop"}
 _ENDS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject"}
@@ -120,31 +121,43 @@ def _chain(chain: Chain, trip: Trip, here: View, facts: Facts, depth: int) -> It
 
 
 class _Index(NamedTuple):
-    """A chain's rules by place: those for one address alone, and all others; `plain` are these without places."""
+    """A chain's rules by place: those for one address alone, still as text, and all others."""
 
-    by_address: Mapping[int, tuple[tuple[int, Rule], ...]]
+    by_address: Mapping[str, tuple[tuple[int, str], ...]]
     others: tuple[tuple[int, Rule], ...]
-    plain: tuple[Rule, ...]
+    plain: tuple[Rule, ...]  # the others, without places
+
+
+_FOR_ONE = re.compile(r"(?:-s \S+ )?-d ([0-9a-f.:]+)/(?:32|128)(?: |$)")
 
 
 @lru_cache(maxsize=1 << 14)
 def _index(rules: tuple[str, ...]) -> _Index:
-    by_address: dict[int, tuple[tuple[int, Rule], ...]] = {}
+    by_address: dict[str, list[tuple[int, str]]] = {}
     others = []
-    for place, rule in enumerate(map(parse, rules)):
-        to = rule.destination
-        if to is not None and not to.negated and to.mask == _ONE_ADDRESS:
-            by_address[to.network] = (*by_address.get(to.network, ()), (place, rule))
+    for place, text in enumerate(rules):
+        to = _FOR_ONE.match(text)
+        if to:
+            by_address.setdefault(to[1], []).append((place, text))
         else:
-            others.append((place, rule))
-    return _Index(by_address, tuple(others), tuple(rule for _, rule in others))
+            others.append((place, parse(text)))
+    found = {address: tuple(mine) for address, mine in by_address.items()}
+    return _Index(found, tuple(others), tuple(rule for _, rule in others))
+
+
+@lru_cache(maxsize=1 << 12)
+def _spelled(address: str) -> str:
+    return str(ip_address(address))
 
 
 def _candidates(rules: tuple[str, ...], dst: str) -> Sequence[Rule]:
     """In order, without those for another address: of KUBE-SERVICES' thousand rules one packet concerns a few."""
     index = _index(rules)
-    mine = index.by_address.get(number(dst), ()) if index.by_address else ()
-    return [rule for _, rule in merge(mine, index.others, key=itemgetter(0))] if mine else index.plain
+    mine = index.by_address.get(_spelled(dst), ()) if index.by_address else ()
+    if not mine:
+        return index.plain
+    parsed = [(place, parse(text)) for place, text in mine]
+    return [rule for _, rule in merge(parsed, index.others, key=itemgetter(0))]
 
 
 def _weighed(trip: Trip, chance: float) -> Trip:

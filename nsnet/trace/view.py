@@ -3,7 +3,7 @@
 Made from its values alone, once for each set of values. What is of the other family is not there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
 
@@ -35,6 +35,7 @@ from nsnet.state import (
     WireguardPeer,
 )
 from nsnet.trace.nft import Tables, tables
+from nsnet.trace.rules import number
 
 Link = Loopback | state.Link
 
@@ -68,11 +69,12 @@ class View(msgspec.Struct, frozen=True, eq=False):
     keys: dict[str, WireguardKey]
     peers: dict[str, list[WireguardPeer]]
     sysctls: dict[str, str]
-    chains: dict[tuple[str, str], Chain]
+    chains: Mapping[tuple[str, str], Chain]
     nft: Tables
     sets: dict[str, IpSet]
     qdiscs: dict[str, Qdisc]
     tracked: dict[tuple[str, str, int, str, int], Conntrack]  # protocol, source, destination: as the packet comes
+    behind: dict[tuple[str, str], str] = {}  # (bridge, MAC) → the port behind which it was last: where to look first
 
     def is_up(self, dev: str) -> bool:
         link = self.links.get(dev)
@@ -115,8 +117,11 @@ def is_loopback(address: str) -> bool:
 
 
 @lru_cache(maxsize=1 << 11)
-def view(every: frozenset[Value], family: Family = "ip") -> View:
-    """The namespace with these values. Connected routes, which the kernel makes, are made here from the addresses."""
+def view(every: frozenset[Value], family: Family = "ip", chains: Mapping[tuple[str, str], Chain] | None = None) -> View:
+    """The namespace with these values. Connected routes, which the kernel makes, are made here from the addresses.
+
+    `chains`: those of iptables, where they are not among the values.
+    """
     values = frozenset(value for value in every if _family(value) in ("", family))
     links = {_name(value): value for value in values if isinstance(value, Link)}
     addresses: dict[str, list[str]] = {}
@@ -139,7 +144,7 @@ def view(every: frozenset[Value], family: Family = "ip") -> View:
         keys={value.dev: value for value in values if isinstance(value, WireguardKey)},
         peers=peers,
         sysctls={value.name: value.value for value in values if isinstance(value, Sysctl)},
-        chains={(value.table, value.name): value for value in values if isinstance(value, Chain)},
+        chains=by_name(values) if chains is None else chains,
         nft=tables(values),
         sets={value.name: value for value in values if isinstance(value, IpSet)},
         qdiscs={value.dev: value for value in values if isinstance(value, Qdisc)},
@@ -149,6 +154,10 @@ def view(every: frozenset[Value], family: Family = "ip") -> View:
             if isinstance(value, Conntrack)
         },
     )
+
+
+def by_name(values: Iterable[Value]) -> dict[tuple[str, str], Chain]:
+    return {(value.table, value.name): value for value in values if isinstance(value, Chain)}
 
 
 def _family(value: Value) -> str:
@@ -193,9 +202,9 @@ def lookup(here: View, dst: str) -> Route | None:
     if here.is_local(dst):
         src = dst if dst in here.local else LOOPBACK[here.family]
         return Route(dst, dev="lo", proto="kernel", src=src, kind="local")
-    number = int(ip_address(dst))
+    wanted = number(dst)
     for entry in here.entries:
-        if (number ^ entry.network) >> (entry.bits - entry.length) == 0:
+        if (wanted ^ entry.network) >> (entry.bits - entry.length) == 0:
             return entry.route
     return None
 
@@ -205,6 +214,11 @@ def source(here: View, route: Route, dev: str, nexthop: str) -> str:
     if route.src:
         return route.src
     cidrs = here.addresses.get(dev, [])
-    near = [cidr for cidr in cidrs if nexthop and ip_address(nexthop) in ip_interface(cidr).network]
+    near = [cidr for cidr in cidrs if nexthop and _is_in(nexthop, cidr)]
     own = near or cidrs or [cidr for others in here.addresses.values() for cidr in others]
     return own[0].partition("/")[0] if own else ""
+
+
+@lru_cache(maxsize=1 << 12)
+def _is_in(address: str, cidr: str) -> bool:
+    return ip_address(address) in ip_interface(cidr).network

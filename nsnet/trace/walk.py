@@ -10,7 +10,7 @@ Two facts that decide real failures, found by sending packets (facts/FAILURES.md
 - without it an answer between two pods of one bridge never passes the node's conntrack: its source is the wrong one.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 
 import msgspec
@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from nsnet import state as kernel
 from nsnet.names import called, kind_of
-from nsnet.state import Bridge, Route, State, Veth, Vxlan
+from nsnet.state import Bridge, BridgePort, Route, State, Veth, Vxlan
 from nsnet.trace import netfilter, process, tunnels
 from nsnet.trace.values import Flow, Hop, Packet, Result, Trip, Way
 from nsnet.trace.view import BRIDGE_NF, FORWARDING, View, family_of, is_loopback, lookup, source, view
@@ -37,9 +37,23 @@ class World(msgspec.Struct, frozen=True, eq=False):
     recent: Collection[tuple[str, str]] = ()
     flows: tuple[Flow, ...] = ()
     family: kernel.Family = "ip"
+    views: dict[tuple[str, kernel.Family], View] = {}
 
     def here(self, netns: str) -> View:
-        return view(self.state.get(netns, frozenset()), self.family)
+        found = self.views.get((netns, self.family))
+        if found is None:
+            found = self.views[netns, self.family] = self._seen(netns)
+        return found
+
+    def _seen(self, netns: str) -> View:
+        chains = self.state.chains(netns, self.family) if isinstance(self.state, kernel.Looking) else None
+        return view(self.state.get(netns, frozenset()), self.family, chains)
+
+    def macs(self) -> Callable[[str, str], str]:
+        """The MAC of the other end of a cable, by its namespace and name."""
+        if isinstance(self.state, kernel.Looking):
+            return self.state.mac
+        return lambda netns, dev: self.here(netns).mac(dev)
 
 
 class Station(msgspec.Struct, frozen=True):
@@ -432,20 +446,30 @@ def _nobody(world: World, here: View, dev: str, mac: str | None, nexthop: str) -
 
 
 def _port_with(world: World, here: View, bridge: str, mac: str) -> str:
-    """The port of a bridge whose other end has a MAC, up or down. A node may have hundreds: plain code, no calls.
+    """The port of a bridge whose other end has a MAC, up or down. A node may have hundreds: plain code, few calls.
 
     A trunk's forwarding entries say which MACs are behind it.
     """
-    for port in here.ports.values():
-        link = here.links.get(port.name)
+    links, mac_of = here.links, world.macs()
+    for port in (*_first(world, here, bridge, mac), *here.ports.values()):
+        link = links.get(port.name)
         if port.bridge == bridge and isinstance(link, Vxlan) and (port.name, mac) in here.fdb:
             return port.name
         if port.bridge == bridge and isinstance(link, Veth):
             other, _, dev = link.peer.rpartition("/")
-            far = world.here(other).links.get(dev)
-            if isinstance(far, Veth) and far.mac == mac:
+            if mac_of(other, dev) == mac:
+                here.behind[bridge, mac] = port.name
                 return port.name
     return ""
+
+
+def _first(world: World, here: View, bridge: str, mac: str) -> Iterator[BridgePort]:
+    """Where to look first: where it was last, or where it should be."""
+    last = here.ports.get(here.behind.get((bridge, mac), ""))
+    if last:
+        yield last
+    elif isinstance(world.state, kernel.Looking) and (likely := world.state.likely(mac)):
+        yield from (port for port in here.ports.values() if _leads_to(here, port.name) == likely)
 
 
 def _takes(world: World, station: Station, mac: str | None, nexthop: str) -> bool:
@@ -521,8 +545,9 @@ def _by_trunk(
 
 def _far_switch(world: World, trunk: Vxlan, address: str) -> Station | None:
     """Where a switch's VXLAN device comes out on the machine that has the address."""
-    for netns in world.state if address else ():
-        for link in world.here(netns).links.values() if kind_of(netns) == "fabric" else ():
+    there = world.state.there if isinstance(world.state, kernel.Looking) else world.state
+    for netns in sorted(name for name in there if address and kind_of(name) == "fabric"):
+        for link in world.here(netns).links.values():
             if isinstance(link, Vxlan) and (link.vni, link.port, link.local) == (trunk.vni, trunk.port, address):
                 return Station(netns, link.name)
     return None

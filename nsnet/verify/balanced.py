@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nsnet import model
+from nsnet.model import Service
 from nsnet.verify import chance
 from nsnet.verify import world as worlds
 from nsnet.verify.world import Backend, Place, World
@@ -60,7 +61,7 @@ def _from_outside(world: World, asker: "Asker", item: "Port", address: str, host
     )
     for found_here in asked:
         one = _seen_by_any(found_here, nodes)
-        if not _may_come(item, host) and not (world.userspace and config.mode == "vip"):
+        if not may_come(item.service, host) and not (world.userspace and config.mode == "vip"):
             yield msgspec.structs.replace(one, want="timeout")
         elif not nodes or (config.mode == "nodeport" and not item.port.nodePort):
             yield msgspec.structs.replace(one, want="refused", answers=frozenset(), seen="", seen_as=frozenset())
@@ -96,7 +97,7 @@ def _from_inside(world: World, asker: "Asker", item: "Port", address: str, turn:
             found = worlds.for_cluster(item.candidates, node)
             kept = local and source.kind == "pod" and world.plain
             for one in asker.ask(source, item, found, address, item.port.port, rejecter=node, group=GROUP, kept=kept):
-                allowed = world.userspace or _may_come(item, source) or (one.want == "refused" and not found)
+                allowed = world.userspace or may_come(item.service, source) or (one.want == "refused" and not found)
                 yield one if allowed else msgspec.structs.replace(one, want="timeout")
 
 
@@ -104,9 +105,9 @@ def _offered(item: "Port", node: Place, *, local: bool) -> list[Backend]:
     return worlds.for_local(item.candidates, node) if local else worlds.for_cluster(item.candidates, node)
 
 
-def _may_come(item: "Port", source: Place) -> bool:
+def may_come(service: Service, source: Place) -> bool:
     """Is its address in the Service's source ranges? One of length 0 lets everybody in."""
-    ranges = [ip_network(text.strip(), strict=False) for text in item.service.spec.loadBalancerSourceRanges or ()]
+    ranges = [ip_network(text.strip(), strict=False) for text in service.spec.loadBalancerSourceRanges or ()]
     four = [network for network in ranges if network.version == 4]
     if not four or any(not network.prefixlen for network in four):
         return True

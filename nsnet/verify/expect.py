@@ -41,7 +41,7 @@ REFUSALS = {"near": 40, "far": 5}  # what one rejecter is asked by one source on
 
 LOOPBACK: Mapping[model.Family, str] = {"ip": "127.0.0.1", "ip6": "::1"}
 
-IDENTITY = b"GET /nsnet HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n"
+IDENTITY = b"GET /nsnet HTTP/1.1\r\nHost: %s\r\n%sConnection: close\r\n\r\n"
 WHOAMI = b"whoami\n"
 
 
@@ -54,7 +54,7 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     `seen_as`: any of these addresses will do. `want` unreachable is also met by silence: routers ration their errors;
     `closed` is a connection that is taken and then closed, or reset, without a word.
     `blocked`: a NetworkPolicy forbids it, by silence or by a refusal. `partly`: policies forbid some of those who may
-    be chosen, so that either is right.
+    be chosen, so that either is right. `filler`: so many bytes more are asked with, more than a packet holds.
     """
 
     group: str
@@ -74,6 +74,7 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     spread: bool = False
     sticky: bool = False
     partly: bool = False
+    filler: int = 0
     path: str = "/"
     title: str = ""
     learns: tuple[Learned, ...] = ()
@@ -95,7 +96,8 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     def payload(self) -> bytes:
         match self.ask:
             case "identity":
-                return WHOAMI if self.protocol == "UDP" else IDENTITY % _in_url(self.address).encode()
+                filler = b"X-Filler: %s\r\n" % (b"x" * self.filler) if self.filler else b""
+                return WHOAMI if self.protocol == "UDP" else IDENTITY % (_in_url(self.address).encode(), filler)
             case "http":
                 return b"GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % (
                     self.path.encode(),
@@ -136,6 +138,8 @@ def describe(item: Expectation) -> str:
         words += f" and sees {'the sender' if item.seen == SENDER else item.seen}"
     if item.seen_as:
         words += " and sees the node"
+    if item.filler:
+        words += ", asked in packets of full size"
     if item.spread:
         words += f", all of them, fairly over {item.calls} calls"
     if item.sticky:
@@ -157,6 +161,7 @@ def _of_family(world: World, objects: Objects, *, all_pairs: bool, seed: int) ->
     places = {key: place for place in (*world.nodes, *world.pods) for key in (place.netns, place.address)}
     parts = (
         _pods(world, all_pairs, seed),
+        _full_size(world),
         _nodes(world, all_pairs),
         _localhost(world),
         _services(world, all_pairs),
@@ -272,6 +277,19 @@ def _pods(world: World, everything: bool, seed: int) -> Iterator[Expectation]:
         for protocol, port in _ports(target, turns[target.name]):
             yield _port("pod-to-pod", source, target, protocol, port, SENDER, learns=learns)
         turns[target.name] += 1
+
+
+def _full_size(world: World) -> Iterator[Expectation]:
+    """Of every pair of nodes (a node with itself, too) one pair of pods: a small packet says nothing about large ones.
+
+    A request of more than one packet over TCP, as large as both ends believe in. Where that is too much for somebody on
+    the way who says so, TCP sends less and it passes; where nobody says so, small packets alone arrive.
+    """
+    filler = 2 * max((network.mtu for network in world.cluster.underlay.networks), default=1500)
+    for source, target in sample.node_pairs([pod for pod in world.pods if pod.tcp], lambda pod: pod.node):
+        if not target.runs and not policy.forbidden(world, source, target, "TCP", target.tcp[0]):
+            found = _port("full-size", source, target, "TCP", target.tcp[0], SENDER, learns=learned(source, target))
+            yield msgspec.structs.replace(found, filler=filler)
 
 
 def _nodes(world: World, everything: bool) -> Iterator[Expectation]:

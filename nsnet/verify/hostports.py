@@ -42,6 +42,17 @@ def questions(world: World, objects: Objects) -> Iterator[Question]:
                     yield from _not_outside(world, objects, node, pod, item)
 
 
+def behind(world: World, objects: Objects, source: Place, address: str, port: int, protocol: str) -> Place | None:
+    """The pod that this hostPort leads `source` to; loopback is the asking node's own."""
+    node = world.node(source.name) if address == LOOPBACK and source.kind == "node" else None
+    node = node or next((one for one in world.nodes if one.address == address), None)
+    if node is None or not port:
+        return None
+    hosted = ((pod, item) for pod in world.pods if pod.node == node.name for item in _ports(objects, pod))
+    same = ((pod, item) for pod, item in hosted if (item.hostPort, item.protocol.lower()) == (port, protocol))
+    return next((pod for pod, item in same if item.hostIP in (*EVERY, address)), None)
+
+
 def _obj(objects: Objects, pod: Place) -> model.Pod:
     namespace, _, name = pod.name.partition("/")
     found = objects[Key("Pod", namespace, name)]

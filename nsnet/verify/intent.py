@@ -4,13 +4,16 @@ The same facts as `expect` has, asked for one source and one address instead of 
 somebody chose. None where the objects promise nothing (an address that is nobody's). NetworkPolicies do not count here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Literal
 
 import msgspec
 
+from nsnet import model
 from nsnet.model import Objects, Service, ServicePort
 from nsnet.trace import Packet
+from nsnet.verify import balanced, hostports
 from nsnet.verify import world as worlds
 from nsnet.verify.world import Backend, Place, World
 
@@ -36,12 +39,18 @@ def intended(objects: Objects, netns: str, packet: Packet) -> Intent | None:
     source = next((place for place in places if place.netns == netns), None)
     if source is None:
         return None
-    service = _service(world, packet)
+    service = _asked(world, packet, lambda one: (one.spec.clusterIP, *(one.spec.externalIPs or ())))
     if service is not None:
         return _to_service(world, source, *service)
+    outside = _asked(world, packet, model.balanced_addresses)
+    if outside is not None:
+        return _to_balancer(world, source, *outside)
     node_port = _node_port(world, packet)
     if node_port is not None:
         return _to_node_port(world, source, *node_port)
+    guest = hostports.behind(world, objects, source, packet.dst, packet.dport, packet.protocol)
+    if guest is not None:
+        return _reach((guest,))
     owner = next((place for place in places if place.address == packet.dst), None)
     if owner is None:
         return None
@@ -80,14 +89,15 @@ def _short(place: Place) -> str:
 Asked = tuple[Service, ServicePort]
 
 
-def _service(world: World, packet: Packet) -> Asked | None:
+def _asked(world: World, packet: Packet, addresses: Callable[[Service], Iterable[str]]) -> Asked | None:
+    """The Service port that has one of these addresses."""
     return next(
         (
             (service, port)
             for service in world.services
-            if packet.dst in {service.spec.clusterIP, *(service.spec.externalIPs or ())}
             for port in service.spec.ports or ()
             if (port.port, port.protocol.lower()) == (packet.dport, packet.protocol)
+            and packet.dst in addresses(service)
         ),
         None,
     )
@@ -118,6 +128,19 @@ def _to_service(world: World, source: Place, service: Service, port: ServicePort
     local = service.spec.internalTrafficPolicy == "Local"
     found = worlds.for_local(candidates, node) if local else worlds.for_cluster(candidates, node)
     return _of(world, service, candidates, found)
+
+
+def _to_balancer(world: World, source: Place, service: Service, port: ServicePort) -> Intent:
+    """From outside by one of the balancer's nodes; whoever has a node is served by that one, from all endpoints."""
+    if not balanced.may_come(service, source):
+        return Intent("nothing", f"{_title(service)} takes other sources only")
+    candidates, home = worlds.backends(world, service, port), world.node(source.node)
+    if home is not None:
+        return _of(world, service, candidates, worlds.for_cluster(candidates, home))
+    nodes = filter(None, map(world.node, model.balanced_nodes(service)))
+    local = service.spec.externalTrafficPolicy == "Local"
+    offered = (worlds.for_local(candidates, node) if local else worlds.for_cluster(candidates, node) for node in nodes)
+    return _of(world, service, candidates, list(dict.fromkeys(chain.from_iterable(offered))))
 
 
 def _to_node_port(world: World, source: Place, service: Service, port: ServicePort, node: Place) -> Intent:

@@ -20,7 +20,7 @@ from nsnet.kernel.everywhere import Everywhere, Homes, Rules, all_here
 from nsnet.kernel.iptables import is_nft
 from nsnet.kernel.nftables import TRACE
 from nsnet.kernel.ruletrace import Located, Told
-from nsnet.state import Chain, NftChain, State
+from nsnet.state import Chain, Looking, NftChain, State
 from nsnet.trace import Hop, Packet
 from nsnet.trace.observed import Sighting, hops, unflooded
 
@@ -78,9 +78,10 @@ def observe(
         if isinstance(why, OSError) and why.errno in _NO_ROUTE:
             return Observed("kept", netns, (), (), words=why.strerror or "")
         raise
-    places = [name for name in state if names.kind_of(name) != "pod"]
+    there = sorted(state.there) if isinstance(state, Looking) else state
+    places = [name for name in there if names.kind_of(name) != "pod" and name in state]
     places = list(dict.fromkeys([netns, *places, *ends]))
-    ruled = [name for name in places if any(isinstance(value, Chain | NftChain) for value in state.get(name, ()))]
+    ruled = [name for name in places if _has_rules(state, name)]
     program = bpf.inner_too(bpf.compiled(one.filter), port)
     watched = [(name, "") for name in places]
     with Everywhere(watched, homes, program, 2048, Rules(ruled, one.number, one.matches)) as hearing:
@@ -90,6 +91,12 @@ def observe(
     found = _understood(state, one, seen, told, places_of, refused)
     entries = _connections(homes, one, found.sightings) if connections else ()
     return msgspec.structs.replace(found, connections=entries)
+
+
+def _has_rules(state: State, netns: str) -> bool:
+    if isinstance(state, Looking) and state.has_tables(netns):
+        return True
+    return any(isinstance(value, Chain | NftChain) for value in state.get(netns, ()))
 
 
 def _watched(hearing: Everywhere, one: Beacon, ports: frozenset[int]) -> list[tuple[Seen, frames.Frame]]:
@@ -185,6 +192,10 @@ def _texts(state: State, netns: str, places: Located) -> dict[tuple[str, str, in
         for value in state.get(netns, ())
         if isinstance(value, Chain | NftChain) and value.family == "ip"
     }
+    if isinstance(state, Looking):
+        apart = state.chains(netns, "ip")
+        wanted = {(table, chain) for where, table, chain, _ in places if where == netns}
+        chains |= {name: apart[name].rules for name in wanted if name in apart}
     return {
         (table, chain, handle): chains[table, chain][index]
         for (where, table, chain, handle), index in places.items()

@@ -56,10 +56,15 @@ def predicted(state: State, intent: Intent | None, ways: Sequence[Predicted], pl
 
 
 def compared(state: State, intent: Intent | None, ways: Sequence[Predicted], seen: "Observed", place: Place) -> Parting:
-    """All three. Where prediction and observation part, the first hop that differs is named."""
+    """All three. Where prediction and observation part, the first hop that differs is named.
+
+    What kube-proxy's userspace process sends on is another packet than the one that was sent and watched; of UDP it has
+    the same words in it and is seen, too.
+    """
     there = stations(state, seen.hops)
-    best, shared = nearest(state, [one.way for one in ways], there, seen.packet)
-    one = next(item for item in ways if item.way is best)
+    watched = [(way, one) for one in ways for way in (one.way.through, one.way) if way is not None]
+    best, shared = nearest(state, [way for way, _ in watched], there, seen.packet)
+    one = next(item for way, item in watched if way is best)
     foretold = stations(state, best.hops)
     if shared == len(foretold) == len(there) and _ended_alike(one, seen):
         if _keeps(intent, one):
@@ -143,8 +148,8 @@ def _rules(intent: Intent | None, way: Way) -> str:
     if intent is None or intent.want != "reach":
         return ""
     if not translated:
-        by_rule = bool(way.hops) and way.hops[-1].rule == way.reason
-        unknown = intent.service and way.result != "delivered" and not by_rule
+        by_rule = bool(way.reason) and bool(way.hops) and way.hops[-1].rule == way.reason
+        unknown = intent.service and not by_rule and not _arrives(intent, way)
         return f"no rule knows {intent.service}" if unknown else ""
     return f"the rules send it to {way.packet.dst}"
 

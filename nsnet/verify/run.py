@@ -5,7 +5,6 @@ from itertools import chain
 from time import sleep
 
 from nsnet.kernel import probe as kernel
-from nsnet.kernel import tls
 from nsnet.kernel.probe import Answer, Probe
 from nsnet.state import Change, lines
 from nsnet.verify.expect import Expectation
@@ -102,6 +101,8 @@ def _ask(part: Sequence[Expectation], progress: Progress | None, timeout: float)
         ):
             answers[index].append(answer)
     named = [(question(part[index]), _server_name(part[index])) for index in coded]
+    from nsnet.kernel import tls
+
     for index, answer in zip(coded, tls.probe(named, timeout=timeout), strict=True):
         answers[index].append(answer)
     return answers

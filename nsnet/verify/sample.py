@@ -6,13 +6,14 @@ every ordered pair of nodes (a node with itself, too) occurs: what breaks in fla
 breaks in CNI breaks per pod.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
 from random import Random
 from typing import TypeVar
 
 ALL_PAIRS_UP_TO = 200
 ROUNDS = 8
+OTHER_NODES = 32  # with which each exchanges packets of full size
 
 T = TypeVar("T")
 
@@ -49,6 +50,22 @@ def _missing_node_pairs(nodes: list[str], chosen: set[tuple[int, int]], rng: Ran
 def _two(sources: list[int], targets: list[int], rng: Random) -> tuple[int, int]:
     source = rng.choice(sources)
     return source, rng.choice([target for target in targets if target != source])
+
+
+def node_pairs(items: Sequence[T], node: Callable[[T], str]) -> Iterator[tuple[T, T]]:
+    """A pair for every ordered pair of nodes (each with itself), in turns; of many nodes each has only some others."""
+    places: dict[str, list[T]] = {}
+    for item in items:
+        places.setdefault(node(item), []).append(item)
+    names = sorted(places)
+    for index, near in enumerate(names):
+        others = rotated([name for name in names if name != near], index, OTHER_NODES)
+        for turn, far in enumerate((near, *others)):
+            sources, targets = places[near], places[far]
+            source = sources[turn % len(sources)]
+            target = next((one for one in rotated(targets, index + turn, 2) if one != source), None)
+            if target is not None:
+                yield source, target
 
 
 def rotated(items: Sequence[T], start: int, count: int) -> list[T]:

@@ -107,6 +107,44 @@ def test_reading_some_chains_reads_only_those_that_are_there(netns: str, monkeyp
 
 
 @pytest.mark.usefixtures("build")
+def test_some_chains_of_a_table_are_listed_together_and_nothing_is_written(netns: str) -> None:
+    """One that is not there ends the listing, so then each is asked for alone. The COMMIT that prints has no change."""
+    assert iptables.write(netns, adds(netns, RULES["node1"])) == []
+    by_name = {(chain.table, chain.name): chain for chain in iptables.read(netns)}
+    before = _generation(netns)
+    nat = ["PREROUTING", "INPUT", "KUBE-SERVICES", "KUBE-POSTROUTING"]
+    wanted = {"nat": nat, "filter": ["FORWARD", "KUBE-FORWARD"]}
+    expected = {key: chain for key, chain in by_name.items() if key[1] in wanted.get(key[0], ())}
+    for further in ([], ["KUBE-NOT-THERE", "KUBE-MARK-MASQ"]):
+        found = iptables.read_some(netns, wanted | {"nat": [*nat[:2], *further, *nat[2:]]}, "ip")
+        more = {("nat", name): by_name["nat", name] for name in further[1:]}
+        assert {(chain.table, chain.name): chain for chain in found} == expected | more
+    assert _generation(netns) == before
+
+
+def _generation(netns: str) -> tuple[bytes, bytes]:
+    """nf_tables' generation and the rules' text, of whichever build."""
+    with inside(netns):
+        save = [iptables.tool("iptables-save")]
+        return iptables._generation(), subprocess.run(save, capture_output=True, check=True).stdout
+
+
+def test_a_look_while_others_commit_has_every_rule(netns: str) -> None:
+    """A writer commits without pause in a table of its own."""
+    assert iptables.write(netns, adds(netns, RULES["node1"])) == []
+    want = {(chain.table, chain.name): chain for chain in RULES["node1"]}
+    with inside(netns):
+        writer = subprocess.Popen(["sh", "-c", "while :; do nft add table ip busy; nft delete table ip busy; done"])
+    try:
+        for _ in range(20):
+            for chain in iptables.read_some(netns, {"nat": ["KUBE-SERVICES", "KUBE-POSTROUTING"]}, "ip"):
+                assert chain == want[chain.table, chain.name]
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+@pytest.mark.usefixtures("build")
 def test_nothing_is_there_at_first_and_looking_makes_nothing(netns: str) -> None:
     assert iptables.read(netns) == frozenset()
     assert iptables.read(netns, frozenset([("nat", "OUTPUT"), ("filter", "X")])) == frozenset()

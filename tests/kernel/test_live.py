@@ -24,7 +24,7 @@ from nsnet.state import NftTable
 from nsnet.store.objects import load_objects
 from nsnet.store.sqlite import open_store
 from nsnet.trace import Packet
-from nsnet.verify import parted
+from nsnet.verify import hostports, parted
 from nsnet.verify import world as worlds
 from nsnet.verify.intent import intended
 from nsnet.verify.live import observe
@@ -67,7 +67,8 @@ def up(topology: str, mode: str) -> Objects:
 
 
 def asked(objects: Objects) -> Iterator[tuple[Target, Packet]]:
-    """From a pod of each node, a node and a host: to every pod, every Service and every node port on every node."""
+    """From a pod of each node, a node and a host: to every pod, every Service port at each of its addresses, every node
+    port on every node, and every hostPort."""
     world = worlds.world(objects)
     pods = {pod.node: pod for pod in world.pods if pod.name.startswith("default/")}
     for source in (*pods.values(), world.nodes[0], world.hosts[0]):
@@ -77,23 +78,32 @@ def asked(objects: Objects) -> Iterator[tuple[Target, Packet]]:
                 yield start, Packet("tcp", pod.address, pod.tcp[0])
         for service in world.services:
             for port in service.spec.ports or ():
-                if port.protocol == "TCP":
-                    yield start, Packet("tcp", service.spec.clusterIP, port.port)
-                    yield from (
-                        (start, Packet("tcp", node.address, port.nodePort)) for node in world.nodes if port.nodePort
-                    )
+                spoken = port.protocol.lower()
+                for address in (service.spec.clusterIP, *model.balanced_addresses(service)):
+                    yield start, Packet(spoken, address, port.port)
+                if port.nodePort:
+                    yield from ((start, Packet(spoken, node.address, port.nodePort)) for node in world.nodes)
+        for found in hostports.questions(world, objects):
+            if found.source.netns == source.netns:
+                yield start, Packet(found.protocol.lower(), found.address, found.port)
         yield start, Packet("icmp", world.nodes[-1].address)
 
 
-@pytest.mark.parametrize("mode", ["iptables", "nftables"])
-@pytest.mark.parametrize("topology", ["quickstart", "racks", "host-gw", "nodeport", "hairpin"])
+IPTABLES = ("quickstart", "racks", "nodeport", "hairpin", "affinity", "hostport", "loadbalancer", "ingress", "refused")
+NFTABLES = ("quickstart", "host-gw", "nodeport", "hairpin", "hostnetwork", "ports", "dual-stack", "gateway")
+ROWS = [(name, "iptables") for name in IPTABLES] + [(name, "nftables") for name in NFTABLES]
+ROWS.append(("userspace", "userspace"))
+
+
+@pytest.mark.parametrize(("topology", "mode"), ROWS, ids=map(" ".join, ROWS))
 def test_predicted_is_observed_is_intended(topology: str, mode: str) -> None:
     objects = up(topology, mode)
-    state = kernel.observe("live")
+    state, piecemeal = kernel.observe("live"), kernel.look("live")
     look = trace.look_of(state, objects)
     wrong, count = [], 0
     for start, packet in asked(objects):
         found = trace.traced(state, start, packet)
+        assert trace.traced(piecemeal, start, packet) == found, "read piece by piece it is the same"
         seen = observe(state, start.netns, packet, 8472, [one.way.netns for one in found], connections=False)
         intent = intended(objects, start.netns, packet)
         said = parted.compared(state, intent, [foretold(one, look) for one in found], seen, look.place)

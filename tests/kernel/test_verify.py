@@ -7,10 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from nsnet import kernel, verify
+from nsnet import faults, kernel, verify
+from nsnet.cli.trace import look_of
 from nsnet.diff import diff
+from nsnet.model import Fault, FaultSpec, Key, ObjectMeta
 from nsnet.render import render
 from nsnet.verify import Result
+from nsnet.verify.why import explained
 from tests.verifying import CHECKS, cluster
 
 OBJECTS = cluster()
@@ -44,7 +47,7 @@ def test_a_whole_cluster_keeps_every_expectation() -> None:
     results: list[Result] = verify.run(verify.expectations(OBJECTS))
     assert [f"{result.name}: {result.reason}" for result in results if not result.ok] == []
     assert {result.group for result in results} == {
-        *("pod-to-pod", "node-to-pod", "pod-to-node", "node-to-node", "localhost"),
+        *("pod-to-pod", "full-size", "node-to-pod", "pod-to-node", "node-to-node", "localhost"),
         *("service", "nodeport", "spread", "affinity", "outside", "environment"),
     }
 
@@ -52,6 +55,38 @@ def test_a_whole_cluster_keeps_every_expectation() -> None:
 def test_the_topologys_own_checks() -> None:
     results = verify.run(verify.checks(OBJECTS))
     assert [(result.name, result.reason) for result in results] == [(f"check: {check.name}", "") for check in CHECKS]
+
+
+BOTH = ("node/node1", "node/node2")  # TCP sends what both ends can take
+BLACK_HOLES = [
+    ("mtu", BOTH[1:], {"mtu": "1400"}, r"at .* takes 1400 bytes, it has 1500: dropped without a word$"),
+    ("mtu-black-hole", BOTH, {},
+     r"at node/(.*) flannel\.1 takes 1450 bytes, .* ICMP that should say so is dropped at node/\1 by filter OUTPUT: "),
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("repaired")
+@pytest.mark.parametrize(("kind", "on", "options", "says"), BLACK_HOLES, ids=[row[0] for row in BLACK_HOLES])
+def test_an_mtu_black_hole_is_found_and_explained(
+    kind: str, on: tuple[str, ...], options: dict[str, str], says: str
+) -> None:
+    """Small packets pass everywhere; large ones between the nodes do not, and the sentence names who swallows them."""
+    fault = Fault(ObjectMeta("hole"), FaultSpec(kind, on, options=options))
+    want = faults.broken(render(OBJECTS), OBJECTS | {Key("Fault", "", "hole"): fault})
+    assert kernel.apply(diff(kernel.observe("demo"), want)) == []
+    assert failed("^pod-to-pod: ") == {}
+    wrong = [result for result in told("^full-size: ") if not result.ok]
+    assert wrong, "no packet of full size is lost"
+    for result in wrong:
+        assert re.search(f"; large packets are lost: {says}", result.why), result.why
+        assert {result.source[-1] in "abc", result.target[-1] in "abc"} == {True, False}, "only between the nodes"
+
+
+def told(pattern: str) -> list[Result]:
+    """The results with what `trace` says of those that failed."""
+    found = verify.only(verify.expectations(OBJECTS), pattern)
+    place = look_of({}, OBJECTS).place
+    return explained(found, verify.run(found), OBJECTS, lambda: kernel.observe("demo"), place)
 
 
 @pytest.mark.usefixtures("repaired")
