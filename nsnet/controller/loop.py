@@ -73,6 +73,9 @@ def run(cluster: str) -> int:
         _log(cluster, f"controller {os.getpid()} runs")
         why = loop.run()
         _log(cluster, f"ends: {why}")
+        if loop.member is not None:
+            with contextlib.suppress(NsnetError):
+                loop.member.leave()
         leaves = loop.member is not None and store.get(GONE) is not None
     if leaves:  # `nsnet down` on another machine: what this one carries goes, too
         with reconcile.lock(cluster):

@@ -8,13 +8,14 @@ Where several machines share the store, control writes with a claim: the transac
 the one it has taken (`members.py`), and the fence says whose write it was.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import msgspec
 
 from nsnet.errors import InputError, NsnetError
-from nsnet.model import Key, Object, Objects, SubnetLease, key_of
+from nsnet.model import Cluster, Key, Object, Objects, SubnetLease, key_of
 from nsnet.store import Compacted, Conflict, Entry, Event, Store
 from nsnet.store.keys import (
     CHARGE,
@@ -32,6 +33,7 @@ from nsnet.store.keys import (
 
 Warn = Callable[[str], None]
 ATTEMPTS = 20
+GONE_SECONDS = 3600
 
 
 class Claim(NamedTuple):
@@ -82,15 +84,19 @@ def differences(before: Objects, after: Objects) -> dict[str, bytes | None]:
 def save_objects(store: Store, before: Objects, after: Objects, revision: int, claim: Claim | None = None) -> int:
     """Writes the differences in one transaction; returns the revision at which they stand.
 
-    `before` is what was read at `revision`. Raises Conflict where anything was written since, or the charge is not the
-    `claim`'s any more, and then writes nothing.
+    `before` is what was read at `revision`. Raises Conflict where anything was written since, the cluster was removed,
+    or the charge is not the `claim`'s any more, and then writes nothing.
     """
     puts = differences(before, after)
     if not puts:
         return revision
     puts[FENCE] = msgspec.json.encode(claim._asdict() if claim else {})
     held = {CHARGE: claim.charge} if claim else {}
-    return store.txn(_last_written(store, puts, revision) | held, puts)
+    cluster = {path(obj) for obj in before.values() if isinstance(obj, Cluster)}
+    there = _last_written(store, {*puts, *cluster}, revision)
+    if gone := sorted(key for key in cluster if not there[key]):  # with its fence: nothing else would say so
+        raise Conflict(gone[0])
+    return store.txn(there | held, puts)
 
 
 def update(store: Store, change: Callable[[Objects], Objects], warn: Warn = _silent) -> tuple[dict[Key, Object], int]:
@@ -115,17 +121,15 @@ def clear(store: Store, *, spread: bool = False) -> None:
 
     `spread`: over several machines. A mark says to the others for an hour that this was meant.
     """
-    mark = {GONE: b"{}"} if spread else {}
+    mark = {GONE: b"{}"} if spread else {}  # with the rest, so that who finds the cluster gone finds the mark
+    lease = store.grant(GONE_SECONDS) if mark else 0
     while True:
         objects, revision = load_objects(store)
         ours = {key: obj for key, obj in objects.items() if not _is_foreign(obj)}
-        puts = differences(ours, {}) | {entry.key: None for prefix in PRIVATE for entry in store.list(prefix)[0]}
-        try:
-            store.txn(_last_written(store, puts, revision), puts)
-        except Conflict:
-            continue
-        store.txn({}, mark, lease=store.grant(3600) if mark else 0)
-        return
+        puts = differences(ours, {}) | {entry.key: None for prefix in PRIVATE for entry in store.list(prefix)[0]} | mark
+        with contextlib.suppress(Conflict):
+            store.txn(_last_written(store, puts, revision), puts, lease=lease)
+            return
 
 
 def _is_foreign(obj: Object) -> bool:
