@@ -51,8 +51,15 @@ def load_objects(
 ) -> tuple[dict[Key, Object], int]:
     """All objects, and the revision they stand for. `decoded`: `keys.decode_to_read`, where none is written again."""
     entries, revision = store.list("/")
+    return entries_decoded(entries, warn, decoded), revision
+
+
+def entries_decoded(
+    entries: list[Entry], warn: Warn, decoded: Callable[[str, bytes], Object] = decode
+) -> dict[Key, Object]:
+    """The objects among what stands in a store."""
     objects = _decoded(((entry.key, entry.value) for entry in entries), warn, decoded)
-    return _with_metadata(objects, entries), revision
+    return _with_metadata(objects, entries)
 
 
 def refresh(store: Store, objects: Objects, revision: int, warn: Warn = _silent) -> tuple[dict[Key, Object], int]:
