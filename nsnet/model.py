@@ -901,10 +901,14 @@ IMPAIRED_BY = "nsnet/impaired-by"
 
 
 class MachineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A machine that carries part of the cluster; `address` is one of its own, by which the others reach it."""
+    """A machine that carries part of the cluster; `address` is one of its own, by which the others reach it.
+
+    `interface`: one of its own that has it. Where only that is said, the machine itself says the address when it joins.
+    """
 
     name: str
-    address: str
+    address: str = ""
+    interface: str = ""
     mtu: int = 1500
 
 

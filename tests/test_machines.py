@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from nsnet import control
+from nsnet.control.machines import at as found_at
 from nsnet.errors import ObjectError
-from nsnet.model import Objects, by_key, cluster_of, from_doc
+from nsnet.model import Objects, by_key, cluster_of, from_doc, key_of
 from nsnet.render import machines, render
 from nsnet.state import FdbEntry, Vxlan
 
@@ -64,6 +65,7 @@ def test_a_node_stays_where_it_is() -> None:
         ([A, {**B, "address": "192.0.2.1"}], ["n1"], r"192.0.2.1 is given twice"),
         ([{**A, "address": "here"}], ["n1"], r'"here" is not an address'),
         ([{**A, "address": "fd00::1"}], ["n1"], r'"fd00::1" is not an address'),
+        ([{"name": "a"}], ["n1"], r'"" is not an address'),
         ([{**A, "name": "A!"}], ["n1"], r'"A!" is no name'),
     ],
 )
@@ -84,6 +86,23 @@ def test_every_namespace_of_a_node_is_rendered_on_one_machine() -> None:
         else:
             assert len(at) == 1
             assert parts[at[0]][netns] == values
+
+
+def test_a_machine_that_names_its_interface_is_led_to_when_it_has_said_its_address() -> None:
+    """What it has said stays where the document is written again and names the same interface."""
+    b = {"name": "b", "interface": "eth1"}
+    objects = completed([A, b], named("n1", "n2"))
+
+    def led_to(objects: Objects) -> set[str]:
+        return {value.dst for value in render(objects, "a")["multi.fabric.nodes"] if isinstance(value, FdbEntry)}
+
+    assert led_to(objects) == set()
+    assert not any(isinstance(value, Vxlan) for value in render(objects, "b")["multi.fabric.nodes"])
+    cluster = cluster_of(objects)
+    joined = {**objects, key_of(cluster): found_at(cluster, "b", "192.0.2.7")}
+    assert led_to(joined) == {"192.0.2.7"}
+    assert led_to(completed([A, b], named("n1", "n2"), joined)) == {"192.0.2.7"}
+    assert led_to(completed([A, {**b, "interface": "eth2"}], named("n1", "n2"), joined)) == set()
 
 
 def test_switches_know_who_is_behind_which_machine() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nsnet import kernel, model, names
 from nsnet.cli.context import Running
+from nsnet.errors import NotReachedError
 from nsnet.kernel import remote
 from nsnet.model import Objects
 from nsnet.state import Scope, State
@@ -36,9 +37,12 @@ def run(now: Running, machine: str, *words: str) -> int:
 
 
 def address_of(objects: Objects, machine: str) -> str:
-    """By which the others reach it."""
+    """By which the others reach it. Raises NotReachedError where it has not said that yet."""
     entries = model.cluster_of(objects).underlay.machines
-    return next(entry.address for entry in entries if entry.name == machine)
+    address = next(entry.address for entry in entries if entry.name == machine)
+    if not address:
+        raise NotReachedError(f"machine {machine} has not joined yet", f"on it: nsnet agent --machine {machine} …")
+    return address
 
 
 def others(now: Running) -> list[str]:

@@ -12,7 +12,7 @@ import msgspec
 
 from nsnet.control.addresses import number
 from nsnet.control.wrong import cluster_error
-from nsnet.model import Cluster, Network, NodeEntry
+from nsnet.model import Cluster, MachineEntry, Network, NodeEntry, Underlay
 
 OVERHEAD = 50  # VXLAN over IPv4
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
@@ -45,6 +45,25 @@ def carried(cluster: Cluster, networks: Sequence[Network]) -> tuple[Network, ...
     return tuple(msgspec.structs.replace(network, mtu=min(network.mtu, most)) for network in networks)
 
 
+def at(cluster: Cluster, machine: str, address: str) -> Cluster:
+    """The document with the address that a machine has found itself to have."""
+    entries = cluster.underlay.machines
+    found = tuple(msgspec.structs.replace(one, address=address) if one.name == machine else one for one in entries)
+    return msgspec.structs.replace(cluster, underlay=msgspec.structs.replace(cluster.underlay, machines=found))
+
+
+def remembered(new: Cluster, old: Cluster) -> Underlay:
+    """The new document's underlay, with what machines have said of interfaces that it names still."""
+    said = {(one.name, one.interface): one.address for one in old.underlay.machines}
+    entries = new.underlay.machines
+    found = (msgspec.structs.replace(one, address=one.address or said.get(_both(one), "")) for one in entries)
+    return msgspec.structs.replace(new.underlay, machines=tuple(found))
+
+
+def _both(machine: MachineEntry) -> tuple[str, str]:
+    return machine.name, machine.interface
+
+
 def _check(cluster: Cluster) -> None:
     seen: set[str] = set()
     for index, machine in enumerate(cluster.underlay.machines):
@@ -52,13 +71,14 @@ def _check(cluster: Cluster) -> None:
         if not _NAME.fullmatch(machine.name):
             hint = "lower-case letters, digits, - and ."
             raise cluster_error(cluster, f"{field}.name", f'"{machine.name}" is no name', hint)
-        if not _is_address(machine.address):
+        said_later = machine.interface and not machine.address  # when it joins
+        if not said_later and not _is_address(machine.address):
             hint = "an IPv4 address of that machine, by which the others reach it"
             raise cluster_error(cluster, f"{field}.address", f'"{machine.address}" is not an address', hint)
         for said in (machine.name, machine.address):
             if said in seen:
                 raise cluster_error(cluster, field, f"{said} is given twice", "each machine has its own")
-            seen.add(said)
+            seen |= {said} - {""}
 
 
 def _is_address(said: str) -> bool:

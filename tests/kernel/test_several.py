@@ -34,7 +34,7 @@ apiVersion: nsnet/v1
 kind: Cluster
 metadata: {name: multi}
 underlay:
-  machines: [{name: a, address: 192.0.2.1}, {name: b, address: 192.0.2.2}, {name: c, address: 192.0.2.3}]
+  machines: [{name: a, address: 192.0.2.1}, {name: b, interface: wire}, {name: c, address: 192.0.2.3}]
 nodes: [{name: node1}, {name: node2}, {name: node3, machine: c}]
 ---
 """
