@@ -878,11 +878,15 @@ class Flannel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A segment of the underlay: a switch; the router owns its first address. `subnet` may be a pair, as podSubnet."""
+    """A segment of the underlay: a switch; the router owns its first address. `subnet` may be a pair, as podSubnet.
+
+    `bridge`: a bridge that every machine has already, by which they are one segment (instead of VXLAN between them).
+    """
 
     name: str
     subnet: str = ""
     mtu: int = 1500
+    bridge: str = ""
 
 
 class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -15,6 +15,7 @@ from nsnet.control.wrong import cluster_error
 from nsnet.model import Cluster, MachineEntry, Network, NodeEntry, Underlay
 
 OVERHEAD = 50  # VXLAN over IPv4
+_BRIDGE = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,14}")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
 
 
@@ -38,11 +39,15 @@ def placed(cluster: Cluster, nodes: Sequence[NodeEntry]) -> tuple[NodeEntry, ...
 
 
 def carried(cluster: Cluster, networks: Sequence[Network]) -> tuple[Network, ...]:
-    """The networks with an MTU that fits through VXLAN between the machines."""
+    """The networks with an MTU that fits through VXLAN between the machines. Raises ObjectError."""
+    _check_bridges(cluster, networks)
     if not cluster.underlay.machines:
         return tuple(networks)
     most = min(machine.mtu for machine in cluster.underlay.machines) - OVERHEAD
-    return tuple(msgspec.structs.replace(network, mtu=min(network.mtu, most)) for network in networks)
+    return tuple(
+        network if network.bridge else msgspec.structs.replace(network, mtu=min(network.mtu, most))
+        for network in networks
+    )
 
 
 def at(cluster: Cluster, machine: str, address: str) -> Cluster:
@@ -79,6 +84,24 @@ def _check(cluster: Cluster) -> None:
             if said in seen:
                 raise cluster_error(cluster, field, f"{said} is given twice", "each machine has its own")
             seen |= {said} - {""}
+
+
+def _check_bridges(cluster: Cluster, networks: Sequence[Network]) -> None:
+    used: set[str] = set()
+    for index, network in enumerate(networks):
+        field = f"underlay.networks[{index}].bridge"
+        if not network.bridge:
+            continue
+        if not cluster.underlay.machines:
+            hint = "write underlay.machines, or leave it out: on one machine a network needs no bridge of its own"
+            raise cluster_error(cluster, field, "a bridge joins the switches of several machines", hint)
+        if not _BRIDGE.fullmatch(network.bridge):
+            raise cluster_error(
+                cluster, field, f'"{network.bridge}" is no name of a bridge', "ip link show type bridge"
+            )
+        if network.bridge in used:
+            raise cluster_error(cluster, field, f"{network.bridge} is given twice", "each network has its own")
+        used.add(network.bridge)
 
 
 def _is_address(said: str) -> bool:

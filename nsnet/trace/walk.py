@@ -448,7 +448,7 @@ def _nobody(world: World, here: View, dev: str, mac: str | None, nexthop: str) -
 def _port_with(world: World, here: View, bridge: str, mac: str) -> str:
     """The port of a bridge whose other end has a MAC, up or down. A node may have hundreds: plain code, few calls.
 
-    A trunk's forwarding entries say which MACs are behind it.
+    A trunk's forwarding entries say which MACs are behind it; to a bridge of the machine's own goes what is not here.
     """
     links, mac_of = here.links, world.macs()
     for port in (*_first(world, here, bridge, mac), *here.ports.values()):
@@ -460,7 +460,7 @@ def _port_with(world: World, here: View, bridge: str, mac: str) -> str:
             if mac_of(other, dev) == mac:
                 here.behind[bridge, mac] = port.name
                 return port.name
-    return ""
+    return next((port.name for port in here.ports.values() if kernel.is_uplink(links.get(port.name))), "")
 
 
 def _first(world: World, here: View, bridge: str, mac: str) -> Iterator[BridgePort]:
@@ -513,6 +513,9 @@ def _across(
     if isinstance(link, Vxlan):
         yield from _by_trunk(world, netns, link, crossed, seen, mac, before)
         return
+    if isinstance(link, Veth) and kernel.is_uplink(link):
+        yield from _by_bridge(world, netns, link, crossed, seen, mac, before)
+        return
     if not isinstance(link, Veth) or not link.up:
         return
     other, _, name = link.peer.rpartition("/")
@@ -543,10 +546,26 @@ def _by_trunk(
         yield from _behind(world, other.netns, port.bridge, other.dev, crossed, seen, mac, before)
 
 
+def _by_bridge(
+    world: World, netns: str, uplink: Veth, crossed: Crossed, seen: set[tuple[str, str]], mac: str, before: Narrow
+) -> Iterator[Station]:
+    """What is behind the switches of other machines that are plugged into the same bridge."""
+    for other in _fabric(world) if uplink.up else ():
+        there = world.here(other)
+        for link in there.links.values() if other != netns else ():
+            port = there.bridge_of(link.name) if isinstance(link, Veth) and link.peer == uplink.peer else None
+            if port is not None and there.is_up(port.name) and there.is_up(port.bridge):
+                yield from _behind(world, other, port.bridge, port.name, crossed, seen, mac, before)
+
+
+def _fabric(world: World) -> list[str]:
+    there = world.state.there if isinstance(world.state, kernel.Looking) else world.state
+    return sorted(name for name in there if kind_of(name) == "fabric")
+
+
 def _far_switch(world: World, trunk: Vxlan, address: str) -> Station | None:
     """Where a switch's VXLAN device comes out on the machine that has the address."""
-    there = world.state.there if isinstance(world.state, kernel.Looking) else world.state
-    for netns in sorted(name for name in there if address and kind_of(name) == "fabric"):
+    for netns in _fabric(world) if address else ():
         for link in world.here(netns).links.values():
             if isinstance(link, Vxlan) and (link.vni, link.port, link.local) == (trunk.vni, trunk.port, address):
                 return Station(netns, link.name)

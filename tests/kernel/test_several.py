@@ -235,7 +235,7 @@ def test_a_trace_goes_over_machines(spread: Spread, ssh: Ssh) -> None:
         found = _there(there.nsnet("trace", start, end, *icmp, "-o", "json"))
         live = _there(there.nsnet("trace", start, end, *icmp, "--live", "-o", "json"))
         for hops in (found["ways"][0]["hops"], live["observed"]["hops"]):
-            assert [_bridged(hop, asker) for hop in hops if hop["what"].startswith("bridge")][: len(crossed)] == [
+            assert [bridged_hop(hop, asker) for hop in hops if hop["what"].startswith("bridge")][: len(crossed)] == [
                 *crossed
             ]
         assert {way["result"] for way in found["ways"]} == {"delivered"}
@@ -245,7 +245,7 @@ def test_a_trace_goes_over_machines(spread: Spread, ssh: Ssh) -> None:
     assert "trunk leads to 192.0.2.2, a machine of which nothing is known here" in lost
 
 
-def _bridged(hop: dict[str, Any], asker: str) -> str:
+def bridged_hop(hop: dict[str, Any], asker: str) -> str:
     """`a node-node1 → trunk`: on which machine, and by which ports."""
     machine = hop["where"].partition(" on machine ")[2] or asker
     return f"{machine} {hop['what'].partition(', ')[2]}"
