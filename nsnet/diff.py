@@ -44,6 +44,7 @@ from nsnet.state import (
     Ipip,
     IpSet,
     Key,
+    LegacyChain,
     Link,
     Listener,
     Loopback,
@@ -331,11 +332,11 @@ _WRITE: Mapping[type, int] = {
     Netns: 1, Sysctl: 2, Loopback: 4, Bridge: 4, Veth: 5, **dict.fromkeys(_TUNNELS, 7), BridgePort: 8, Offload: 8,
     Segments: 9, Qdisc: 9, Address: 10, Neighbour: 11, FdbEntry: 12, Route: 13, File: 15, Process: 16,
     WireguardKey: 16, WireguardPeer: 16, IpSet: 16, Chain: 17,
-    NftTable: 18, NftSet: 19, NftChain: 20, NftElement: 21,
+    LegacyChain: 17, NftTable: 18, NftSet: 19, NftChain: 20, NftElement: 21,
 }  # fmt: skip
 _LAST: Mapping[type, int] = {
-    NftElement: 22, NftChain: 23, NftSet: 24, NftTable: 25, Chain: 26, Conntrack: 26, IpSet: 27, Route: 27,
-    FdbEntry: 28, WireguardPeer: 28, WireguardKey: 28, Qdisc: 28, Segments: 28, Neighbour: 29, Address: 30,
+    NftElement: 22, NftChain: 23, NftSet: 24, NftTable: 25, Chain: 26, LegacyChain: 26, Conntrack: 26, IpSet: 27,
+    Route: 27, FdbEntry: 28, WireguardPeer: 28, WireguardKey: 28, Qdisc: 28, Segments: 28, Neighbour: 29, Address: 30,
     BridgePort: 31, Offload: 31, File: 32, Netns: 33, **dict.fromkeys(_TUNNELS, 34), Veth: 35, Bridge: 36,
 }  # fmt: skip
 

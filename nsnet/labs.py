@@ -92,8 +92,8 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         wrong = f"exit code {code}" if code else ""
         if self.says and not re.search(self.says, said, re.MULTILINE):
             wrong = f"it does not say {self.says}"
-        if self.never and re.search(self.never, said, re.MULTILINE):
-            wrong = f"it says {self.never}"
+        if self.never and (found := re.search(f".*(?:{self.never}).*", said, re.MULTILINE)):
+            wrong = f"it says {found[0].strip()}"
         return self.name, not wrong, f"{shown(self.step)}: {wrong}" if wrong else ""
 
 

@@ -304,7 +304,7 @@ class WireguardPeer(msgspec.Struct, frozen=True, tag=True):
 class Offload(msgspec.Struct, frozen=True, tag=True):
     """What a device leaves to whoever comes after it, switched off: `off` are ethtool's words, in `OFFLOADS`' order.
 
-    A device that has all of them on, as a veth is made, has no such value.
+    A device that has all of them on, as a veth and a VXLAN device are made, has no such value.
     """
 
     dev: str
@@ -341,6 +341,23 @@ class Chain(msgspec.Struct, frozen=True, tag=True, gc=False):
     @property
     def key(self) -> Key:
         return ("chain", self.family, self.table, self.name)
+
+
+class LegacyChain(msgspec.Struct, frozen=True, tag=True, gc=False):
+    """A chain of the older xtables where `iptables` itself writes nf_tables: packets pass both, `iptables` shows one.
+
+    As a Chain otherwise. Nothing here wants one, but a fault.
+    """
+
+    table: str
+    name: str
+    rules: tuple[str, ...] = ()
+    policy: str = ""
+    family: Family = "ip"
+
+    @property
+    def key(self) -> Key:
+        return ("legacy", self.family, self.table, self.name)
 
 
 class NftTable(msgspec.Struct, frozen=True, tag=True, gc=False):
@@ -514,6 +531,7 @@ Value = (
     | Offload
     | Sysctl
     | Chain
+    | LegacyChain
     | NftTable
     | NftChain
     | NftSet
@@ -557,7 +575,7 @@ class Looking(Mapping[str, frozenset[Value]]):
 
 Scope = Mapping[str, frozenset[Key]]
 """What a look is limited to: namespace → keys. An empty set of keys means the whole namespace."""
-FILTER_KINDS = frozenset({"chain", "nft", "ipset"})
+FILTER_KINDS = frozenset({"chain", "legacy", "nft", "ipset"})
 KINDS = FILTER_KINDS | {
     "netns", "link", "port", "address", "neighbour", "route", "fdb", "sysctl", "process", "file", "listener",
     "wireguard", "offload",
@@ -753,8 +771,8 @@ def _words(value: Value) -> Iterator[str]:
             yield f"ethtool -K {dev} {' '.join(f'{word} off' for word in off)}"
         case Sysctl(name, content):
             yield f"sysctl -w {name}={quote(content)}"
-        case Chain(table, name, rules, policy, family):
-            tool = "iptables" if family == "ip" else "ip6tables"
+        case Chain(table, name, rules, policy) | LegacyChain(table, name, rules, policy):
+            tool = _iptables(value)
             yield f"{tool} -t {table} -P {name} {policy}" if policy else f"{tool} -t {table} -N {name}"
             for rule in rules:
                 yield f"{tool} -t {table} -A {name} {rule}"
@@ -771,6 +789,12 @@ def _words(value: Value) -> Iterator[str]:
             yield f"# {protocol} {socket_address(address, port)} listens"
         case Conntrack():
             yield f"# {_entry(value)} is answered by {value.answerer}"
+
+
+def _iptables(chain: Chain | LegacyChain) -> str:
+    """The tool that writes it."""
+    tool = "iptables" if chain.family == "ip" else "ip6tables"
+    return f"{tool}-legacy" if isinstance(chain, LegacyChain) else tool
 
 
 def _peer(peer: WireguardPeer) -> str:
@@ -823,9 +847,8 @@ def _replace(change: Change) -> Iterator[str]:
                 yield f"ip link delete {value.name}"
             case Offload():
                 yield from _delete(change.old)
-            case Chain():
-                tool = "iptables" if value.family == "ip" else "ip6tables"
-                yield f"{tool} -t {value.table} -F {value.name}"
+            case Chain() | LegacyChain():
+                yield f"{_iptables(value)} -t {value.table} -F {value.name}"
                 yield from list(_words(value))[0 if value.policy else 1 :]
                 return
             case Process(argv):
@@ -873,8 +896,8 @@ def _delete(value: Value) -> Iterator[str]:
             yield f"bridge fdb delete {mac} dev {dev} dst {dst} self"
         case Sysctl(name):
             yield f"# {name} goes back to the kernel's default"
-        case Chain(table, name, _, policy, family):
-            tool = "iptables" if family == "ip" else "ip6tables"
+        case Chain(table, name, _, policy) | LegacyChain(table, name, _, policy):
+            tool = _iptables(value)
             yield f"{tool} -t {table} -F {name}"
             yield f"{tool} -t {table} -P {name} ACCEPT" if policy else f"{tool} -t {table} -X {name}"
         case NftTable() | NftChain() | NftSet() | NftElement():

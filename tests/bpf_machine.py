@@ -5,10 +5,14 @@ from collections.abc import Sequence
 from nsnet.kernel.bpf import Instruction
 
 _LD, _JA, _RET_K = 0, 0x05, 0x06
+_HARDWARE = 0xFFFFF000 + 28  # SKF_AD_OFF + SKF_AD_HATYPE
 
 
-def run(program: Sequence[Instruction], packet: bytes) -> int:
-    """What the kernel would answer: bytes to keep, 0 for none. The oracle of tests for programs put together here."""
+def run(program: Sequence[Instruction], packet: bytes, hardware: int = 1) -> int:
+    """What the kernel would answer: bytes to keep, 0 for none. The oracle of tests for programs put together here.
+
+    `hardware`: the kind of device it is asked on (ARPHRD_ETHER).
+    """
     a = x = at = 0
     memory = [0] * 16
     while True:
@@ -16,7 +20,7 @@ def run(program: Sequence[Instruction], packet: bytes) -> int:
         at += 1
         match code & 0x07:
             case 0 | 1:
-                value = _loaded(code, k, x, packet, memory)
+                value = hardware if k == _HARDWARE else _loaded(code, k, x, packet, memory)
                 if value is None:
                     return 0
                 a, x = (value, x) if code & 0x07 == _LD else (a, value)

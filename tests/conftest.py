@@ -9,6 +9,7 @@ import os
 import pytest
 from hypothesis import settings
 
+pytest.register_assert_rewrite("tests.faulted")  # what is proved there says what was wrong
 settings.register_profile("nsnet", deadline=None, print_blob=True, derandomize="CI" in os.environ)
 settings.load_profile("nsnet")
 

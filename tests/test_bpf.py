@@ -6,6 +6,7 @@ import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 from scapy.layers.vxlan import VXLAN
+from scapy.packet import Packet
 
 from nsnet.errors import InputError
 from nsnet.kernel import bpf
@@ -36,6 +37,27 @@ def test_a_filter_alone_and_inside_vxlan(words: str, passing: set[str]) -> None:
     if "not" not in words:  # the outer packet is "not tcp", too
         inside = {name for name, packet in PACKETS.items() if bpf_machine.run(program, bytes(TUNNEL / packet))}
         assert inside == passing
+
+
+UNDER = Ether() / IP(src="172.18.0.2", dst="172.18.0.3")
+NONE, TUNNEL_DEVICE = 65534, 768  # what TUN and IPIP devices are: no Ethernet header
+CARRIED = [("udp", UNDER / UDP(sport=8285, dport=8285), NONE), ("ipip", UNDER, TUNNEL_DEVICE)]
+
+
+@pytest.mark.parametrize(("words", "passing"), [row for row in FILTERS if "not" not in row[0] and row[0]])
+@pytest.mark.parametrize(
+    ("backend", "outer", "hardware"),
+    [("udp", UNDER / UDP(sport=8285, dport=8285), NONE), ("ipip", UNDER, TUNNEL_DEVICE)],
+)
+def test_a_filter_inside_flannels_other_tunnels(
+    backend: str, outer: Packet, hardware: int, words: str, passing: set[str]
+) -> None:
+    """On an ordinary device, inside of what the underlay carries, and on the tunnel's own device, where no frame is."""
+    program = bpf.inner_too(bpf.compiled(words), 8285, backend)
+    carried = {name: packet[IP] for name, packet in PACKETS.items() if IP in packet}
+    assert {name for name, packet in PACKETS.items() if bpf_machine.run(program, bytes(packet))} == passing
+    assert {name for name, packet in carried.items() if bpf_machine.run(program, bytes(outer / packet))} == passing
+    assert {name for name, packet in carried.items() if bpf_machine.run(program, bytes(packet), hardware)} == passing
 
 
 def test_only_vxlans_port_is_looked_into() -> None:

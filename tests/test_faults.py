@@ -100,6 +100,7 @@ def test_nothing_is_broken_without_a_fault() -> None:
         (made("ip-forward-off", "node/nodeX"), "spec.where: there is no node/nodeX"),
         (made("ip-forward-off", "pod/default/a"), "spec.where: ip-forward-off cannot be on pod/default/a"),
         (made("ip-forward-off", "node/node1", to=("node/node2",)), "spec.to: ip-forward-off has one side only"),
+        (made("partition", "node/node1", to=("node/node1",)), "spec.to: node/node1 is on both sides"),
         (made("mtu", "node/node1", options={"size": "1"}), "spec.options.size: mtu has no such option"),
         (made("loss", "node/node1", options={"loss": "200%"}), 'spec.options.loss: "200%" does not fit'),
         (made("no-endpoints", "svc/default/far", leave="keys"), 'spec.leave: "keys" is not possible'),
@@ -177,6 +178,27 @@ def test_values_are_said_as_people_say_them(kind: str, words: list[str], options
 def test_values_that_mean_nothing_are_refused(words: list[str]) -> None:
     with pytest.raises(InputError, match="is not NAME=VALUE"):
         cli.assigned(CATALOGUE["delay"], words)
+
+
+OF_LAB = Fault(ObjectMeta(name="lab-1", labels={model.LAB: "vni"}), FaultSpec("vni-mismatch", ("node/node1",)))
+OWN = (made("mtu", "node/node1"), Fault(ObjectMeta(name="second"), FaultSpec("mtu", ("node/node2",))))
+
+
+@pytest.mark.parametrize(
+    ("which", "gone"),
+    [((), ["mtu", "second"]), (("mtu",), ["mtu", "second"]), (("second",), ["second"])],
+)
+def test_faults_are_cleared_by_name_or_kind_and_a_labs_own_stay(which: tuple[str, ...], gone: list[str]) -> None:
+    assert cli.cleared((OF_LAB, *OWN), which) == gone
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("lab-1", "the lab's own damage"), ("vni-mismatch", "own damage"), ("secnd", r"did you mean second\?")],
+)
+def test_what_cannot_be_cleared_is_said(word: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        cli.cleared((OF_LAB, *OWN), (word,))
 
 
 def test_a_fault_is_called_after_what_and_where() -> None:

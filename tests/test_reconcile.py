@@ -261,7 +261,7 @@ def test_somebody_elses_write_in_between_is_taken(kernel: Kernel, rooms: Rooms, 
     assert report.revision == store.revision() == 4
 
 
-FILTERS = {("chain",), ("nft",), ("ipset",)}
+FILTERS = {("chain",), ("legacy",), ("nft",), ("ipset",)}
 
 
 @pytest.mark.parametrize("limited", [False, True])

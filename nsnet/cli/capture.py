@@ -75,9 +75,9 @@ def capture(
 ) -> None:
     """Show the packets that pass a pod, a node or a host; with --all-hops on their whole way, in true order.
 
-    FILTER is tcpdump's (man pcap-filter); it is asked of packets inside VXLAN, too, and may name `pod/web-0`,
-    `svc/web`, `node/node1` or `host/client` for their addresses. Ctrl-C ends it and leaves a whole file. -o json prints
-    one document per line.
+    FILTER is tcpdump's (man pcap-filter); it is asked of packets inside VXLAN, IPIP and flannel's UDP, too, and may
+    name `pod/web-0`, `svc/web`, `node/node1` or `host/client` for their addresses. Ctrl-C ends it and leaves a whole
+    file. -o json prints one document per line.
 
     Examples: nsnet capture web-0 tcp port 80 · nsnet capture node/node1:cni0 -c 10 · nsnet capture web-0 --all-hops -w
     way.pcapng host svc/web
@@ -87,8 +87,9 @@ def capture(
         raise InputError("-w and -o contradict each other", "leave one out")
     now = running("capture", cluster)
     look = look_of({}, now.objects, namespace)
-    port = model.cluster_of(now.objects).flannel.Backend.port
-    program = bpf.inner_too(bpf.compiled(_with_addresses(now.objects, words, namespace)), port)
+    backend = model.cluster_of(now.objects).flannel.Backend
+    asked = bpf.compiled(_with_addresses(now.objects, words, namespace))
+    program, ports = bpf.inner_too(asked, backend.port, backend.kind), frozenset({*backend.udp_ports, 4789})
     form = "file" if write else output or ("verbose" if verbose else "lines")
     with (
         elsewhere.kernels(now) as kernels,
@@ -98,7 +99,7 @@ def capture(
             program,
             snaplen,
         ) as hearing,
-        _sink(form, write, look.place, port, snaplen, limits) as sink,
+        _sink(form, write, look.place, ports, snaplen, limits) as sink,
     ):
         if kernels:
             from nsnet.cli.kernels import tell_clocks
@@ -231,11 +232,11 @@ class _Counting:
 
 
 def _sink(
-    form: str, write: str | None, place: Callable[[str], str], port: int, snaplen: int, limits: Limits
+    form: str, write: str | None, place: Callable[[str], str], ports: frozenset[int], snaplen: int, limits: Limits
 ) -> _Counting:
     if write is not None:
         return _Counting(_File(write, place, snaplen, limits.size), limits.count)
-    return _Counting(_Lines(form, place, frozenset({port, 4789})), limits.count)
+    return _Counting(_Lines(form, place, ports), limits.count)
 
 
 # --- lines ------------------------------------------------------------------------------------------------------------
@@ -275,7 +276,7 @@ def line(one: Seen, frame: frames.Frame, where: str, *, deep: bool = False) -> s
 
 
 def document(one: Seen, frame: frames.Frame, where: str) -> dict[str, object]:
-    """What a script gets of a packet: `packet` is the innermost one, `vxlan` what carried it."""
+    """What a script gets of a packet: `packet` is the innermost one, `vxlan` (`ipip`, `udp`) what carried it."""
     inner = frame.innermost
     found: dict[str, object] = {
         "time": f"{one.time // 1_000_000_000}.{one.time % 1_000_000_000:09}",
@@ -289,7 +290,8 @@ def document(one: Seen, frame: frames.Frame, where: str) -> dict[str, object]:
         "words": frames.line(frame),
     }
     if frame.inner is not None:
-        found["vxlan"] = {"vni": frame.vni, "src": frame.src, "dst": frame.dst}
+        number = {"vni": frame.vni} if frame.vni >= 0 else {}
+        found["vxlan" if number else frame.protocol] = {**number, "src": frame.src, "dst": frame.dst}
     return found
 
 

@@ -20,8 +20,10 @@ from nsnet.cli.target import target
 from nsnet.cli.words import did_you_mean
 from nsnet.errors import InputError
 from nsnet.faults import CATALOGUE, Kind
+from nsnet.manifests.forms import is_dns_subdomain
 from nsnet.model import Fault, FaultSpec, Key, Object, ObjectMeta, Objects
 
+MOST = 3  # places in a row of the table
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -78,21 +80,23 @@ def _rows(found: Sequence[Fault], *, wide: bool) -> Iterator[list[str]]:
         spec, kind = item.spec, CATALOGUE.get(item.spec.fault)
         state = ("left alone" if item.status.done else "being done") if spec.leave else "kept"
         wording = " ".join([spec.fault, *(f"{name}={value}" for name, value in spec.options.items())])
-        where = ",".join(map(_short, spec.on)) or "everywhere"
         more = [kind.symptom if kind else "<unknown>"] if wide else []
         yield [
             item.metadata.name,
             wording,
-            where,
-            ",".join(map(_short, spec.to)) or "-",
+            _some(spec.on, wide=wide) or "everywhere",
+            _some(spec.to, wide=wide) or "-",
             left(spec.until),
             state,
             *more,
         ]
 
 
-def _short(place: str) -> str:
-    return place.replace("/default/", "/", 1)
+def _some(places: Sequence[str], *, wide: bool) -> str:
+    """Places as people say them; of many the first ones, unless there is room."""
+    found = [place.replace("/default/", "/", 1) for place in places]
+    most = len(found) if wide or len(found) <= MOST + 1 else MOST
+    return ",".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
 
 
 def left(until: str) -> str:
@@ -204,6 +208,10 @@ def add(
     """
     found = named(kind)
     until = _until(duration)
+    if name is not None and not is_dns_subdomain(name):
+        raise InputError(
+            f'"{name}" can be no name', f"lower-case letters, digits, - and .; without --name it is {found.name}-PLACE"
+        )
     changing("fault")
     own = chosen(cluster)
     added: list[Fault] = []
@@ -219,7 +227,7 @@ def add(
         added[:] = [item]
         return {**stored, key: item}
 
-    write(own, change)
+    write(own, change, judged=not faults.OF_THE_KERNEL.isdisjoint(found.needs))
     for item in added:
         out(f"fault/{item.metadata.name} added" + (f", ends {left(item.spec.until)}" if item.spec.until else ""))
 
@@ -232,6 +240,8 @@ def placed(objects: Objects, text: str, namespace: str) -> str:
             near = did_you_mean(name, [key.name for key in objects if key.kind == "Service"])
             raise InputError(f'there is no Service "{name}" in namespace {namespace}{near}', "nsnet get svc -A")
         return f"svc/{namespace}/{name}"
+    if not slash and Key("Node", "", text) in objects and Key("Pod", namespace, text) not in objects:
+        raise InputError(f'"{text}" would be a pod', f"--on node/{text}")
     found = target(objects, text, namespace)
     if found.pod is not None:
         return f"pod/{found.pod.metadata.namespace}/{found.pod.metadata.name}"
@@ -266,7 +276,7 @@ def _until(duration: str | None) -> str:
     said = re.fullmatch(r"(\d{1,6})(s|m|h)", duration)
     if said is None or int(said[1]) == 0:
         raise InputError(f'"{duration}" is no time', "as 30s, 5m or 1h")
-    end = datetime.now(UTC) + timedelta(seconds=int(said[1]) * _SECONDS[said[2]])
+    end = datetime.now(UTC) + timedelta(seconds=int(said[1]) * _SECONDS[said[2]] + 1, microseconds=-1)  # whole seconds
     return end.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -279,12 +289,7 @@ def clear(which: tuple[str, ...], cluster: str | None) -> None:
     gone: list[str] = []
 
     def change(stored: Objects) -> dict[Key, Object]:
-        standing = {item.metadata.name: item.spec.fault for item in model.of(stored, Fault)}
-        for word in which:
-            if word not in standing and word not in standing.values():
-                hint = f"there are: {', '.join(standing) or 'none'}"
-                raise InputError(f'there is no fault "{word}"{did_you_mean(word, standing)}', hint)
-        gone[:] = [name for name, kind in standing.items() if not which or name in which or kind in which]
+        gone[:] = cleared(model.of(stored, Fault), which)
         return {key: obj for key, obj in stored.items() if key.kind != "Fault" or key.name not in gone}
 
     write(chosen(cluster), change)
@@ -292,3 +297,21 @@ def clear(which: tuple[str, ...], cluster: str | None) -> None:
         out(f"fault/{name} cleared")
     if not gone:
         note("nothing was broken")
+
+
+def cleared(standing: Sequence[Fault], which: Sequence[str]) -> list[str]:
+    """The names of those that shall go; a lab's own stay. Raises InputError where a word means none, or only such."""
+    known = {item.metadata.name: item for item in standing}
+    for word in which:
+        meant = [item for name, item in known.items() if word in (name, item.spec.fault)]
+        if not meant:
+            hint = f"there are: {', '.join(known) or 'none'}"
+            raise InputError(f'there is no fault "{word}"{did_you_mean(word, known)}', hint)
+        if all(map(_is_of_lab, meant)):
+            raise InputError(f"{word} is the lab's own damage", "mend it by hand; nsnet lab solve shows how")
+    chosen_ones = [item for name, item in known.items() if not which or {name, item.spec.fault} & set(which)]
+    return [item.metadata.name for item in chosen_ones if not _is_of_lab(item)]
+
+
+def _is_of_lab(item: Fault) -> bool:
+    return model.LAB in item.metadata.labels

@@ -113,9 +113,9 @@ def start(name: str) -> None:
 
 
 def begin(one: Lab) -> None:
-    """From nothing, or from another lab, to the broken network. Raises NotReachedError."""
+    """From nothing, or from another lab, to the broken network. Raises NotReachedError, MachineError."""
     until_ready(build(loaded(one), CLUSTER, recreate=False), READY_SECONDS)
-    _break(one, dict)
+    _break(one, dict, judged=True)
 
 
 def again(one: Lab) -> None:
@@ -129,12 +129,12 @@ def again(one: Lab) -> None:
     _break(one, change)
 
 
-def _break(one: Lab, change: Change) -> None:
+def _break(one: Lab, change: Change, *, judged: bool = False) -> None:
     def broken(stored: Objects) -> dict[Key, Object]:
         there = {key: obj for key, obj in change(stored).items() if key.kind != "Fault"}
         return {**there, **labs.damage(one, there)}
 
-    _, after = write(CLUSTER, broken)
+    _, after = write(CLUSTER, broken, judged=judged)
     for step in (FORGET_ALL, *one.undo, *one.begin):
         for said in steps(after, step):
             if said[0]:

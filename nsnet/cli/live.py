@@ -61,9 +61,9 @@ def sent(
     kernels: Kernels | None,
 ) -> tuple[Observed, Parting, Intent | None]:
     """Sends the packet: what was seen, where it parts from what was predicted and intended, and what was intended."""
-    port = model.cluster_of(objects).flannel.Backend.port
+    backend = model.cluster_of(objects).flannel.Backend
     ends = [one.way.netns for one in found if names.kind_of(one.way.netns) == "pod"]
-    seen = observe(look.state, start.netns, asked, port, ends, homes=kernels.home if kernels else all_here)
+    seen = observe(look.state, start.netns, asked, backend, ends, homes=kernels.home if kernels else all_here)
     intent = trace.promised(objects, start, asked, found)
     ways = with_large(look.state, start.netns, asked, [trace.foretold(one, look) for one in found])
     return seen, parted.compared(look.state, intent, ways, seen, look.place), intent

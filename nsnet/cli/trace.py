@@ -30,6 +30,7 @@ from nsnet.state import State, socket_address
 from nsnet.trace import Hop, Packet, Way, answer, policy_of, service_of, walk
 from nsnet.trace.further import stale
 from nsnet.trace.listening import is_open
+from nsnet.trace.resolver import long_way
 from nsnet.verify.intent import Intent
 from nsnet.verify.intent import intended as promise
 from nsnet.verify.parted import Parting, Predicted, predicted
@@ -38,6 +39,8 @@ from nsnet.verify.why import with_large
 if TYPE_CHECKING:  # what is asked for a URL alone is not loaded for every packet
     from nsnet.cli.kernels import Kernels
     from nsnet.cli.proxied import Request
+
+DNS = 53  # the port
 
 
 class Destination(msgspec.Struct, frozen=True):
@@ -119,7 +122,8 @@ def trace(
 
             return watched(now, found, start, end, asked, look, output, kernels)
     parting = None if request else compared(now.objects, start, asked, found, look)
-    wanted, notes = tuple(_intended(now.objects, start, found, request)), tuple(remembered(found, asked, look))
+    wanted = tuple(_intended(now.objects, start, found, request))
+    notes = (*remembered(found, asked, look), *searching(start, asked, look))
     if output == "json":
         said = {"agree": parting.agree, "verdict": parting.sentence} if parting else {}
         intent = {"intended": wanted} if wanted else {}
@@ -164,6 +168,13 @@ def remembered(found: Sequence[Traced], asked: Packet, look: Look) -> Iterator[s
             f"note: conntrack on {look.place(where)} still leads {port} to {entry.answerer}, where no new connection "
             f"goes: a client that keeps its port gets no answer"
         )
+
+
+def searching(start: Target, asked: Packet, look: Look) -> Iterator[str]:
+    """What somebody who asks for names should know of their own resolver."""
+    why = long_way(look.state, start.netns) if asked.dport == DNS else ""
+    if why:
+        yield f"note: {start.label} {why}"
 
 
 def _intended(objects: Objects, start: Target, found: Sequence[Traced], request: "Request | None") -> Iterator[str]:

@@ -12,7 +12,7 @@ nor what somebody does about it is undone.
 
     draft.py      the desired state while functions change it; the places of a fault
     kinds.py      what the catalogue knows of each kind
-    nodes.py · overlay.py · services.py · links.py · hands.py      the catalogue
+    nodes.py · overlay.py · services.py · dns.py · links.py · hands.py      the catalogue
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,14 +22,15 @@ from msgspec.structs import replace
 
 from nsnet import model
 from nsnet.errors import ObjectError
-from nsnet.faults import hands, links, nodes, overlay, services
+from nsnet.faults import dns, hands, links, nodes, overlay, services
 from nsnet.faults.draft import Draft, Site
-from nsnet.faults.kinds import Kind, Option
+from nsnet.faults.kinds import OF_THE_KERNEL, Kind, Option
 from nsnet.model import Fault, FaultStatus, Key, Object, Objects
 from nsnet.state import Hold, State
 
 __all__ = [
     "CATALOGUE",
+    "OF_THE_KERNEL",
     "Kind",
     "Option",
     "asked",
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 CATALOGUE: Mapping[str, Kind] = {
-    kind.name: kind for kind in (*nodes.KINDS, *overlay.KINDS, *services.KINDS, *links.KINDS, *hands.KINDS)
+    kind.name: kind for kind in (*nodes.KINDS, *overlay.KINDS, *services.KINDS, *dns.KINDS, *links.KINDS, *hands.KINDS)
 }
 LEAVES = ("keys", "places")
 
@@ -157,6 +158,8 @@ def check(fault: Fault, objects: Objects) -> None:
             _check_place(key, f"spec.{field}", place, kind, objects)
     if spec.to and not kind.pairs:
         raise ObjectError(key, "spec.to", f"{kind.name} has one side only", "leave it out")
+    if both := sorted(set(spec.on) & set(spec.to)):
+        raise ObjectError(key, "spec.to", f"{both[0]} is on both sides", "what stands between two needs two")
     if spec.leave and (spec.leave not in LEAVES or (kind.damage is None and kind.hold is None)):
         hint = (
             "keys or places" if kind.damage else f"{kind.name} is not a damage that somebody could mend in the kernel"

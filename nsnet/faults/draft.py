@@ -172,11 +172,11 @@ class Site(msgspec.Struct, frozen=True):
         """What belongs to a node: its addresses and its pods'; of a host its address."""
         node = self.node(netns)
         if node is not None:
-            own = [item.address for item in node.status.addresses if item.type != "Hostname"]
-            return [*own, *model.pod_cidrs(node)]
-        hosts = self.cluster.hosts or ()
-        own_name = self.cluster.metadata.name
-        return [host.address for host in hosts if names.host_netns(own_name, host.name) == netns]
+            named = [item.address for item in node.status.addresses if item.type != "Hostname"]
+            return [*named, *model.pod_cidrs(node)]
+        cluster = self.cluster
+        own = [host for host in cluster.hosts or () if names.host_netns(cluster.metadata.name, host.name) == netns]
+        return [address for host in own for address in dict.fromkeys((host.address, *host.addresses))]
 
     def services(self) -> list[model.Service]:
         """Those that `on` names."""

@@ -13,6 +13,9 @@ from nsnet.state import Hold
 Places = Literal["node", "pod", "machine", "service", "any"]
 """What a fault may be on; a machine is a node or a host, `any` one of these or a pod."""
 
+OF_THE_KERNEL = frozenset({"string", "legacy"})
+"""What a fault needs that is asked of the kernel (`kernel.demands`) before the fault is stored."""
+
 
 class Option(msgspec.Struct, frozen=True):
     """`NAME=VALUE`, or the value alone for a kind's first one. `form` is a regular expression."""
@@ -32,7 +35,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
 
     What it does is one or more of four functions: `damage` on the desired state, `hold` (keys that nobody touches),
     `asked` on the objects that are rendered, `derived` on what the controllers made of them. `needs` are words of what
-    the cluster must have (`vxlan`) or the kernel (`netem`).
+    the cluster must have (`vxlan`) or the kernel (`netem`, `string`).
     """
 
     name: str

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 from nsnet.faults.draft import Draft, Site
 from nsnet.faults.kinds import Kind, Option
 from nsnet.model import family_of
-from nsnet.state import Address, Bridge, Chain, FdbEntry, Neighbour, Route
+from nsnet.state import Address, Bridge, Chain, FdbEntry, LegacyChain, Neighbour, Route
 
 
 def _bridge_nf_off(draft: Draft, site: Site) -> None:
@@ -32,6 +32,13 @@ def _forward_drop(draft: Draft, site: Site) -> None:
 
 def _without_flannel(rules: tuple[str, ...]) -> list[str]:
     return [rule for rule in rules if not rule.endswith("-j FLANNEL-FWD")]
+
+
+def _legacy_forward_drop(draft: Draft, site: Site) -> None:
+    """A firewall of the older build beside the newer one that all else uses: both are asked."""
+    for netns in site.on():
+        for family in site.families:
+            draft.put(netns, LegacyChain("filter", "FORWARD", (), "DROP", family))
 
 
 def _rp_filter(draft: Draft, site: Site) -> None:
@@ -133,6 +140,21 @@ KINDS = (
         ),
         damage=_forward_drop,
         source="flannel#609, #799, kubernetes#40182, #58908",
+    ),
+    Kind(
+        name="legacy-forward-drop",
+        title="FORWARD drops in the other iptables",
+        symptom="All pod traffic through the node stops, on the node itself too; iptables -L says ACCEPT.",
+        cause="A tool of the older build (iptables-legacy) has set the policy of its own FORWARD to DROP; packets pass "
+        "its rules as well as those of nf_tables, which all else uses.",
+        detect=(
+            "nsnet exec node/NODE -- iptables -L FORWARD   # Warning: iptables-legacy tables present",
+            "nsnet exec node/NODE -- iptables-legacy -L FORWARD -nv   # the policy's counter grows",
+        ),
+        mend=("nsnet exec node/NODE -- iptables-legacy -P FORWARD ACCEPT",),
+        needs=("legacy",),
+        damage=_legacy_forward_drop,
+        source="kathara#215, flannel#1317",
     ),
     Kind(
         name="ip-forward-off",

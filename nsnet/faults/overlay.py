@@ -1,14 +1,16 @@
 """Faults of the overlay: MTU, VTEPs, the tunnel's number and port, the UDP that carries it."""
 
+import re
 from collections.abc import Iterable
 
 from msgspec.structs import replace
 
 from nsnet.faults.draft import Draft, Site
 from nsnet.faults.kinds import Kind, Option
-from nsnet.state import Bridge, FdbEntry, Hold, Key, Neighbour, Route, Veth
+from nsnet.state import OFFLOADS, Bridge, FdbEntry, Hold, Key, Neighbour, NftChain, Offload, Route, Veth
 
 OLD_VTEP = "02:00:00:00:53:01"  # local, and nobody's
+_CLEARED = re.compile(r" meta mark set meta mark \^ 0x[0-9a-f]+")
 TOO_BIG = {"ip": "-p icmp -m icmp --icmp-type 3/4 -j DROP", "ip6": "-p ipv6-icmp -m icmp6 --icmpv6-type 2 -j DROP"}
 
 
@@ -68,6 +70,20 @@ def _blocked(draft: Draft, site: Site) -> None:
         for tunnel in draft.tunnels(netns):
             family = "ip6" if ":" in tunnel.local else "ip"
             draft.first(netns, "filter", "INPUT", f"-p udp -m udp --dport {tunnel.port} -j DROP", family)  # type: ignore[arg-type]
+
+
+def _checksum(draft: Draft, site: Site) -> None:
+    """The mark to masquerade outlives encapsulation, as it did before kube-proxy cleared it, and the wire is real."""
+    for netns in site.on():
+        for family in site.families:
+            draft.rules(
+                netns, "nat", "KUBE-POSTROUTING", lambda rules: [r for r in rules if "MARK --set" not in r], family
+            )
+        for chain in draft.of(netns, NftChain):
+            if (chain.table, chain.name) == ("kube-proxy", "masquerading"):
+                kept = (_CLEARED.sub("", rule) for rule in chain.rules)
+                draft.put(netns, replace(chain, rules=tuple(kept)))
+        draft.put(netns, Offload("eth0", OFFLOADS))
 
 
 def _flanneld(draft: Draft, site: Site) -> Iterable[Hold]:
@@ -171,6 +187,27 @@ KINDS = (
         mend=("nsnet exec node/NODE -- iptables -D INPUT -p udp -m udp --dport 8472 -j DROP",),
         needs=OF_VXLAN,
         damage=_blocked,
+    ),
+    Kind(
+        name="vxlan-checksum",
+        title="Masqueraded calls leave the tunnel with a wrong checksum",
+        symptom="Calls to a Service that are masqueraded (the node's own, a node port's) take 1 s, 3 s or longer when "
+        "the endpoint is on another node; by the pods' addresses all is fine.",
+        cause="The mark of KUBE-MARK-MASQ is not cleared, so the VXLAN packet is masqueraded as well (--random-fully "
+        "gives it a new port), and with tx offload of flannel.1 its UDP checksum is not corrected. A SYN that is sent "
+        "again has no mark, and may arrive.",
+        detect=(
+            "nsnet exec node/OTHER -- nstat -az UdpInCsumErrors   # grows",
+            "nsnet exec node/NODE -- iptables -t nat -L KUBE-POSTROUTING -nv   # MASQUERADE counts twice",
+            "nsnet exec node/NODE -- ethtool -k flannel.1   # tx-checksumming: on",
+        ),
+        mend=(
+            "nsnet exec node/NODE -- ethtool -K flannel.1 tx-checksum-ip-generic off",
+            "nsnet exec node/NODE -- iptables -t nat -I KUBE-POSTROUTING 2 -j MARK --set-xmark 0x4000/0x0",
+        ),
+        needs=("vxlan", "rules"),
+        damage=_checksum,
+        source="flannel#1279, #2152, PR#1282, calico#3145, kops PR#9074",
     ),
     Kind(
         name="flanneld-stopped",

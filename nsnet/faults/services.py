@@ -1,6 +1,6 @@
-"""Faults of Services, masquerading and names: kube-proxy's rules, conntrack, endpoints, the DNS pods."""
+"""Faults of Services and masquerading: kube-proxy's rules, conntrack, endpoints."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from nsnet import model
 from nsnet.faults.draft import Draft, Site
 from nsnet.faults.kinds import Kind, Option
-from nsnet.model import Endpoints, EndpointSlice, Key, Object, ObjectMeta, Objects, Other, Service
+from nsnet.model import Endpoints, EndpointSlice, Key, Object, Objects, Service
 from nsnet.state import BridgePort, File, Hold, NftChain, Process
 from nsnet.state import Key as ValueKey
 
@@ -19,10 +19,6 @@ PROXY_CHAINS = (
     "KUBE-SVC-*", "KUBE-SVL-*", "KUBE-EXT-*", "KUBE-FW-*", "KUBE-SEP-*", "KUBE-PROXY-*", "KUBE-PORTALS-*",
     "KUBE-NODEPORT-*",
 )  # fmt: skip
-AAAA = (
-    '-p udp -m udp --dport 53 -m string --hex-string "|00001c0001|" --algo bm '
-    "-m statistic --mode nth --every 2 --packet 0 -j DROP"
-)
 
 
 # --- hairpin and masquerading -----------------------------------------------------------------------------------------
@@ -96,19 +92,6 @@ def _conntrack_held(_: Draft, site: Site) -> Iterator[Hold]:
     yield from ((netns, ("conntrack",)) for netns in site.on())
 
 
-def _dns_stopped(draft: Draft, site: Site) -> None:
-    nodes = set(site.on())
-    for pod in _pods(draft, nodes):
-        if any("nsnet.programs.kubedns" in process.argv for process in draft.of(pod, Process)):
-            for process in draft.of(pod, Process):
-                draft.drop(pod, process)
-
-
-def _pods(draft: Draft, nodes: Iterable[str]) -> Iterator[str]:
-    for node in sorted(nodes):
-        yield from (pod for _, pod in list(draft.pods_of(node)))
-
-
 def _pod_stopped(draft: Draft, site: Site) -> None:
     """The one pod server listens no longer for these."""
     gone = set(site.on())
@@ -118,11 +101,6 @@ def _pod_stopped(draft: Draft, site: Site) -> None:
             said = msgspec.json.decode(file.content)
             said["pods"] = [{**pod, "tcp": [], "udp": []} if pod["netns"] in gone else pod for pod in said["pods"]]
             draft.put(router, replace(file, content=msgspec.json.encode(said).decode()))
-
-
-def _aaaa_lost(draft: Draft, site: Site) -> None:
-    for netns in site.on():
-        draft.first(netns, "mangle", "PREROUTING", AAAA)
 
 
 # --- objects ----------------------------------------------------------------------------------------------------------
@@ -180,20 +158,6 @@ def _endpoints(objects: Objects, service: Service, change: Any) -> dict[Key, Obj
     key = Key("Endpoints", service.metadata.namespace, service.metadata.name)
     item = objects.get(key)
     return {key: replace(item, subsets=change(item.subsets or ()))} if isinstance(item, Endpoints) else {}
-
-
-def _policy_without_dns(objects: Objects, site: Site) -> Objects:
-    """Egress of every pod of the namespace is allowed to its own pods, and nobody thought of names."""
-    namespace = site.options["namespace"]
-    name = "fault-forgets-dns"
-    doc = {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{"to": [{"podSelector": {}}]}]},
-    }
-    policy = Other(ObjectMeta(name, namespace), "NetworkPolicy", doc)
-    return {**objects, model.key_of(policy): policy}
 
 
 KINDS = (
@@ -269,28 +233,6 @@ KINDS = (
         source="kubernetes#48370, #125467, #126130, #139628",
     ),
     Kind(
-        name="dns-slow",
-        title="Every second AAAA query is lost",
-        symptom="Lookups take exactly 5 seconds, now and then.",
-        cause="One of the two queries that a resolver sends at once is dropped, as by the conntrack race.",
-        detect=("nsnet capture POD 'udp port 53'   # two queries, one answer", "time getent ahosts NAME"),
-        mend=("nsnet exec node/NODE -- iptables -t mangle -F PREROUTING   # or use-vc, single-request in resolv.conf",),
-        needs=("string",),
-        damage=_aaaa_lost,
-        source="kubernetes#56903, weave#3287, flannel#1004",
-    ),
-    Kind(
-        name="policy-forgets-dns",
-        title="A NetworkPolicy forgot about DNS",
-        symptom="Pods of the namespace reach each other by address, and no name resolves.",
-        cause="An egress policy allows the namespace's own pods and not kube-dns.",
-        detect=("nsnet policy why POD kube-dns:53", "nsnet exec POD -- getent hosts NAME"),
-        mend=("allow egress to kube-system, port 53 of UDP and TCP",),
-        options=(Option("namespace", "default", r"[a-z0-9][-a-z0-9]*", "default", "whose pods"),),
-        everywhere=True,
-        asked=_policy_without_dns,
-    ),
-    Kind(
         name="local-policy",
         title="externalTrafficPolicy: Local without a local endpoint",
         symptom="From outside the Service answers by some nodes and times out by others.",
@@ -333,17 +275,6 @@ KINDS = (
         mend=("start kube-proxy (nsnet fault clear NAME)",),
         hold=_proxy_held,
         damage=_proxy_stopped,
-    ),
-    Kind(
-        name="kubedns-stopped",
-        title="The DNS pods of a node do not answer",
-        symptom="Names resolve slowly or not at all until the pods have left the Service.",
-        cause="The programs in the node's kube-dns pods are dead.",
-        detect=("nsnet get pods -n kube-system   # 0/1", "nsnet exec POD -- nslookup kubernetes.default"),
-        mend=("start them (nsnet fault clear NAME)",),
-        everywhere=True,
-        needs=("dns",),
-        damage=_dns_stopped,
     ),
     Kind(
         name="pod-stopped",

@@ -41,7 +41,7 @@ from pathlib import Path
 
 from nsnet import names
 from nsnet.errors import NsnetError
-from nsnet.kernel import conntrack, ethtool, files, netns, process, qdisc, sysctl, wireguard
+from nsnet.kernel import conntrack, ethtool, files, legacy, netns, process, qdisc, sysctl, wireguard
 from nsnet.kernel.places import Places
 from nsnet.kernel.wiring import WIRED, Wiring
 from nsnet.state import (
@@ -50,6 +50,7 @@ from nsnet.state import (
     Conntrack,
     File,
     IpSet,
+    LegacyChain,
     Listener,
     Netns,
     NftChain,
@@ -70,7 +71,8 @@ from nsnet.state import (
 _WORKERS = max(2, os.cpu_count() or 1)
 _NFT = (NftTable, NftSet, NftChain, NftElement)
 _WRITTEN = {
-    *WIRED, Qdisc, Netns, Sysctl, Chain, *_NFT, IpSet, Process, File, Conntrack, Offload, WireguardKey, WireguardPeer,
+    *WIRED, Qdisc, Netns, Sysctl, Chain, LegacyChain, *_NFT, IpSet, Process, File, Conntrack, Offload, WireguardKey,
+    WireguardPeer,
 }  # fmt: skip
 _OBSERVED = {OtherLink, Listener}  # deleting a foreign link is wiring's; a listener goes with its program
 
@@ -132,6 +134,7 @@ class _Apply:
         with ThreadPoolExecutor(1) as beside:
             telling = beside.submit(self._tell_readers, visitors=False)  # names need not wait for ten thousand rules
             self._write_chains(lambda netns: netns not in guarded)
+            self._write_with(legacy.write, LegacyChain)
             self._write_with(conntrack.write, Conntrack)
         self._end_programs(late=True)
         telling.result()

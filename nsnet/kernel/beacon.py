@@ -3,8 +3,10 @@
 TCP: the sequence number of the SYN, which every answer acknowledges and which conntrack leaves alone. UDP: eight bytes
 behind `echo `, which a pod server gives back. ICMP: eight bytes of an echo's data. ICMP errors quote all of them.
 
-The SYN is made by hand (IP_HDRINCL): a real connect() says its sequence number only when it is too late. It goes
-through OUTPUT and conntrack like any other; what it is answered nobody knows of, so the kernel resets the connection.
+The SYN is a real connect()'s, with the offloads that a connection has (a raw socket's packet has its checksum, and so
+escapes what checksums suffer from). TCP_REPAIR lets one choose its sequence number (Linux `net/ipv4/tcp.c`,
+`tcp_v4_connect` takes a `write_seq` that is there). The socket is closed at once: what it is answered nobody knows of,
+so the kernel resets the connection.
 """
 
 import os
@@ -19,11 +21,11 @@ from nsnet.kernel.netns import inside
 from nsnet.kernel.ruletrace import Match
 
 _NUMBERS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "icmp": socket.IPPROTO_ICMP}
-_IP = Struct(">BBHHHBBH4s4s")
-_TCP = Struct(">HHIIBBHHHBBH")  # with one option: MSS
 _ICMP = Struct(">BBHHH")
 _WORD = b"echo "
-_MSS = 1300  # fits through any overlay
+_REPAIR, _QUEUE, _SEQUENCE = 19, 20, 21  # TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ
+_SEND_QUEUE = 2
+_INT, _LINGER = Struct("=I"), Struct("=ii")
 
 
 class Beacon(NamedTuple):
@@ -106,7 +108,10 @@ def send(one: Beacon) -> str:
         sock = _socket(one)
     with sock:
         try:
-            sock.sendto(_bytes(one), (one.dst, one.dport if one.protocol == "udp" else 0))
+            if one.protocol == "tcp":
+                _connect(sock, one)
+            else:
+                sock.sendto(_bytes(one), (one.dst, one.dport if one.protocol == "udp" else 0))
         except OSError as error:
             return os.strerror(error.errno or 0)
         if one.protocol == "udp":
@@ -119,34 +124,30 @@ def send(one: Beacon) -> str:
 
 
 def _socket(one: Beacon) -> socket.socket:
-    match one.protocol:
-        case "udp":
-            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-            sock.bind(("0.0.0.0", one.sport))  # noqa: S104 - a client's port
-            return sock
-        case "icmp":
-            return socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-    return socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    if one.protocol == "icmp":
+        return socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM if one.protocol == "tcp" else socket.SOCK_DGRAM)
+    sock.bind(("0.0.0.0", one.sport))  # noqa: S104 - a client's port
+    return sock
+
+
+def _connect(sock: socket.socket, one: Beacon) -> None:
+    """One SYN with the cookie as its sequence number. An answer that is there at once (by `lo`) changes nothing."""
+    number = int.from_bytes(one.cookie, "big")
+    for option, value in ((_REPAIR, 1), (_QUEUE, _SEND_QUEUE), (_SEQUENCE, number), (_REPAIR, 0)):
+        sock.setsockopt(socket.IPPROTO_TCP, option, _INT.pack(value))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.pack(1, 0))
+    sock.setblocking(False)
+    with suppress(BlockingIOError, ConnectionRefusedError):
+        sock.connect((one.dst, one.dport))
 
 
 def _bytes(one: Beacon) -> bytes:
-    match one.protocol:
-        case "udp":
-            return _WORD + one.cookie + b"\n"
-        case "icmp":
-            own = int(one.cookie[:4], 16)  # an id of its own, or conntrack takes it for a ping of before
-            head = _ICMP.pack(8, 0, 0, own, 1)
-            return _ICMP.pack(8, 0, _sum(head + one.cookie), own, 1) + one.cookie
-    ends = socket.inet_aton(one.src), socket.inet_aton(one.dst)
-    return _IP.pack(0x45, 0, 44, 0, 0x4000, 64, 6, 0, *ends) + _syn(one, b"".join(ends))
-
-
-def _syn(one: Beacon, ends: bytes) -> bytes:
-    def packed(checksum: int) -> bytes:
-        sequence = int.from_bytes(one.cookie, "big")
-        return _TCP.pack(one.sport, one.dport, sequence, 0, 0x60, 0x02, 64240, checksum, 0, 2, 4, _MSS)
-
-    return packed(_sum(ends + b"\0\x06\0\x18" + packed(0)))
+    if one.protocol == "udp":
+        return _WORD + one.cookie + b"\n"
+    own = int(one.cookie[:4], 16)  # an id of its own, or conntrack takes it for a ping of before
+    head = _ICMP.pack(8, 0, 0, own, 1)
+    return _ICMP.pack(8, 0, _sum(head + one.cookie), own, 1) + one.cookie
 
 
 def _sum(data: bytes) -> int:

@@ -38,7 +38,8 @@ _EXPERIMENTAL = 0x88B5  # IEEE 802 local experimental Ethertype: nobody listens 
 _ATTACH_FILTER, _TIMESTAMP_NS = 26, 35
 _SOL_PACKET, _STATISTICS = 263, 6
 _OUTGOING = 4
-_WITH_ETHERNET_HEADER = {1, 772}  # ARPHRD_ETHER, ARPHRD_LOOPBACK
+_IP_ALONE = {65534, 768}  # ARPHRD_NONE (TUN, WireGuard), ARPHRD_TUNNEL (IPIP): an IP packet and no frame
+_HEADERS = {4: bytes(12) + b"\x08\x00", 6: bytes(12) + b"\x86\xdd"}  # by the IP version: from nobody, to nobody
 
 _QUEUES = 64 << 20  # bytes of all sockets' queues together
 _QUEUE = (1 << 20, 16 << 20)  # of one: at least, at most
@@ -190,10 +191,18 @@ class Capture:
         return self._up_to(horizon)
 
     def rest(self) -> list[Seen]:
-        """Everything that is there at this moment."""
+        """Everything that is there at this moment, however much the queues hold; what comes later is left."""
+        moment = time.time_ns()
+        found: list[Seen] = []
         for one in list(self._there.values()):
-            self._drain(one)
-        return self._up_to(time.time_ns() + _SLACK)
+            empty = False
+            while not empty and not (one.waiting and one.waiting[-1].time > moment):
+                found += one.waiting
+                one.waiting = []
+                empty = self._drain(one)
+            found += one.waiting
+            one.waiting = []
+        return sorted(found, key=lambda seen: seen.time)
 
     def _up_to(self, horizon: int) -> list[Seen]:
         self.until = horizon
@@ -220,13 +229,21 @@ class Capture:
         return False
 
     def _next(self, one: _Spectator) -> Seen | None:
-        """One packet; None for what a device shows twice (`lo`), or in a form without an Ethernet header."""
+        """One packet; None for what a device shows twice (`lo`), or in a form that is neither a frame nor an IP packet.
+
+        An IP packet gets an Ethernet header without addresses, so that everybody reads it as they read others.
+        """
         length, told, _, (dev, _, kind, hardware, _) = one.sock.recvmsg_into([self._buffer], _SPACE, socket.MSG_TRUNC)
-        if hardware not in _WITH_ETHERNET_HEADER or (dev == "lo" and kind == _OUTGOING):
+        if dev == "lo" and kind == _OUTGOING:
             return None
+        header = b""
+        if hardware not in bpf.WITH_ETHERNET_HEADER:
+            header = _HEADERS.get(self._buffer[0] >> 4, b"") if hardware in _IP_ALONE and length else b""
+            if not header:
+                return None
         stamp = next((_ns(data) for _, what, data in told if what == _TIMESTAMP_NS), 0) or time.time_ns()
-        data = bytes(self._view[: min(length, len(self._buffer))])
-        return Seen(stamp, one.netns, dev or "?", kind == _OUTGOING, data, length)
+        data = header + bytes(self._view[: min(length, len(self._buffer))])
+        return Seen(stamp, one.netns, dev or "?", kind == _OUTGOING, data, len(header) + length)
 
     def _trouble(self, one: _Spectator, error: OSError) -> None:
         """A device that went down may come up again; one that is gone is not waited for."""

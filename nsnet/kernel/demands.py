@@ -12,9 +12,24 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from shlex import join
 
-from nsnet.kernel.features import FEATURES, IPV6, Feature, Finding, features
+from nsnet.kernel.features import FEATURES, IPV6, LEGACY, SCTP, Feature, Finding, features
 from nsnet.kernel.netns import throw_away
-from nsnet.state import Address, Bridge, Chain, Ipip, IpSet, NftTable, State, Sysctl, Tun, Value, Veth, Vxlan, Wireguard
+from nsnet.state import (
+    Address,
+    Bridge,
+    Chain,
+    Ipip,
+    IpSet,
+    LegacyChain,
+    NftTable,
+    State,
+    Sysctl,
+    Tun,
+    Value,
+    Veth,
+    Vxlan,
+    Wireguard,
+)
 
 PATIENCE = 20.0  # s for one try
 
@@ -26,8 +41,8 @@ _OF_SYSCTLS = {f"net.bridge.{name}": name for name in ("bridge-nf-call-iptables"
 _OF_RULES: Mapping[str, str] = {
     "-m conntrack": "conntrack", "-m statistic": "statistic match", "-m recent": "recent match",
     "-m cluster": "cluster match", "-m addrtype": "addrtype match", "-m multiport": "multiport match",
-    "-m physdev": "physdev match", "-m set": "ipset", "-j DNAT": "nat", "-j MARK": "mark target",
-    "-j MASQUERADE": "masquerade --random-fully", "-j REDIRECT": "REDIRECT target",
+    "-m physdev": "physdev match", "-m string": "string match", "-m set": "ipset", "-m sctp": SCTP, "-j DNAT": "nat",
+    "-j MARK": "mark target", "-j MASQUERADE": "masquerade --random-fully", "-j REDIRECT": "REDIRECT target",
 }  # fmt: skip
 _OF_RULES6: Mapping[str, str] = {"-j DNAT": "IPv6 nat", "-j MASQUERADE": "IPv6 masquerade --random-fully"}
 _WORDS = re.compile(r"-m [a-z]+|-j [A-Z]+\b")
@@ -65,6 +80,8 @@ def _of_value(value: Value) -> Iterator[str]:
             yield _OF_SYSCTLS[name]
         case Address(_, cidr) if ":" in cidr:
             yield "IPv6"
+        case LegacyChain(family=family):
+            yield LEGACY[family]
         case _ if type(value) in _OF_TYPES:
             yield _OF_TYPES[type(value)]
 

@@ -1,6 +1,7 @@
 """What a device leaves to others, read and switched: `ethtool -k` and `ethtool -K`, by ioctl.
 
-Asked only of the cables of nodes, hosts and the fabric: what a veth in a pod has says nothing that eth0 does not.
+Asked only of the cables of nodes, hosts and the fabric, and of tunnels: what a veth in a pod has says nothing that
+eth0 does not.
 Source: Linux `include/uapi/linux/ethtool.h` (the commands that one feature each has), `net/ethtool/ioctl.c`.
 """
 

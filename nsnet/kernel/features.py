@@ -13,7 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from typing import Literal
 import msgspec
 
 from nsnet.errors import InputError, MachineError
+from nsnet.state import Family
 
 _SIOCGIFADDR = 0x8915
 
@@ -81,6 +82,7 @@ class Tool(msgspec.Struct, frozen=True):
     version: str = "--version"
 
 
+SCTP = "sctp match"
 TOOLS: tuple[Tool, ...] = (
     Tool("ip", "iproute2", "network namespaces for people, `nsnet plan -o sh`", needed=True, version="-V"),
     Tool("tc", "iproute2", "impaired links", version="-V"),
@@ -89,6 +91,7 @@ TOOLS: tuple[Tool, ...] = (
     Tool("ip6tables-restore", "iptables", "the rules of clusters with IPv6"),
     Tool("nft", "nftables", "kubeProxyMode: nftables, live rule traces"),
     Tool("conntrack", "conntrack", "looking at connections by hand"),
+    Tool("ethtool", "ethtool", "looking at offloads by hand"),
     Tool("tcpdump", "tcpdump", "capture filters"),
     Tool("curl", "curl", "the commands that `up` proposes"),
     Tool("dnsmasq", "dnsmasq-base", "the cluster's DNS", needed=True),
@@ -98,6 +101,7 @@ TOOLS: tuple[Tool, ...] = (
     Tool("etcd", "etcd-server", "nsnet up --store etcd"),
     Tool("etcdctl", "etcd-client", "looking into an etcd by hand", version="version"),
 )
+LEGACY: Mapping[Family, str] = {"ip": "legacy iptables", "ip6": "legacy ip6tables"}
 FEATURES: tuple[Feature, ...] = (
     Feature("network namespaces", ("true",), "kernel option CONFIG_NET_NS", "every pod and node is one"),
     Feature(
@@ -196,6 +200,13 @@ FEATURES: tuple[Feature, ...] = (
         needed=False,
     ),
     Feature(
+        SCTP,
+        _rule("nat", "OUTPUT", "-p", "sctp", "-m", "sctp", "--dport", "1", "-j", "ACCEPT"),
+        _module("xt_sctp", "CONFIG_NETFILTER_XT_MATCH_SCTP"),
+        "rules for SCTP ports, which are left out without it",
+        needed=False,
+    ),
+    Feature(
         "REDIRECT target",
         _rule("nat", "PREROUTING", "-p", "tcp", "-j", "REDIRECT", "--to-ports", "1"),
         _module("xt_REDIRECT", "CONFIG_NETFILTER_XT_TARGET_REDIRECT"),
@@ -209,6 +220,20 @@ FEATURES: tuple[Feature, ...] = (
         "externalIPs under kubeProxyMode: userspace",
         needed=False,
         after="/proc/sys/net/bridge",  # it loads br_netfilter, which makes the machine's own bridges filter
+    ),
+    Feature(
+        "string match",
+        _rule("mangle", "OUTPUT", "-m", "string", "--string", "x", "--algo", "bm", "-j", "ACCEPT"),
+        _module("xt_string", "CONFIG_NETFILTER_XT_MATCH_STRING"),
+        "the fault dns-slow",
+        needed=False,
+    ),
+    Feature(
+        LEGACY["ip"],
+        ("iptables-legacy", "-w", "-A", "FORWARD", "-j", "ACCEPT"),
+        _module("iptable_filter", "CONFIG_IP_NF_FILTER"),
+        "the fault legacy-forward-drop",
+        needed=False,
     ),
     Feature(
         "ipset",
@@ -274,6 +299,13 @@ IPV6: tuple[Feature, ...] = (  # needed where podSubnet or a network has IPv6
         _rule6("POSTROUTING", "-j", "MASQUERADE", "--random-fully"),
         _module("nft_masq", "CONFIG_NFT_MASQ"),
         "IPv6 Services from outside",
+        needed=False,
+    ),
+    Feature(
+        LEGACY["ip6"],
+        ("ip6tables-legacy", "-w", "-A", "FORWARD", "-j", "ACCEPT"),
+        _module("ip6table_filter", "CONFIG_IP6_NF_FILTER"),
+        "the fault legacy-forward-drop",
         needed=False,
     ),
 )  # fmt: skip

@@ -100,11 +100,16 @@ def read(
 def _read(family: Family, only: frozenset[tuple[str, str]] | None) -> frozenset[Chain]:
     if only is not None and len(only) <= CHAINS_ONE_BY_ONE:
         return frozenset(_read_each(family, sorted(only)))
-    done = subprocess.run([tool("iptables-save", family)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise MachineError(f"iptables-save: {_sentence(done.stderr)}", "`nsnet doctor` says what this machine lacks")
-    every = parse(done.stdout, family)
+    every = saved("iptables-save", family)
     return every if only is None else frozenset(chain for chain in every if (chain.table, chain.name) in only)
+
+
+def saved(name: str, family: Family) -> frozenset[Chain]:
+    """What the tool of that name prints, as chains. Raises MachineError when it fails."""
+    done = subprocess.run([tool(name, family)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MachineError(f"{name}: {sentence(done.stderr)}", "`nsnet doctor` says what this machine lacks")
+    return parse(done.stdout, family)
 
 
 def _read_each(family: Family, wanted: list[tuple[str, str]]) -> Iterator[Chain]:
@@ -251,8 +256,9 @@ def _write(changes: list[Change], family: Family) -> list[Refusal]:
     while left:
         whole = all(change.verb == "add" for change in left) and _is_empty(family)
         # Tables before a refused line are already written, so a second try must not edit by rule number again.
-        pieces = list(_whole(left) if whole else _partial(left, edit=not refusals))
-        error = _restore(pieces, family, whole=whole)
+        pieces = list(_whole(left) if whole else changed(left, edit=not refusals))
+        argv = [tool("iptables-restore", family), *([] if whole else ["--noflush"])]
+        error = restore(argv, pieces)
         if not error:
             return refusals
         refused = _refused(error, pieces, left, give_up=len(refusals) >= LINES_TRIED)
@@ -261,11 +267,10 @@ def _write(changes: list[Change], family: Family) -> list[Refusal]:
     return refusals
 
 
-def _restore(pieces: list[Piece], family: Family, *, whole: bool) -> str:
-    """Hand the lines to iptables-restore; empty, or what it said to refuse them."""
-    argv = [tool("iptables-restore", family), "-w", "5", *([] if whole else ["--noflush"])]
+def restore(argv: list[str], pieces: Iterable[Piece]) -> str:
+    """Hand the lines to a restoring tool; empty, or what it said to refuse them."""
     text = "\n".join([*(lines for lines, _ in pieces), ""])
-    done = subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+    done = subprocess.run([*argv, "-w", "5"], input=text, capture_output=True, text=True, check=False)
     return (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else ""
 
 
@@ -276,9 +281,9 @@ def _refused(error: str, pieces: list[Piece], left: list[Change], *, give_up: bo
     index, line = _place(pieces, number)
     change = pieces[index][1]
     if line and change is not None and not give_up:
-        return [Refusal(change, f"{_sentence(error)}: {line}")]
+        return [Refusal(change, f"{sentence(error)}: {line}")]
     guilty = left if give_up or not line else _guilty_of_table(error, pieces[:index]) or left
-    return [Refusal(change, _sentence(error)) for change in guilty]
+    return [Refusal(change, sentence(error)) for change in guilty]
 
 
 def _place(pieces: list[Piece], number: int) -> tuple[int, str]:
@@ -302,7 +307,7 @@ def _guilty_of_table(error: str, pieces: list[Piece]) -> list[Change]:
     return [change for change in mine.values() if any(jump.search(rule) for rule in _chain(change).rules)]
 
 
-def _sentence(error: str) -> str:
+def sentence(error: str) -> str:
     """The tool's own sentence on one line, without its advice to read the manual."""
     kept = [line.strip() for line in error.splitlines() if line.strip() and not line.startswith("Try `")]
     return " ".join(kept)
@@ -328,7 +333,7 @@ def _whole(changes: list[Change]) -> Pieces:
         yield "COMMIT", None
 
 
-def _partial(changes: list[Change], *, edit: bool) -> Pieces:
+def changed(changes: list[Change], *, edit: bool) -> Pieces:
     """Only what changes. Chains are emptied first and deleted last, when nothing jumps to them any more."""
     for table, mine in sorted(_by_table(changes).items()):
         yield f"*{table}", None

@@ -18,7 +18,7 @@ from nsnet.errors import MachineError
 from nsnet.kernel import netns, observing
 from nsnet.state import KINDS, Chain, Family, Key, Value
 
-_NOT_OF = {"pod": {"nft", "ipset", "offload"}, "node": set[str]()}  # as `observe` has it
+_NOT_OF = {"pod": {"nft", "legacy", "ipset", "offload"}, "node": set[str]()}  # as `observe` has it
 _LEADS_ON = re.compile(r"-[jg] (\S+)")
 _ONE_CASE = re.compile(r"-d [0-9a-f.:]+/(?:32|128) |--dport \d+ ")
 _NAME = re.compile(r"[^\s\"']+")

@@ -11,7 +11,9 @@ something:
 - nftables: other tables than iptables' are read by netlink, which costs a millisecond where there is none.
 - ipsets: of nodes, by one netlink dump; a set that is there without a rule that names it is found, too.
 - sysctls: where `state.SYSCTLS` names some.
-- WireGuard's keys and peers: where there is such a device; offloads: of the cables of nodes, hosts and the fabric.
+- WireGuard's keys and peers: where there is such a device; offloads: of the cables of nodes, hosts and the fabric, and
+  of tunnels.
+- the older xtables beside nf_tables: where their tables are named, which no whole look at a pod asks.
 - queueing disciplines: the dump of links says their kind; only where it is one of a person's a process asks further.
 - conntrack entries: only where they are asked for by name; they are many, and no whole look needs them.
 - processes and files: one walk for the whole cluster.
@@ -107,6 +109,8 @@ def read(
             if "nft" in wanted[name] and (keys or names.kind_of(name) != "pod"):
                 filters.append((name, pool.submit(_read_nft, name, keys)))
             more[name] += _sysctls(name, keys) if "sysctl" in wanted[name] else ()
+            if "legacy" in wanted[name] and (keys or names.kind_of(name) != "pod"):
+                more[name] += _read_legacy(name)
             if "ipset" in wanted[name] and (keys or names.kind_of(name) == "node"):
                 more[name] += _read_sets(name, keys)
             more[name] += conntrack.read(name, _protocols(keys)) if "conntrack" in wanted[name] else ()
@@ -190,14 +194,15 @@ def _decode(kind: str, messages: list[Message], links: rtnl.Interfaces) -> Itera
 
 def _devices(look: Look, kinds: Collection[str]) -> Iterator[Value]:
     """What devices tell by ways of their own."""
-    by_kind = {kind: [one.name for one in look.links.values() if one.kind == kind] for kind in ("wireguard", "veth")}
+    asked = ("wireguard", "veth", "vxlan")
+    by_kind = {kind: [one.name for one in look.links.values() if one.kind == kind] for kind in asked}
     if "wireguard" in kinds and by_kind["wireguard"]:
         from nsnet.kernel import wireguard
 
         yield from wireguard.read(look.netns, by_kind["wireguard"])
     if "offload" in kinds and by_kind["veth"]:
         cables = by_kind["veth"] if names.kind_of(look.netns) == "fabric" else ["eth0"]
-        yield from ethtool.read(look.netns, set(cables) & set(by_kind["veth"]))
+        yield from ethtool.read(look.netns, {*set(cables) & set(by_kind["veth"]), *by_kind["vxlan"]})
 
 
 def _sysctls(name: str, keys: frozenset[Key]) -> frozenset[Sysctl]:
@@ -224,36 +229,37 @@ def _families(name: str, keys: frozenset[Key]) -> frozenset[Family]:
 
 def with_tables(name: str) -> frozenset[Family]:
     """The families that have any table."""
-    return frozenset(family for family, _ in _every_table(name))
+    with netns.inside(name):
+        found = {family for family, _ in _nft_tables()}
+        return frozenset(found | {family for family, _ in _legacy_tables()})
 
 
 def tables(name: str, family: Family) -> frozenset[str]:
-    """The tables of a family that iptables reads."""
-    from nsnet.kernel.iptables import HOOKS
+    """The tables of a family that iptables reads; of its older build there where that is the machine's choice."""
+    from nsnet.kernel.iptables import HOOKS, is_nft
 
-    return frozenset(table for there, table in _every_table(name) if there == family and table in HOOKS)
+    with netns.inside(name):
+        every = _nft_tables() if is_nft(family) else _legacy_tables()
+        return frozenset(table for there, table in every if there == family and table in HOOKS)
 
 
-def _every_table(name: str) -> set[tuple[Family, str]]:
-    """Of iptables and ip6tables, in both builds; and any other of their families."""
+def _nft_tables() -> Iterator[tuple[Family, str]]:
+    """Iptables' and ip6tables', and any other of their families."""
+    with suppress(OSError):  # a kernel without nf_tables
+        with Netlink(NETLINK_NETFILTER) as netfilter:
+            (messages,) = netfilter.dump([Request(_NFT_GETTABLE, 0, _NFGENMSG.pack(0, 0, 0))])
+        for _, data, start, end in messages:
+            if data[start] in _NF_FAMILIES:
+                table = attributes(data, start + 4, end)[1]
+                yield _NF_FAMILIES[data[start]], table.rstrip(b"\0").decode(errors="replace")
+
+
+def _legacy_tables() -> Iterator[tuple[Family, str]]:
     from nsnet.kernel.iptables import LEGACY_TABLES
 
-    request = Request(_NFT_GETTABLE, 0, _NFGENMSG.pack(0, 0, 0))
-    found: set[tuple[Family, str]] = set()
-    with netns.inside(name):
-        with suppress(OSError):  # a kernel without nf_tables
-            with Netlink(NETLINK_NETFILTER) as netfilter:
-                (messages,) = netfilter.dump([request])
-            found |= {
-                (_NF_FAMILIES[data[start]], attributes(data, start + 4, end)[1].rstrip(b"\0").decode())
-                for _, data, start, end in messages
-                if data[start] in _NF_FAMILIES
-            }
-        for family, path in LEGACY_TABLES.items():
-            with suppress(OSError):  # a kernel without the legacy tables
-                if not any(there == family for there, _ in found):
-                    found |= {(family, table) for table in path.read_text().split()}
-    return found
+    for family, path in LEGACY_TABLES.items():
+        with suppress(OSError):  # a kernel without the legacy tables
+            yield from ((family, table) for table in path.read_text().split())
 
 
 def _read_chains(name: str, keys: frozenset[Key], families: frozenset[Family]) -> frozenset[Value]:
@@ -272,6 +278,12 @@ def _read_nft(name: str, keys: frozenset[Key]) -> frozenset[Value]:
     from nsnet.kernel import nftables
 
     return nftables.read(name, frozenset(key for key in keys if key[0] == "nft") if keys else None)
+
+
+def _read_legacy(name: str) -> frozenset[Value]:
+    from nsnet.kernel import legacy
+
+    return legacy.read(name)
 
 
 def _read_sets(name: str, keys: frozenset[Key]) -> frozenset[IpSet]:

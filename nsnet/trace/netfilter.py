@@ -18,7 +18,7 @@ from nsnet.state import Chain
 from nsnet.trace import nft
 from nsnet.trace.rules import UNKNOWN, Facts, Rule, likelihood, number, pair, parse
 from nsnet.trace.values import Hop, Packet, Trip
-from nsnet.trace.view import LOOPBACK, View, lookup, source
+from nsnet.trace.view import LEGACY, LOOPBACK, View, lookup, source
 
 Outcome = Literal["accept", "drop", "reject"]
 Step = tuple[Outcome, Trip]
@@ -48,9 +48,10 @@ def hook(name: str, trip: Trip, here: View, recent: Collection[tuple[str, str]] 
 def _places(name: str, here: View) -> list[tuple[int, bool, Chain | nft.Base]]:
     """The chains that stand in a hook, in the order of their priorities: (priority, is it a nat chain?, chain)."""
     found: list[tuple[int, bool, Chain | nft.Base]] = [
-        (priority, table == "nat", here.chains[table, name])
+        (priority, table == "nat", here.chains[build + table, name])
         for table, priority in PRIORITIES[name].items()
-        if (table, name) in here.chains
+        for build in ("", LEGACY)
+        if (build + table, name) in here.chains
     ]
     found += [(base.priority, base.kind == "nat", base) for base in here.nft.bases.get(name, ())]
     return sorted(found, key=lambda place: place[0])

@@ -18,7 +18,7 @@ Station = tuple[str, str, str]  # namespace, in or out, device
 
 
 class Sighting(msgspec.Struct, frozen=True):
-    """The packet on a device, inside of a VXLAN packet to `carrier` where that is said.
+    """The packet on a device, inside of another packet to `carrier` where that is said.
 
     `mac`: the station that its (outer) frame is for.
     """
@@ -97,8 +97,9 @@ def _step(state: State, before: Sighting | None, one: Sighting, after: Sequence[
     port = ports.get(one.dev)
     if port is None:
         yield Hop(one.netns, f"{one.direction} {one.dev}")
-        if one.outgoing and _is_tunnel(state, one) and after and after[0].carrier:
-            yield Hop(one.netns, f"vxlan to {after[0].carrier}")
+        tunnel = _tunnel(state, one) if one.outgoing and after and after[0].carrier else ""
+        if tunnel:
+            yield Hop(one.netns, f"{tunnel} to {after[0].carrier}")
     elif not one.outgoing:
         following = after[0] if after and after[0].netns == one.netns else None
         there = ports.get(following.dev) if following else None
@@ -120,8 +121,13 @@ def _is_of_a_bridge(ports: Mapping[str, BridgePort], before: Sighting | None, on
     return earlier is not None and earlier.bridge == port.bridge
 
 
-def _is_tunnel(state: State, one: Sighting) -> bool:
-    return isinstance(view(state.get(one.netns, frozenset())).links.get(one.dev), Vxlan)
+def _tunnel(state: State, one: Sighting) -> str:
+    """By what the device carries packets on; empty: it is no tunnel."""
+    link = view(state.get(one.netns, frozenset())).links.get(one.dev)
+    return next((words for kind, words in _TUNNELS if isinstance(link, kind)), "")
+
+
+_TUNNELS = ((Vxlan, "vxlan"), (Ipip, "ipip"), (Tun, "process flannel_udp:"))
 
 
 def _ports(state: State, netns: str) -> Mapping[str, BridgePort]:
@@ -139,13 +145,14 @@ def stations(state: State, way: Iterable[Hop]) -> list[Station]:
 
 
 def _unsealed(state: State, way: Iterable[Hop]) -> Iterator[Hop]:
-    """Without the devices of IPIP, WireGuard and flannel's process, and what lies between two of them."""
+    """Without what lies between two WireGuard devices."""
     inside = False
     for hop in way:
         word, _, rest = hop.what.partition(" ")
         dev = rest.split(" ")[0] if word in {"in", "out"} else ""
-        if isinstance(view(state.get(hop.netns, frozenset())).links.get(dev), Ipip | Tun | Wireguard):
+        if isinstance(view(state.get(hop.netns, frozenset())).links.get(dev), Wireguard):
             inside = word == "out"
+            yield hop
         elif not inside:
             yield hop
 

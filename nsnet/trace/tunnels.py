@@ -14,6 +14,7 @@ from ipaddress import ip_address, ip_network
 
 import msgspec
 
+from nsnet.names import called
 from nsnet.state import File, Ipip, Process, State, Tun, Vxlan, Wireguard, WireguardKey, WireguardPeer, socket_address
 from nsnet.trace.values import Hop, Packet, Trip, Way
 from nsnet.trace.view import View, family_of
@@ -130,6 +131,9 @@ def taken_out(state: State, sent: Carried, inner: Trip, here: View, end: Way, th
     link = here.links[inner.dev_out]
     match link:
         case Vxlan():
+            wrong = _wrong_checksum(link, sent, inner, here, end)
+            if wrong:
+                raise NotCarriedError(wrong)
             return _out_of_vxlan(link, sent, end, there)
         case Ipip():
             return _out_of_ipip(end, there)
@@ -155,6 +159,33 @@ def _out_of_vxlan(link: Vxlan, sent: Carried, end: Way, there: View) -> str:
     if same[0].mac != sent.token:
         raise NotCarriedError(f"the frame is for {sent.token}, and {same[0].name} has {same[0].mac}")
     return same[0].name
+
+
+def _wrong_checksum(link: Vxlan, sent: Carried, inner: Trip, here: View, end: Way) -> str:
+    """Why the UDP checksum of the packet that arrived is wrong; empty where it is not.
+
+    A device that offloads the inner checksum (tx) writes the outer one at once, from what the inner one will be. To NAT
+    such a packet looks as if the outer one were still to be computed, so a new port leaves it as it is (Linux
+    `net/core/utils.c`, inet_proto_csum_replace4). It is looked at where the sender's cable offloads nothing: frames
+    then have sums, and no word that says they are right.
+    """
+    kind = inner.packet.protocol
+    partial = kind == "tcp" or (kind == "udp" and inner.dev_in)  # the node's own UDP goes by what its cable offloads
+    offloaded = partial and not _computes(here, link.name)
+    hop = next((hop for hop in end.hops[len(inner.hops) :] if _is_new_port(hop, inner.netns)), None)
+    if not offloaded or hop is None or not _computes(here, link.dev):
+        return ""
+    by = f"{called(hop.netns)} masquerades it as well, by {hop.what}"
+    return f"the UDP checksum of the {sent.name} packet is wrong: {by}"
+
+
+def _computes(here: View, dev: str) -> bool:
+    """Does the device's driver leave no checksum to whoever comes after it?"""
+    return dev in here.offloads and "tx" in here.offloads[dev].off
+
+
+def _is_new_port(hop: Hop, netns: str) -> bool:
+    return hop.netns == netns and ("MASQUERADE --random-fully" in hop.rule or "masquerade fully-random" in hop.rule)
 
 
 def _no_vxlan(there: View, link: Vxlan) -> str:

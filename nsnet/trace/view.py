@@ -3,9 +3,11 @@
 Made from its values alone, once for each set of values. What is of the other family is not there.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
+from typing import cast
 
 import msgspec
 
@@ -19,12 +21,14 @@ from nsnet.state import (
     Family,
     FdbEntry,
     IpSet,
+    LegacyChain,
     Loopback,
     Neighbour,
     NftChain,
     NftElement,
     NftSet,
     NftTable,
+    Offload,
     OtherLink,
     Qdisc,
     Route,
@@ -49,6 +53,7 @@ class Entry(msgspec.Struct, frozen=True):
     bits: int = 32
 
 
+LEGACY = "legacy "  # before the names of the older xtables' tables
 LOOPBACK: dict[Family, str] = {"ip": "127.0.0.1", "ip6": "::1"}
 FORWARDING: dict[Family, str] = {"ip": "net.ipv4.ip_forward", "ip6": "net.ipv6.conf.all.forwarding"}
 BRIDGE_NF: dict[Family, str] = {
@@ -69,10 +74,11 @@ class View(msgspec.Struct, frozen=True, eq=False):
     keys: dict[str, WireguardKey]
     peers: dict[str, list[WireguardPeer]]
     sysctls: dict[str, str]
-    chains: Mapping[tuple[str, str], Chain]
+    chains: Mapping[tuple[str, str], Chain]  # those of the older xtables in tables called `legacy filter`
     nft: Tables
     sets: dict[str, IpSet]
     qdiscs: dict[str, Qdisc]
+    offloads: dict[str, Offload]
     tracked: dict[tuple[str, str, int, str, int], Conntrack]  # protocol, source, destination: as the packet comes
     behind: dict[tuple[str, str], str] = {}  # (bridge, MAC) → the port behind which it was last: where to look first
 
@@ -144,10 +150,11 @@ def view(every: frozenset[Value], family: Family = "ip", chains: Mapping[tuple[s
         keys={value.dev: value for value in values if isinstance(value, WireguardKey)},
         peers=peers,
         sysctls={value.name: value.value for value in values if isinstance(value, Sysctl)},
-        chains=by_name(values) if chains is None else chains,
+        chains=_known(values, chains),
         nft=tables(values),
         sets={value.name: value for value in values if isinstance(value, IpSet)},
         qdiscs={value.dev: value for value in values if isinstance(value, Qdisc)},
+        offloads={value.dev: value for value in values if isinstance(value, Offload)},
         tracked={
             (value.protocol, value.src, value.sport, value.dst, value.dport): value
             for value in values
@@ -156,8 +163,12 @@ def view(every: frozenset[Value], family: Family = "ip", chains: Mapping[tuple[s
     )
 
 
-def by_name(values: Iterable[Value]) -> dict[tuple[str, str], Chain]:
-    return {(value.table, value.name): value for value in values if isinstance(value, Chain)}
+def _known(values: frozenset[Value], apart: Mapping[tuple[str, str], Chain] | None) -> Mapping[tuple[str, str], Chain]:
+    """By table and name; those that are read apart come after those that stand among the values."""
+    own = {(chain.table, chain.name): chain for chain in _chains(values)}
+    if apart is None:
+        return own
+    return ChainMap(own, cast("dict[tuple[str, str], Chain]", apart)) if own else apart  # nobody writes to it
 
 
 def _family(value: Value) -> str:
@@ -169,9 +180,17 @@ def _family(value: Value) -> str:
             return family_of(dst)
         case Neighbour(_, ip):
             return family_of(ip)
-        case Chain() | NftChain() | NftSet() | NftElement() | NftTable():
+        case Chain() | LegacyChain() | NftChain() | NftSet() | NftElement() | NftTable():
             return value.family
     return ""
+
+
+def _chains(values: frozenset[Value]) -> Iterator[Chain]:
+    for value in values:
+        if isinstance(value, Chain):
+            yield value
+        elif isinstance(value, LegacyChain):
+            yield Chain(f"{LEGACY}{value.table}", value.name, value.rules, value.policy, value.family)
 
 
 def _name(link: Link) -> str:

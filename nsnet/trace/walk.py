@@ -646,7 +646,7 @@ def _tunnel(world: World, trip: Trip, here: View, nexthop: str) -> Iterator[Way]
     for end in _send(replace(world, family=family_of(sent.outer.dst)), under):
         inner = replace(trip, hops=end.hops, chance=end.chance)
         try:
-            dev = tunnels.taken_out(world.state, sent, inner, here, end, world.here(end.netns))
+            dev = tunnels.taken_out(world.state, sent, trip, here, end, world.here(end.netns))
         except tunnels.NotCarriedError as why:
             yield _end("dropped", replace(inner, netns=end.netns), str(why))
             continue

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from nsnet import model
-from nsnet.model import Objects, Service, ServicePort
+from nsnet.model import Family, Objects, Service, ServicePort, family_of
 from nsnet.trace import Packet
 from nsnet.verify import balanced, hostports
 from nsnet.verify import world as worlds
@@ -34,7 +34,7 @@ class Intent(msgspec.Struct, frozen=True):
 
 def intended(objects: Objects, netns: str, packet: Packet) -> Intent | None:
     """What shall become of the first packet of a connection that a process in `netns` opens."""
-    world = _world(objects)
+    world = _world(objects, family_of(packet.dst))
     places = (*world.pods, *world.nodes, *world.hosts)
     source = next((place for place in places if place.netns == netns), None)
     if source is None:
@@ -69,10 +69,10 @@ def _own(source: Place, other: str) -> str:
 _LAST: list[tuple[Objects, World]] = []
 
 
-def _world(objects: Objects) -> World:
+def _world(objects: Objects, family: Family) -> World:
     """That of the same objects as last time is made once; it may be forgotten at any time."""
-    if not _LAST or _LAST[0][0] is not objects:
-        _LAST[:] = [(objects, worlds.world(objects))]
+    if not _LAST or _LAST[0][0] is not objects or _LAST[0][1].family != family:
+        _LAST[:] = [(objects, worlds.world(objects, family))]
     return _LAST[0][1]
 
 

@@ -5,7 +5,7 @@ beacon ─send→ kernel ─capture→ sightings, ruletrace→ rules ─trace.ob
 
 import errno
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Literal
 
@@ -20,7 +20,8 @@ from nsnet.kernel.everywhere import Everywhere, Homes, Rules, all_here
 from nsnet.kernel.iptables import is_nft
 from nsnet.kernel.nftables import TRACE
 from nsnet.kernel.ruletrace import Located, Told
-from nsnet.state import Chain, Looking, NftChain, State
+from nsnet.model import Backend
+from nsnet.state import Chain, Looking, NftChain, State, Wireguard
 from nsnet.trace import Hop, Packet
 from nsnet.trace.observed import Sighting, hops, unflooded
 
@@ -58,13 +59,13 @@ def observe(
     state: State,
     netns: str,
     asked: Packet,
-    port: int,
+    backend: Backend,
     ends: Sequence[str] = (),
     *,
     connections: bool = True,
     homes: Homes = all_here,
 ) -> Observed:
-    """Sends the packet and watches it; `port` is VXLAN's, `ends` further pods where it may arrive.
+    """Sends the packet and watches it; `backend` is flannel's, `ends` further pods where it may arrive.
 
     `connections`: conntrack's entries are read, too (a process for each node that it passed). `homes`: which other
     machine has a namespace.
@@ -82,11 +83,11 @@ def observe(
     places = [name for name in there if names.kind_of(name) != "pod" and name in state]
     places = list(dict.fromkeys([netns, *places, *ends]))
     ruled = [name for name in places if _has_rules(state, name)]
-    program = bpf.inner_too(bpf.compiled(one.filter), port)
+    program = bpf.inner_too(bpf.compiled(one.filter), backend.port, backend.kind)
     watched = [(name, "") for name in places]
     with Everywhere(watched, homes, program, 2048, Rules(ruled, one.number, one.matches)) as hearing:
         refused = hearing.send(one)
-        seen = _watched(hearing, one, frozenset({port}))
+        seen = _watched(hearing, one, frozenset(backend.udp_ports))
         told, places_of = hearing.told()
     found = _understood(state, one, seen, told, places_of, refused)
     entries = _connections(homes, one, found.sightings) if connections else ()
@@ -138,8 +139,22 @@ def _understood(
         answers=tuple(place for place, _ in groupby(what.netns for what, _ in answers)),
         words=words,
         dropped_by=dropped if end in {"lost", "kept"} else None,
-        notes=() if is_nft() else ("iptables is the legacy build: which rules matched is not told by this kernel",),
+        notes=tuple(_notes(state, sightings)),
     )
+
+
+def _notes(state: State, sightings: Sequence[Sighting]) -> Iterator[str]:
+    if not is_nft():
+        yield "iptables is the legacy build: which rules matched is not told by this kernel"
+    keyed = {
+        (netns, value.name)
+        for netns in {one.netns for one in sightings}
+        for value in state.get(netns, ())
+        if isinstance(value, Wireguard)
+    }
+    dev = next((one.dev for one in sightings if one.outgoing and (one.netns, one.dev) in keyed), "")
+    if dev:
+        yield f"what leaves {dev} is encrypted: nobody sees it again before the other end takes it out"
 
 
 def _sighting(seen: Seen, frame: frames.Frame) -> Sighting:

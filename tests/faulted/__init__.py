@@ -1,13 +1,13 @@
-"""Faults as a table: each applied to one cluster, asked by packets and by the walk, undone. For tests and the score.
+"""Faults as tables: each applied to one cluster, asked by packets and by the walk, undone. For tests and the score.
 
-One cluster stands for all of them and is synced in this process; nothing here knows what a fault does.
+A world is a cluster (`racks.yaml`) and its table (`racks.txt`). One cluster stands for all rows and is synced in this
+process; nothing here knows what a fault does.
 """
 
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import unified_diff
-from functools import cache
 from pathlib import Path
 
 import dns.message
@@ -33,12 +33,19 @@ from nsnet.verify.live import observe
 
 HERE = Path(__file__).parent
 NAME = "faulted"
-SERVICES = {"near": "10.96.0.101", "far": "10.96.0.102", "dns": "10.96.0.10"}
+WORLD = "cluster"  # the one that every kind is tried in
+SERVICES = {
+    "near": "10.96.0.101", "far": "10.96.0.102", "dns": "10.96.0.10", "near/6": "fd00:10:96::101",
+    "far/6": "fd00:10:96::102",
+}  # fmt: skip
+PATIENCE = 0.9  # s; after one a SYN is sent again, which may fare better
 LARGE = 8000  # bytes of a request that fills several packets
 QUERY = dns.message.make_query("kubernetes.default.svc.cluster.local", "A", id=1).to_wire()
 
 
 class Question(msgspec.Struct, frozen=True):
+    """`to` is a pod, a node, a host or a Service; with `/6` behind it, its IPv6 address."""
+
     sender: str
     to: str
     port: int
@@ -62,8 +69,8 @@ class Row(msgspec.Struct, frozen=True):
         return " ".join(self.words)
 
 
-def rows() -> list[Row]:
-    lines = (HERE / "faults.txt").read_text().splitlines()
+def rows(world: str = WORLD) -> list[Row]:
+    lines = (HERE / f"{world}.txt").read_text().splitlines()
     return [_row(line) for line in lines if line and not line.startswith("#")]
 
 
@@ -74,7 +81,7 @@ def _row(line: str) -> Row:
 
 
 def _question(text: str) -> Question:
-    found = re.fullmatch(r"(\S+) → (\w+)(?::(\d+))?(?: (ping|udp|large))?", text.strip())
+    found = re.fullmatch(r"(\S+) → (\w+(?:/6)?)(?::(\d+))?(?: (ping|udp|large))?", text.strip())
     assert found, text
     return Question(found[1], found[2], int(found[3] or 0), found[4] or "")
 
@@ -85,13 +92,10 @@ def _question(text: str) -> Question:
 class Cluster:
     """The one cluster, its store, and what the last sync ended with."""
 
-    def __init__(self, mode: str = "iptables") -> None:
-        text = (
-            (HERE / "cluster.yaml")
-            .read_text()
-            .replace("nodes: 3\n", f"nodes: 3\nnetworking: {{kubeProxyMode: {mode}}}\n")
-        )
-        loaded = manifests.load([manifests.Source("cluster.yaml", text.encode())])
+    def __init__(self, mode: str = "iptables", world: str = WORLD) -> None:
+        self.rows = rows(world)
+        text = (HERE / f"{world}.yaml").read_text().replace("kubeProxyMode: iptables", f"kubeProxyMode: {mode}")
+        loaded = manifests.load([manifests.Source(f"{world}.yaml", text.encode())])
         self.store: SqliteStore = open_store(NAME, create=True)
         self.memory: Memory | None = None
         self.change(lambda stored: control.admit(stored, loaded.objects, whole=True))
@@ -170,13 +174,13 @@ def _names() -> list[str]:
 _TOOLS = (
     ("ip", "-d", "-o", "link"), ("ip", "-o", "address"), ("ip", "route", "show", "table", "all"),
     ("ip", "neigh", "show", "nud", "permanent"), ("bridge", "fdb", "show", "state", "permanent"),
-    ("bridge", "-d", "link"), ("tc", "qdisc"), ("iptables-save",), ("nft", "list", "ruleset"),
+    ("bridge", "-d", "link"), ("tc", "qdisc"), ("iptables-save",), ("ip6tables-save",), ("nft", "list", "ruleset"),
     ("sysctl", "net.ipv4.ip_forward", "net.ipv4.conf.all.rp_filter", "net.bridge"),
 )  # fmt: skip
 _COUNTS = re.compile(
     r"^\d+: |@if\d+|link-netnsid \d+|\[\d+:\d+\]|^# (Generated|Completed).*|packets \d+ bytes \d+|qdisc \S+ [0-9a-f]+:|"
     r"timer +\S+|hello_timer.*?vlan_filtering|port_id 0x\S+|port_no 0x\S+|designated_port \d+|index \d+|expires \d+\S*|"
-    r"message_age.*?hold_timer *\S+|ifindex \d+|refcnt \d+"
+    r"message_age.*?hold_timer *\S+|ifindex \d+|refcnt \d+|state (UP|UNKNOWN)"  # the kernel settles that when it likes
 )
 
 
@@ -198,15 +202,21 @@ def netns_of(name: str) -> str:
 def address(objects: Objects, name: str) -> str:
     if name in SERVICES:
         return SERVICES[name]
+    own, _, six = name.partition("/")
+    return next(ip for ip in _addresses(objects, own) if (":" in ip) is bool(six))
+
+
+def _addresses(objects: Objects, name: str) -> list[str]:
     if name == "client":
-        return next(host.address for host in model.cluster_of(objects).hosts or () if host.name == name)
+        found = next(host for host in model.cluster_of(objects).hosts or () if host.name == name)
+        return [found.address, *found.addresses]
     if name.startswith("node"):
         node = objects[Key("Node", "", name)]
         assert isinstance(node, model.Node)
-        return model.internal_ip(node)
+        return [item.address for item in node.status.addresses if item.type == "InternalIP"]
     pod = objects[Key("Pod", "default", name)]
     assert isinstance(pod, model.Pod)
-    return pod.status.podIP
+    return [*model.pod_ips(pod)]
 
 
 def probe_of(objects: Objects, question: Question) -> Probe:
@@ -224,7 +234,7 @@ def probe_of(objects: Objects, question: Question) -> Probe:
 
 def outcomes(objects: Objects, questions: Sequence[Question], *, tries: int = 1) -> list[str]:
     """`ok`, or how it failed; an answer to a pod that was seen as somebody else is `seen-as-another`."""
-    answers = ask([probe_of(objects, question) for question in questions], timeout=1.0, tries=tries)
+    answers = ask([probe_of(objects, question) for question in questions], timeout=PATIENCE, tries=tries)
     return [_outcome(question, answer) for question, answer in zip(questions, answers, strict=True)]
 
 
@@ -236,7 +246,7 @@ def _outcome(question: Question, answer: Answer) -> str:
         and not question.to.startswith("node")
     ):
         said = re.search(rb'"client": ?"([^"]+):\d+"', answer.body)
-        if said and said[1].decode() != answer.local[0]:
+        if said and said[1].decode().strip("[]") != answer.local[0]:
             return "seen-as-another"
     return answer.outcome
 
@@ -270,21 +280,25 @@ def said(objects: Objects, state: State, question: Question) -> str:
 def disagreement(objects: Objects, state: State, question: Question) -> str:
     """Where the packet, sent and watched, fares otherwise than predicted; empty where it does not."""
     start, packet = start_of(objects, question), packet_of(objects, question)
+    if ":" in packet.dst:  # what is sent and watched is IPv4
+        return ""
     found = trace.traced(state, start, packet)
     look = trace.look_of(state, objects)
-    seen = observe(state, start.netns, packet, 8472, [one.way.netns for one in found], connections=False)
+    seen = observe(
+        state,
+        start.netns,
+        packet,
+        model.cluster_of(objects).flannel.Backend,
+        [one.way.netns for one in found],
+        connections=False,
+    )
     compared = parted.compared(state, None, [foretold(one, look) for one in found], seen, look.place)
     return "" if compared.agree else f"{question}: {compared.sentence}"
 
 
-@cache
-def _patterns() -> dict[str, re.Pattern[str]]:
-    return {str(row): re.compile(row.says) for row in rows()}
-
-
 def is_named(row: Row, words: str) -> bool:
     """Does the trace name the true cause?"""
-    return _patterns()[str(row)].search(words) is not None
+    return re.search(row.says, words) is not None
 
 
 def missing() -> Iterator[str]:
@@ -298,7 +312,7 @@ def missing() -> Iterator[str]:
 
 def healthy(cluster: Cluster) -> dict[str, str]:
     """Asks everything of the cluster without faults; what the kernel's own tools print of it."""
-    questions = sorted({question for row in rows() for question in (row.question, *row.well)}, key=str)
+    questions = sorted({question for row in cluster.rows for question in (row.question, *row.well)}, key=str)
     found = dict(zip(map(str, questions), outcomes(cluster.objects, questions, tries=3), strict=True))
     assert {question: outcome for question, outcome in found.items() if outcome != "ok"} == {}
     return texts()
@@ -318,7 +332,7 @@ def proved(cluster: Cluster, before: Mapping[str, str], row: Row) -> None:
     assert outcome == row.outcome
     assert well == ["ok"] * len(row.well)
     assert is_named(row, words), words
-    assert apart == ""
+    assert apart == "", apart
     now = settled()
     assert {name: now[name] ^ had[name] for name in had if now[name] != had[name]} == {}
     assert changes(before, texts()) == []

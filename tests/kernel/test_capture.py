@@ -111,6 +111,30 @@ def test_what_is_too_much_is_counted(wire: None) -> None:
     assert len(found) + dropped == 20_000
 
 
+def test_a_flood_costs_no_more_memory_than_was_said(wire: None) -> None:
+    """100,000 packets in a second or two, for who reads all the time and who never does: no growth, none uncounted."""
+    del wire
+    send()
+    with Capture([(RIGHT, "")], UDP) as idle, Capture([(RIGHT, "")], UDP) as hearing:
+        before, read = _resident(), 0
+        for _ in range(100):
+            send(1000)
+            read += len(hearing.read(0.0))
+        read += len(hearing.rest())
+        kept = len(idle.rest())
+        grown = _resident() - before
+        lost, missed = hearing.drops()[RIGHT], idle.drops()[RIGHT]
+    assert read + lost == 100_000
+    assert kept + missed == 100_000
+    assert missed > 0
+    assert grown < 32 << 20
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_a_device_that_disappears(wire: None) -> None:
     del wire
     with Capture([(MIDDLE, "port2"), (LEFT, "")], bpf.compiled("arp or udp port 9")) as hearing:
@@ -216,11 +240,13 @@ def test_a_whole_file_of_all_hops_after_ctrl_c(pod: str, tmp_path: Path) -> None
 
 
 def test_documents_and_a_time_limit(pod: str) -> None:
-    process = started(f"{pod}:eth0", "-o", "json", "--duration", "1s", "tcp port 80")
-    call(pod)
+    """The packet is sent from here: on a loaded machine a command of its own starts when the second is over."""
+    process = started(f"{pod}:eth0", "-o", "json", "--duration", "1s", "udp port 9")
+    with netns.inside(f"quickstart.pod.default.{pod}"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"x", ("172.18.0.2", 9))
     lines = [json.loads(line) for line in ended(process) if line.startswith("{")]
     assert lines[0]["device"] == "eth0"
-    assert lines[0]["packet"]["protocol"] == "tcp"
+    assert lines[0]["packet"]["protocol"] == "udp"
     assert lines[-1] == {"dropped": {f"pod/{pod}": 0}}
 
 

@@ -27,6 +27,7 @@ from nsnet.state import (
     Sysctl,
     Tun,
     Value,
+    Vxlan,
     Wireguard,
     WireguardKey,
     WireguardPeer,
@@ -51,6 +52,7 @@ MANY = tuple(sorted(f"10.{100 + (number >> 8)}.{number & 255}.0/24" for number i
 
 VIA = Route("10.2.0.0/24", "flannel.ipip", "172.18.0.3", onlink=True)
 WHOLE = Route("10.0.0.0/8", "flannel0", scope="global")
+VTEP = Vxlan("flannel.1", "02:00:00:00:00:07", 1450, 1, "172.18.0.2", "eth0")
 TUNNEL = Ipip("flannel.ipip", 1480, "172.18.0.2")
 ROWS: list[tuple[str, tuple[Value, ...]]] = [
     ("ipip", (TUNNEL,)),
@@ -69,6 +71,7 @@ ROWS: list[tuple[str, tuple[Value, ...]]] = [
     )),
     ("veth", (Offload("eth0", OFFLOADS),)),
     ("veth", (Offload("eth0", ("tso",)),)),
+    ("vxlan", (VTEP, Offload("flannel.1", ("tx", "tso")))),
 ]  # fmt: skip
 REPLACED: list[tuple[str, Value, Value]] = [
     ("ipip", TUNNEL, Ipip("flannel.ipip", 1300, "172.18.0.2", up=False)),

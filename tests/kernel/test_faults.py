@@ -2,7 +2,9 @@
 
 import re
 import socket
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import dns.message
 import msgspec
@@ -12,7 +14,8 @@ import yaml
 from nsnet import control, diff, kernel, manifests, model, reconcile
 from nsnet.cli import trace
 from nsnet.cli.context import Running
-from nsnet.kernel import netns, probe
+from nsnet.kernel import bpf, frames, netns, probe
+from nsnet.kernel.capture import Capture
 from nsnet.state import Chain, Change, Sysctl
 from tests import faulted
 from tests.faulted import Cluster, Question, Row
@@ -37,7 +40,7 @@ def test_a_fault_is_seen_named_and_undone(cluster: Cluster, before: dict[str, st
 
 def test_the_whole_catalogue_is_tried() -> None:
     """By the table, by a test of this file, or (what needs netem) by test_impaired.py and the machine that has it."""
-    here = {"stale-conntrack", "dns-slow", "kube-proxy-stopped", "flanneld-stopped"}
+    here = {"stale-conntrack", "dns-slow", "ndots", "kube-proxy-stopped", "flanneld-stopped"}
     assert set(faulted.missing()) == here | {"hands-off", "delay", "rate", "duplicate", "reorder"}
 
 
@@ -149,6 +152,45 @@ def test_every_second_aaaa_query_is_lost(cluster: Cluster) -> None:
     assert others == ["ok"]
     assert "dropped on node/node1 by rule mangle PREROUTING" in words
     assert "|00001c0001|" in words
+
+
+OUTSIDE = "api.example.org"  # a record of the cluster's own, with fewer dots than any ndots here
+
+
+def test_a_name_outside_costs_a_question_for_each_domain(cluster: Cluster) -> None:
+    """Four by what kubelet gives, seven by a longer list, one where somebody mends the file."""
+    before = _asked_for(cluster, "a", OUTSIDE)
+    cluster.add(["ndots", "--on", "pod/a"], leave="keys")
+    during, beside = _asked_for(cluster, "a", OUTSIDE), _asked_for(cluster, "b", OUTSIDE)
+    short = _asked_for(cluster, "a", "far")
+    state, look = kernel.observe(faulted.NAME), Question("a", "dns", 53, "udp")
+    start, packet = faulted.start_of(cluster.objects, look), faulted.packet_of(cluster.objects, look)
+    (note,) = trace.searching(start, packet, trace.look_of(state, cluster.objects))
+    file = Path(f"/etc/netns/{faulted.netns_of('a')}/resolv.conf")
+    file.write_text(file.read_text().replace("ndots:15", "ndots:1"))
+    cluster.change(lambda stored: stored)
+    mended = _asked_for(cluster, "a", OUTSIDE)
+    cluster.clear()
+    after = _asked_for(cluster, "a", OUTSIDE)
+    assert (len(before), len(during), len(beside), len(mended), len(after)) == (4, 7, 4, 1, 4)
+    assert during[:2] == [f"{OUTSIDE}.default.svc.cluster.local", f"{OUTSIDE}.svc.cluster.local"]
+    assert during[-1] == OUTSIDE
+    assert short == ["far.default.svc.cluster.local"]
+    assert note == (
+        "note: pod/a asks for a name with fewer than 15 dots in 6 domains before itself: by ndots and search "
+        "of its resolv.conf one outside costs 7 questions of a kind"
+    )
+
+
+def _asked_for(cluster: Cluster, pod: str, name: str) -> list[str]:
+    """The names for whose address the pod's resolver asks."""
+    assert cluster.objects
+    netns = faulted.netns_of(pod)
+    with Capture([(netns, "eth0")], bpf.compiled("udp dst port 53")) as hearing:
+        subprocess.run(["ip", "netns", "exec", netns, "getent", "ahostsv4", name], check=False, capture_output=True)
+        seen = [*hearing.read(0.05), *hearing.rest()]
+    asked = [dns.message.from_wire(frames.decode(one.data, frozenset()).innermost.payload) for one in seen]
+    return [query.question[0].name.to_text(omit_final_dot=True) for query in asked]
 
 
 # --- their lives ------------------------------------------------------------------------------------------------------

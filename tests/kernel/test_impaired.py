@@ -1,13 +1,17 @@
 """Links with a rate, a loss, a delay: written, read back the same, and felt; netem where the kernel has it."""
 
 import json
+import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
-from nsnet import kernel
-from nsnet.kernel import netns, probe, qdisc
+from nsnet import kernel, model
+from nsnet.errors import MachineError
+from nsnet.kernel import bpf, frames, netns, probe, qdisc
+from nsnet.kernel.capture import Capture
 from nsnet.names import mark, node_netns
 from nsnet.state import Change, Qdisc, Segments, Value, Veth
 from tests import faulted
@@ -100,3 +104,59 @@ def test_a_delay_is_felt_each_way(cluster: Cluster) -> None:
     (answer,) = probe.probe([faulted.probe_of(cluster.objects, Question("a", "c", 80))], timeout=3.0)
     cluster.clear()
     assert answer.seconds >= 0.1  # by the delay's own nature: there and back
+
+
+COUNT = 60  # datagrams; that none of them overtakes another has a chance of 2^-59
+
+
+def _heard(cluster: Cluster, count: int) -> tuple[list[bytes], int]:
+    """Numbered datagrams sent from a to c: what comes to c, in order; and how many answers come back to a."""
+    c = faulted.netns_of("c")
+    with (
+        Capture([(c, "eth0")], bpf.compiled("udp dst port 5300")) as hearing,
+        netns.inside(faulted.netns_of("a")),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        client.connect((faulted.address(cluster.objects, "c"), 5300))
+        for number in range(count):
+            client.send(b"echo %02d" % number)
+        client.settimeout(1)
+        answers = 0
+        with suppress(TimeoutError):
+            while client.recv(64):
+                answers += 1
+        heard = [frames.decode(one.data, frozenset()).innermost.payload for one in hearing.rest()]
+    return [payload.removeprefix(b"echo ") for payload in heard], answers
+
+
+@NETEM
+def test_a_link_that_doubles_frames_doubles_each_way(cluster: Cluster) -> None:
+    assert _heard(cluster, 1) == ([b"00"], 1)
+    cluster.add(["duplicate", "100%", "--on", "node/node1"])
+    heard, answers = _heard(cluster, 1)
+    large = faulted.outcomes(cluster.objects, [Question("a", "c", 80, "large")], tries=3)
+    cluster.clear()
+    assert (heard, answers) == ([b"00", b"00"], 4)  # two questions, and each answer twice
+    assert large == ["ok"]  # TCP does not mind
+    assert _heard(cluster, 1) == ([b"00"], 1)
+
+
+@NETEM
+def test_a_link_that_overtakes_itself_loses_the_order_and_nothing_else(cluster: Cluster) -> None:
+    cluster.add(["reorder", "50%", "delay=20ms", "--on", "node/node1"])
+    heard, answers = _heard(cluster, COUNT)
+    large = faulted.outcomes(cluster.objects, [Question("a", "c", 80, "large")], tries=3)
+    cluster.clear()
+    assert sorted(heard) == [b"%02d" % number for number in range(COUNT)]
+    assert heard != sorted(heard)
+    assert answers == COUNT
+    assert large == ["ok"]
+
+
+@pytest.mark.skipif(qdisc.has_netem(), reason="this kernel has netem")
+@pytest.mark.parametrize("kind", ["delay", "duplicate", "reorder"])
+def test_what_only_netem_can_is_refused_before_anything_is_stored(cluster: Cluster, kind: str) -> None:
+    with pytest.raises(MachineError, match=f"{kind} needs netem, which this kernel does not have") as refused:
+        cluster.add([kind, "--on", "node/node1"])
+    assert "CONFIG_NET_SCH_NETEM" in (refused.value.hint or "")
+    assert model.of(cluster.objects, model.Fault) == []

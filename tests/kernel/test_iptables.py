@@ -10,14 +10,18 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from nsnet import names, state
-from nsnet.kernel import iptables
+from nsnet.kernel import iptables, legacy
 from nsnet.kernel.netns import inside
 from nsnet.render import services
 from nsnet.render.kubeproxy import LocalDetector
 from nsnet.render.proxy_iptables import Settings
-from nsnet.state import Chain, Change, Value
+from nsnet.state import Chain, Change, LegacyChain, Value
 from nsnet.trace import Packet, answer, walk
+from nsnet.trace.netfilter import hook
+from nsnet.trace.values import Trip
+from nsnet.trace.view import view
 from tests import worlds
+from tests.kernel import needs
 
 OBJECTS = worlds.load(worlds.SERVICES)
 RULES = worlds.chains(OBJECTS)
@@ -56,6 +60,32 @@ def changes(netns: str, have: frozenset[Chain], want: frozenset[Chain]) -> list[
     kept = [Change("replace", netns, new[key], old[key]) for key in old.keys() & new.keys() if old[key] != new[key]]
     come = [Change("add", netns, new[key]) for key in new.keys() - old.keys()]
     return kept + come + [Change("delete", netns, old[key]) for key in old.keys() - new.keys()]
+
+
+# --- the older build beside the newer one ---------------------------------------------------------------------------
+
+
+def test_chains_of_the_older_build_stand_beside_those_of_the_newer_one(netns: str) -> None:
+    """Packets pass both; what `iptables` has is not touched, and what goes is gone."""
+    needs.features("legacy iptables")
+    drop = LegacyChain("filter", "FORWARD", ("-s 10.0.0.0/8 -j OWN",), "DROP")
+    own = LegacyChain("filter", "OWN", ("-p tcp -m tcp --dport 80 -j ACCEPT", "-j RETURN"))
+    chain = Chain("filter", "FORWARD", ("-j ACCEPT",), "ACCEPT")
+    assert iptables.write(netns, [Change("add", netns, chain)]) == []
+    for _ in range(2):  # writing what is there succeeds
+        assert legacy.write(netns, [Change("add", netns, own), Change("add", netns, drop)]) == []
+        assert legacy.read(netns) == {drop, own}
+    assert iptables.read(netns) == {chain}
+    there = view(frozenset({chain, drop, own}))
+    told = [outcome for outcome, _ in hook("FORWARD", Trip(netns, Packet("udp", "10.0.0.1", 80, "10.0.0.2")), there)]
+    assert told == ["drop"]
+    wrong = LegacyChain("filter", "INPUT", ("-j NOWHERE",), "ACCEPT")
+    (refusal,) = legacy.write(netns, [Change("add", netns, wrong)])
+    assert "NOWHERE" in str(refusal) or "line" in refusal.reason
+    for _ in range(2):
+        assert legacy.write(netns, [Change("delete", netns, own), Change("delete", netns, drop)]) == []
+        assert legacy.read(netns) == frozenset()
+    assert iptables.read(netns) == {chain}
 
 
 # --- written and read back --------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ A random choice predicts a set of ways; the one observed is in it. Where they di
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from nsnet.verify import hostports, parted
 from nsnet.verify import world as worlds
 from nsnet.verify.intent import intended
 from nsnet.verify.live import observe
+from tests.kernel import needs
 
 ROOT = Path(__file__).parents[2]
 ENV = {name: value for name, value in os.environ.items() if not name.startswith("NSNET_")} | {"PYTHONPATH": str(ROOT)}
@@ -49,8 +51,8 @@ def _down() -> Iterator[None]:
     nsnet("down", "--all")
 
 
-def up(topology: str, mode: str) -> Objects:
-    """The topology in this mode; its objects as they are stored."""
+def up(topology: str, mode: str, backend: str = "vxlan") -> Objects:
+    """The topology in this mode, with this backend of flannel's; its objects as they are stored."""
     docs = [doc for doc in yaml.safe_load_all((ROOT / "topologies" / f"{topology}.yaml").read_text()) if doc]
     cluster = next((doc for doc in docs if doc["kind"] == "Cluster"), None)
     if cluster is None:
@@ -58,6 +60,8 @@ def up(topology: str, mode: str) -> Objects:
         docs.append(cluster)
     cluster["metadata"] = {"name": "live"}
     cluster.setdefault("networking", {})["kubeProxyMode"] = mode
+    if backend != "vxlan":
+        cluster["flannel"] = {"Backend": {"Type": backend}}
     nsnet("up", "--no-verify", "-", stdin=yaml.safe_dump_all(docs))
     store = open_store("live")
     try:
@@ -97,14 +101,18 @@ ROWS.append(("userspace", "userspace"))
 
 @pytest.mark.parametrize(("topology", "mode"), ROWS, ids=map(" ".join, ROWS))
 def test_predicted_is_observed_is_intended(topology: str, mode: str) -> None:
-    objects = up(topology, mode)
+    all_agree(up(topology, mode))
+
+
+def all_agree(objects: Objects) -> None:
+    """Every packet of `asked`, intended, predicted (read at once, and piece by piece) and observed."""
     state, piecemeal = kernel.observe("live"), kernel.look("live")
-    look = trace.look_of(state, objects)
+    look, backend = trace.look_of(state, objects), model.cluster_of(objects).flannel.Backend
     wrong, count = [], 0
     for start, packet in asked(objects):
         found = trace.traced(state, start, packet)
         assert trace.traced(piecemeal, start, packet) == found, "read piece by piece it is the same"
-        seen = observe(state, start.netns, packet, 8472, [one.way.netns for one in found], connections=False)
+        seen = observe(state, start.netns, packet, backend, [one.way.netns for one in found], connections=False)
         intent = intended(objects, start.netns, packet)
         said = parted.compared(state, intent, [foretold(one, look) for one in found], seen, look.place)
         count += 1
@@ -112,6 +120,41 @@ def test_predicted_is_observed_is_intended(topology: str, mode: str) -> None:
             wrong.append(f"{start.label} → {packet}: {said.sentence}")
     assert count > 5
     assert not wrong, f"{len(wrong)} of {count}:\n" + "\n".join(wrong[:SHOWN])
+
+
+TUNNELS = [  # what trace says, and what capture shows on node1
+    ("udp", "tun", r"^  process flannel_udp: to 172\.18\.0\.\d$", r" eth0 out udp 172\.\S+ → \S+ \| tcp 10\.244\."),
+    ("ipip", "ipip", r"^  ipip to 172\.18\.0\.\d$", r" eth0 out ipip 172\.\S+ → \S+ \| tcp 10\.244\."),
+    ("wireguard", "wireguard", r"^note: what leaves flannel-wg is encrypted: ", r" flannel-wg out tcp 10\.244\."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("backend", "feature", "live", "captured"), TUNNELS, ids=[row[0] for row in TUNNELS])
+def test_through_flannels_other_tunnels(backend: str, feature: str, live: str, captured: str) -> None:
+    """What can be unwrapped is: by `trace --live` and by `capture`; of WireGuard they say that nobody can."""
+    needs.features(feature)
+    objects = up("quickstart", "iptables", backend)
+    all_agree(objects)
+    pods = {pod.spec.nodeName: pod for pod in model.of(objects, model.Pod) if pod.metadata.namespace == "default"}
+    near, far = pods["node1"].metadata.name, pods["node2"].metadata.name
+    words = (
+        *NSNET,
+        "capture",
+        "node/node1",
+        "--duration",
+        "20s",
+        "-c",
+        "6",
+        "tcp[tcpflags] & tcp-syn != 0 and port 80",
+    )
+    capture = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    assert capture.stderr is not None
+    assert capture.stderr.readline().startswith("capturing on ")
+    said = nsnet("trace", near, f"pod/{far}", "--live")
+    assert said.endswith("verdict:   intended, predicted and observed agree\n")
+    assert re.search(live, said, re.MULTILINE), said
+    capture.send_signal(signal.SIGINT)
+    assert re.search(captured, out := capture.communicate(timeout=30)[0]), out
 
 
 def test_where_an_fdb_entry_is_missing() -> None:

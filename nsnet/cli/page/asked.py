@@ -25,7 +25,7 @@ def way(cluster: str, source: str, to: str, protocol: str, *, send: bool) -> Doc
         raise InputError(f'"{protocol}" is no protocol', f"one of {', '.join(PROTOCOLS)}")
     if not source or not to:
         raise InputError("a way has two ends", "FROM and TO")
-    now = running("ui", cluster)
+    now = running("ui", cluster, to_read=True)
     (namespace, first), (other, second) = _named(source), _named(to)
     start = target(now.objects, first, namespace)
     end = trace.destination(now.objects, second, other, protocol)

@@ -46,7 +46,7 @@ function badge(words, kind) {
 }
 
 function state() {
-  if (!health) return;
+  if (!health) { badge("looking at the kernel", ""); return; }
   badge(health.healthy ? "healthy" : trouble(), health.healthy ? "good" : "bad");
 }
 
@@ -89,6 +89,7 @@ function panel(id, items, total = items.length) {
 }
 
 function drift() {
+  $("drift").hidden = false; // before the first look nobody knows whether there is any
   panel("drift", health.drift.map((line) => text("li", line)), health.drifted);
 }
 
