@@ -204,6 +204,8 @@ def hangs_on(value: Value) -> tuple[str, ...]:
 def _peer(value: Value) -> Iterator[Device]:
     if isinstance(value, Veth):
         netns, _, dev = value.peer.rpartition("/")
+        if not netns:  # a bridge of the machine's own: nobody's here
+            return
         yield netns, dev
 
 

@@ -43,6 +43,11 @@ def fabric_netns(cluster: str, part: str) -> str:
     return _short(f"{cluster}.fabric.{part}")
 
 
+def on_machine(netns: str, machine: str) -> str:
+    """How a part of the fabric of another machine is told from the one of that name here."""
+    return f"{netns}@{machine}"
+
+
 def mark(cluster: str) -> str:
     """The alias on `lo` of every namespace of the cluster; `down` deletes nothing that does not bear it."""
     return f"nsnet/{cluster}"

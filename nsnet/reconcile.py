@@ -146,6 +146,7 @@ class Report(msgspec.Struct, frozen=True):
     memory: Memory
     lines: tuple[str, ...] = ()  # the first few changes, for a log
     unreachable: Unreachable | None = None  # the store, so that this went by what was last known of it
+    garbage: tuple[str, ...] = ()  # what was found in the store and is no object, each a sentence
 
 
 class BusyError(NotReachedError):
@@ -419,6 +420,7 @@ class _Sync:
         self.refused: set[Any] = set()
         self.filtered: set[str] = set()  # namespaces whose packet filters were written, or no longer held
         self.unreachable: Unreachable | None = None
+        self.garbage: list[str] = []
         self.holds: frozenset[Hold] = frozenset()
         self.made: set[str] = set()  # namespaces that were not there before: no connection is older than their rules
 
@@ -543,10 +545,12 @@ class _Sync:
     def _load(self, memory: Memory | None) -> tuple[dict[Key, Object], int]:
         self.progress("store", 0)
         if memory is None:
-            objects, revision = self._timed("store", load_objects, self.store)
+            objects, revision = self._timed("store", load_objects, self.store, self.garbage.append)
         else:
             try:
-                objects, revision = self._timed("store", refresh, self.store, memory.objects, memory.revision)
+                objects, revision = self._timed(
+                    "store", refresh, self.store, memory.objects, memory.revision, self.garbage.append
+                )
             except Unreachable as error:  # what stands is kept as it was last wanted; what control makes of it waits
                 self.unreachable = error
                 objects, revision = memory.objects, memory.revision
@@ -587,10 +591,11 @@ class _Sync:
         self, before: dict[Key, Object], after: dict[Key, Object], revision: int
     ) -> tuple[dict[Key, Object], int]:
         """Writes what control made of it; where somebody else wrote meanwhile, takes that instead."""
+        claim = self.member.claim if self.member else None
         try:
-            return after, self._timed("store", save_objects, self.store, before, after, revision)
+            return after, self._timed("store", save_objects, self.store, before, after, revision, claim)
         except Conflict:
-            return self._timed("store", refresh, self.store, before, revision)
+            return self._timed("store", refresh, self.store, before, revision, self.garbage.append)
 
     def _timed(self, phase: str, function: Callable[..., T], *args: Any, **named: Any) -> T:
         start = time.perf_counter()
@@ -602,7 +607,8 @@ class _Sync:
     def _report(self, rounds: int, memory: Memory) -> Report:
         refusals = tuple(self.refusals)
         told = tuple(self.lines)
-        return Report(memory.revision, rounds, self.count, refusals, self.seconds, memory, told, self.unreachable)
+        found = (memory.revision, rounds, self.count, refusals, self.seconds, memory, told, self.unreachable)
+        return Report(*found, tuple(self.garbage))
 
     def _unsettled(self, changes: Sequence[Change]) -> NotReachedError:
         first = str(changes[0]).split("\n")[0] if changes else "the objects"

@@ -147,6 +147,7 @@ def build(loaded: Loaded, name: str, place: str | None = None, machine: str | No
             opening.forget(name)
             reconcile.destroy(name)
         _settle(model.cluster_of(loaded.objects), place, machine)
+        loaded = msgspec.structs.replace(loaded, objects=spread.at_home(loaded.objects, location.here(name).machine))
         with opened(name, create=True) as store:
             progress("writing the store")
             known = msgspec.structs.replace(facts(), subnets=files.subnet_envs(name))
