@@ -900,6 +900,10 @@ IMPAIRED_BY = "nsnet/impaired-by"
 """Annotation of the Cluster: `netem`, or `plain` where the kernel has none. `up` asks the kernel and writes it."""
 
 
+LACKS = "nsnet/lacks"
+"""Annotation of the Cluster: `sctp` where the kernel cannot match SCTP ports. `up` and `apply` try it and write it."""
+
+
 class MachineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A machine that carries part of the cluster; `address` is one of its own, by which the others reach it."""
 

@@ -53,7 +53,7 @@ import msgspec
 
 from nsnet import names
 from nsnet.errors import MachineError, NotReachedError
-from nsnet.model import Fault, Key, Object, Objects, cluster_of, indexed, of
+from nsnet.model import LACKS, Fault, Key, Object, Objects, cluster_of, indexed, key_of, of
 from nsnet.state import (
     FILTER_KINDS,
     KINDS,
@@ -322,20 +322,35 @@ def _is_at(fd: int, path: Path) -> bool:
 # --- before anything is done ------------------------------------------------------------------------------------------
 
 
-def possible(objects: dict[Key, Object]) -> dict[Key, Object]:
-    """The objects themselves, if this machine can be what they want; asked before they are stored.
+def possible(objects: Objects) -> dict[Key, Object]:
+    """The objects, if this machine can be what they want; asked before they are stored.
 
-    Raises MachineError (what the kernel lacks, by its option), ObjectError as render does. Needs root.
+    What can be left out is, and the Cluster says so from then on. Raises MachineError (what the kernel lacks, by its
+    option), ObjectError as render does. Needs root.
     """
-    from nsnet.kernel import demands
+    from nsnet.kernel import demands, features
 
-    lacking = demands.lacking(wanted(objects).state)
-    if lacking:
-        first, *more = lacking
+    whole = _lacking(objects, "")
+    lacking = demands.lacking(wanted(whole).state)
+    without = "sctp" if any(item.name == features.SCTP for item in lacking) else ""
+    needed = [item for item in lacking if item.name != features.SCTP]
+    if needed:
+        first, *more = needed
         why = f" ({first.why})" if first.why else ""
         further = f", nor {', '.join(item.name for item in more)}" if more else ""
         raise MachineError(f"this machine has no {first.name}{why}{further}; nothing was changed", first.mend)
-    return objects
+    return _lacking(whole, without)
+
+
+def _lacking(objects: Objects, what: str) -> dict[Key, Object]:
+    """The objects, with a Cluster that says what its kernel lacks."""
+    cluster = cluster_of(objects)
+    annotations = {name: said for name, said in cluster.metadata.annotations.items() if name != LACKS}
+    annotations |= {LACKS: what} if what else {}
+    if annotations == cluster.metadata.annotations:
+        return dict(objects)
+    meta = msgspec.structs.replace(cluster.metadata, annotations=annotations)
+    return {**objects, key_of(cluster): msgspec.structs.replace(cluster, metadata=meta)}
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from nsnet.state import (
     Bridge,
     BridgePort,
     Chain,
+    File,
     IpSet,
     Netns,
     OtherLink,
@@ -74,7 +75,10 @@ def _sysctls(netns: str, values: frozenset[Value]) -> Iterator[str]:
     Those of IPv6 are wanted where there is IPv6.
     """
     wanted = {value.name for value in values if isinstance(value, Sysctl)}
-    read = state.SYSCTLS[kind_of(netns)]
+    files = "".join(
+        value.content for value in values if isinstance(value, File) and value.path.endswith("/sysctl.conf")
+    )
+    read = (*state.SYSCTLS[kind_of(netns)], *(line.partition(" = ")[0] for line in files.splitlines()))
     odd = {name for name in wanted if not any(fnmatch(name, pattern) for pattern in read)}
     odd |= {name for name in read if "*" not in name and ".ipv6." not in name and "ip6" not in name} - wanted
     if odd:

@@ -352,8 +352,8 @@ def test_ranges_are_asked_at_the_balancer() -> None:
 
 def test_without_a_healthy_node_it_is_refused() -> None:
     objects = up(POOL + lb("web", "externalTrafficPolicy: Local, selector: {app: nobody}"))
-    assert [line.partition("--comment ")[2] for line in lines(objects, "healthy")] == [
-        '"default/web has no healthy node" -m tcp --dport 80 -j REJECT --reject-with tcp-reset'
+    assert [line.partition("--comment ")[2] for line in lines(objects, "has no ")] == [
+        '"default/web has no node to send to" -m tcp --dport 80 -j REJECT --reject-with tcp-reset'
     ]
     assert lines(objects, "nat ") == []
 
@@ -372,6 +372,21 @@ def test_mode_vip_is_routes() -> None:
     assert balancer(up(text)) == [f"198.51.100.10/32  {hops}"]
     one_node = text.replace("nodeName: node2", "nodeName: node1")
     assert balancer(up(one_node)) == ["198.51.100.10/32 172.18.0.2 ()"]
+
+
+def test_mode_vip_announces_no_service_without_endpoints() -> None:
+    """As MetalLB; the router refuses then. By the node ports (the other mode) kube-proxy does."""
+    vip = CLUSTER % "mode: vip, addresses: [198.51.100.10]"
+    nobody = up(vip + lb("web", "selector: {app: nobody}"))
+    assert not any(line.startswith("198.51.100.10/32") for line in balancer(nobody))
+    silent = "NoEndpoints: no endpoint is ready, so that in mode vip no node announces the address"
+    assert any(line.startswith(silent) for line in said(nobody))
+    assert len(lines(nobody, "has no node to send to")) == 1
+    assert model.balanced_nodes(service(up(POOL + lb("web", "selector: {app: nobody}"))))
+    ending = delete(
+        up(vip + PODS.replace("spec: {", "spec: {terminationGracePeriodSeconds: 9, ") + lb()), "Pod/w1", "Pod/w2"
+    )
+    assert len(balancer(ending)) == 1
 
 
 def test_machines_of_its_network_find_an_address_at_the_router() -> None:

@@ -141,7 +141,7 @@ def _service(objects: Objects, service: Service) -> Iterator[Pair]:
     if spec.type in {"LoadBalancer", "ExternalName"} or spec.externalIPs:
         yield "External IP", external_ip(service)
     if model.balanced_addresses(service):
-        yield "Balanced To", ", ".join(model.balanced_nodes(service)) or "no healthy node"
+        yield "Balanced To", ", ".join(model.balanced_nodes(service)) or "no node"
         port_asked = model.health_port(service, model.cluster_of(objects), model.kube_proxy_of(objects))
         yield "Health Checks", f"every node, port {port_asked}"
     for port in spec.ports or ():

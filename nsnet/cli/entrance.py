@@ -57,12 +57,14 @@ def _nodes(section: str, objects: Objects, service: Service) -> Iterator[Line]:
     port = model.health_port(service, model.cluster_of(objects), model.kube_proxy_of(objects))
     own = model.has_health_port(service, model.cluster_of(objects))
     asked = f"{port}, its own: nodes with a ready endpoint say 200" if own else f"{port}: nodes whose kube-proxy works"
-    used = model.balanced_nodes(service)
+    used, said = model.balanced_nodes(service), model.status_condition(service, model.NODES)
     refused = "connections are refused at once"
     yield Line(section, "", f"to {', '.join(used) or 'no node'}", f"health checks on port {asked}" if used else refused)
     for node in sorted(model.of(objects, model.Node), key=lambda item: item.metadata.name):
         if node.metadata.name not in used:
             why = "it does not answer its health check"
+            if said is not None and said.reason == "NoEndpoints":
+                why = said.message
             if model.EXCLUDED in node.metadata.labels or model.is_leaving(node):
                 why = f"it is being deleted, or labelled {model.EXCLUDED}"
             yield Line(section, "", f"not to {node.metadata.name}", why)

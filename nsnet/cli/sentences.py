@@ -119,7 +119,7 @@ TABLE: Sequence[Row] = (
     ("^LB-POSTROUTING", r"-s (\S+) -d", "client and node are both in {0}: the node would answer past the balancer"),
     ("^LB-POSTROUTING", r"snat is on", "snat: the node sees the balancer as the client"),
     ("^LB-POSTROUTING", r"--src-type LOCAL", "the balancer's own connections come from its address in that network"),
-    ("^LB-INPUT", r"no healthy node", "no node is healthy: refused"),
+    ("^LB-INPUT", r"no node to send to", "no node takes it: refused"),
     ("^LB-INPUT", r"no node port", "there is no node port to send to: refused"),
     ("^LB-INPUT", r"takes other sources only", "not from the Service's source ranges"),
     ("^LB-INPUT", r"no Service has this port", "no Service has this port: refused"),

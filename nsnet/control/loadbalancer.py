@@ -6,14 +6,16 @@ All else is by the hash of the Service's name, and stays. An address that a mani
 served if nobody else has it. What came of it stands in the Service's status, as conditions:
 
     nsnet/Address   True FromPool | FromStatus · False with the reason, which an event repeats
-    nsnet/Nodes     True, and the nodes that connections go to · False where there is none
+    nsnet/Nodes     True, and the nodes that connections go to · False NoHealthyNode | NoEndpoints where there is none
 
 The nodes are all, without those that are going and those labelled `exclude-from-external-load-balancers`; then their
 health decides, as the balancer's health checks see it (`Facts.listening`: HTTP or FAIL at a node's port). Where nobody
-has asked, a node is well for policy Cluster as long as it was, and for Local where a ready endpoint is.
+has asked, a node is well for policy Cluster as long as it was, and for Local where a ready endpoint is. In mode vip a
+Service without a usable endpoint is led to no node at all, as MetalLB's speakers announce none: a node that asked for
+it would get its own packet back from the router, and drop it.
 
 Sources: Kubernetes `cloud-provider/controllers/service`, cloud-provider-kind `pkg/loadbalancer`, MetalLB's usage pages
-(facts/LB.md).
+(facts/LB.md) and `speaker/bgp_controller.go` (ShouldAnnounce).
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,6 +33,7 @@ from nsnet.control.wrong import cluster_error
 from nsnet.model import (
     Cluster,
     Condition,
+    EndpointConditions,
     EndpointSlice,
     HostEntry,
     Key,
@@ -48,6 +51,9 @@ from nsnet.model import (
 POOLS = ("198.51.100.0/24", "192.0.2.0/24", "203.0.113.0/24")  # RFC 5737: documentation
 ASKED = ("metallb.io/loadBalancerIPs", "metallb.universe.tf/loadBalancerIPs", "kube-vip.io/loadbalancerIPs")
 WELL, ILL = "HTTP", "FAIL"  # protocols in Facts: what is said at a node's port
+NOT_ANNOUNCED = Condition(
+    model.NODES, "False", "NoEndpoints", "no endpoint is ready, so that in mode vip no node announces the address"
+)
 NEVER = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")
 
 Span = tuple[int, int]
@@ -257,8 +263,11 @@ def balance(table: Table, cluster: Cluster, facts: Facts) -> None:
     told = next(iter(of(table, KubeProxyConfiguration).values()), None)
     look = _Look(cluster, facts, told, tuple(_candidates(table)))
     local = _ready_nodes(table, [key for key in mine if services[key].spec.externalTrafficPolicy == "Local"])
+    silent = _without_endpoints(table, mine) if cluster.loadBalancer.mode == "vip" else frozenset()
     for key in mine:
-        services[key] = _balanced(services[key], look, local.get((key.namespace, key.name), frozenset()))
+        name = (key.namespace, key.name)
+        found = NOT_ANNOUNCED if name in silent else _led_to(services[key], look, local.get(name, frozenset()))
+        services[key] = _balanced(services[key], found)
 
 
 class _Look(NamedTuple):
@@ -291,17 +300,36 @@ def _ready_nodes(table: Table, local: list[Key]) -> dict[tuple[str, str], frozen
     return {key: frozenset(nodes) for key, nodes in found.items()}
 
 
-def _balanced(service: Service, look: _Look, local: frozenset[str]) -> Service:
+def _without_endpoints(table: Table, keys: list[Key]) -> frozenset[tuple[str, str]]:
+    """(namespace, name) of those Services for which kube-proxy would find no endpoint anywhere."""
+    silent = {(key.namespace, key.name) for key in keys}
+    for item in of(table, EndpointSlice).values():
+        name = (item.metadata.namespace, item.metadata.labels.get(SERVICE_NAME, ""))
+        if name in silent and any(_is_usable(endpoint.conditions) for endpoint in item.endpoints or ()):
+            silent.discard(name)
+    return frozenset(silent)
+
+
+def _is_usable(says: EndpointConditions | None) -> bool:
+    """Ready, or still serving while it ends."""
+    return says is None or says.ready is not False or (says.serving is not False and says.terminating is True)
+
+
+def _led_to(service: Service, look: _Look, local: frozenset[str]) -> Condition:
+    """The nodes that are well, by their health checks."""
     port = model.health_port(service, look.cluster, look.told)
     is_local, before = model.has_health_port(service, look.cluster), model.status_condition(service, model.NODES)
     there = set(look.nodes if before is None else model.balanced_nodes(service))
     guess = local if is_local else there
     said = {node: look.says(node, port) for node in look.nodes}
     well = [node for node, word in said.items() if (word if word is not None else node in guess)]
-    found = Condition(model.NODES, "True", "HealthChecks", ",".join(well))
     if not well:
-        found = Condition(model.NODES, "False", "NoHealthyNode", f"no node answers health checks on port {port}")
-    if before == found:
+        return Condition(model.NODES, "False", "NoHealthyNode", f"no node answers health checks on port {port}")
+    return Condition(model.NODES, "True", "HealthChecks", ",".join(well))
+
+
+def _balanced(service: Service, found: Condition) -> Service:
+    if model.status_condition(service, model.NODES) == found:
         return service
     kept = tuple(item for item in service.status.conditions or () if item.type != model.NODES)
     return msgspec.structs.replace(service, status=msgspec.structs.replace(service.status, conditions=(*kept, found)))
@@ -329,7 +357,7 @@ def _events(service: Service, cluster: Cluster) -> Iterator[Said]:
     if address is not None and address.status != "True":
         yield service, "Pending", address.message, "Warning"
     if nodes is not None and nodes.status != "True":
-        yield service, "NoHealthyNode", f"{nodes.message}: connections are refused", "Warning"
+        yield service, nodes.reason, f"{nodes.message}: connections are refused", "Warning"
     if mode == "nodeport" and any(not port.nodePort for port in spec.ports or ()):
         message = "the balancer sends to node ports, and there is none: say loadBalancer: {mode: vip} in the Cluster"
         yield service, "NoNodePort", message, "Warning"

@@ -10,7 +10,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from nsnet.control import ipfamilies, topology
 from nsnet.control.endpoints import MANAGED, MIRROR, SERVICE_NAME
 from nsnet.control.table import Table, of
-from nsnet.model import Cluster, Endpoints, EndpointSlice, Key, Node, Object, Service, ServicePort
+from nsnet.model import LACKS, Cluster, Endpoints, EndpointSlice, Key, Node, Object, Service, ServicePort
 
 Said = tuple[Object, str, str, str]
 FAMILIES = {"IPv4": 4, "IPv6": 6}
@@ -18,6 +18,9 @@ FAMILIES = {"IPv4": 4, "IPv6": 6}
 
 def said(table: Table, cluster: Cluster) -> Iterator[Said]:
     """(object, reason, message, type) of every event."""
+    if LACKS in cluster.metadata.annotations:
+        message = "this kernel has no sctp match (CONFIG_NETFILTER_XT_MATCH_SCTP): rules for SCTP ports are left out"
+        yield cluster, "NoSCTP", message, "Warning"
     services = of(table, Service)
     slices = _by_service(of(table, EndpointSlice))
     for key, service in services.items():
@@ -63,10 +66,13 @@ def _of_service(service: Service, cluster: Cluster) -> Iterator[tuple[str, str]]
         yield "KubeProxyIncorrectIPVersion", message
     for port in spec.ports or ():
         if port.protocol == "SCTP" and cluster.networking.kubeProxyMode != "userspace":
-            yield (
-                "NotServed",
-                f"port {port.port}/SCTP: its rules are there, but stand-ins do not speak SCTP: none answers",
-            )
+            yield "NotServed", f"port {port.port}/SCTP: {_without_sctp(cluster)}"
+
+
+def _without_sctp(cluster: Cluster) -> str:
+    if LACKS in cluster.metadata.annotations and cluster.networking.kubeProxyMode == "iptables":
+        return "this kernel has no sctp match (CONFIG_NETFILTER_XT_MATCH_SCTP): there are no rules for it"
+    return "its rules are there, but stand-ins do not speak SCTP: none answers"
 
 
 def _ranges(cluster: Cluster) -> Iterator[tuple[str, IPv4Network | IPv6Network]]:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from shlex import join
 
-from nsnet.kernel.features import FEATURES, IPV6, LEGACY, Feature, Finding, features
+from nsnet.kernel.features import FEATURES, IPV6, LEGACY, SCTP, Feature, Finding, features
 from nsnet.kernel.netns import throw_away
 from nsnet.state import (
     Address,
@@ -41,7 +41,7 @@ _OF_SYSCTLS = {f"net.bridge.{name}": name for name in ("bridge-nf-call-iptables"
 _OF_RULES: Mapping[str, str] = {
     "-m conntrack": "conntrack", "-m statistic": "statistic match", "-m recent": "recent match",
     "-m cluster": "cluster match", "-m addrtype": "addrtype match", "-m multiport": "multiport match",
-    "-m physdev": "physdev match", "-m string": "string match", "-m set": "ipset", "-j DNAT": "nat",
+    "-m physdev": "physdev match", "-m string": "string match", "-m set": "ipset", "-m sctp": SCTP, "-j DNAT": "nat",
     "-j MARK": "mark target", "-j MASQUERADE": "masquerade --random-fully", "-j REDIRECT": "REDIRECT target",
 }  # fmt: skip
 _OF_RULES6: Mapping[str, str] = {"-j DNAT": "IPv6 nat", "-j MASQUERADE": "IPv6 masquerade --random-fully"}

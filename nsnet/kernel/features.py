@@ -77,6 +77,7 @@ class Tool(msgspec.Struct, frozen=True):
     version: str = "--version"
 
 
+SCTP = "sctp match"
 TOOLS: tuple[Tool, ...] = (
     Tool("ip", "iproute2", "network namespaces for people, `nsnet plan -o sh`", needed=True, version="-V"),
     Tool("tc", "iproute2", "impaired links", version="-V"),
@@ -191,6 +192,13 @@ FEATURES: tuple[Feature, ...] = (
         _rule("nat", "OUTPUT", "-p", "tcp", "-m", "multiport", "--dports", "1,2", "-j", "ACCEPT"),
         _module("xt_multiport", "CONFIG_NETFILTER_XT_MATCH_MULTIPORT"),
         "a pod's hostPort",
+        needed=False,
+    ),
+    Feature(
+        SCTP,
+        _rule("nat", "OUTPUT", "-p", "sctp", "-m", "sctp", "--dport", "1", "-j", "ACCEPT"),
+        _module("xt_sctp", "CONFIG_NETFILTER_XT_MATCH_SCTP"),
+        "rules for SCTP ports, which are left out without it",
         needed=False,
     ),
     Feature(

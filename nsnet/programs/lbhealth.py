@@ -17,6 +17,7 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -104,15 +105,29 @@ class Checker:
         return "ok"
 
     async def work(self, check: Check) -> None:
-        """Asks for ever."""
+        """Asks for ever: until there is a first answer over and over, then every PERIOD, answered or not.
+
+        So what falls silent is out after at most FAILURES * PERIOD + PATIENCE. Who was overtaken is not heard.
+        """
         loop = asyncio.get_running_loop()
-        began = due = loop.time()
-        while True:
+        began, newest = loop.time(), 0
+        while self.states[check].well is None:
             answer = await ask(check, self.room)
-            now = loop.time()
-            await self._note(check, heard(self.states[check], answer, settled=now - began >= SETTLED))
-            due = max(due + (AGAIN if self.states[check].well is None else PERIOD), now)
-            await asyncio.sleep(due - now)
+            settled = loop.time() - began >= SETTLED
+            await self._note(check, heard(self.states[check], answer, settled=settled))
+            await asyncio.sleep(AGAIN)
+
+        async def question(number: int) -> None:
+            nonlocal newest
+            answer = await ask(check, self.room)
+            if number > newest:
+                newest = number
+                await self._note(check, heard(self.states[check], answer, settled=True))
+
+        async with asyncio.TaskGroup() as questions:
+            for number in count(1):
+                questions.create_task(question(number))
+                await asyncio.sleep(PERIOD)
 
     async def _note(self, check: Check, new: State) -> None:
         old, self.states[check] = self.states[check], new

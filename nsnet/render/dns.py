@@ -8,6 +8,12 @@ servers outside. What kubedns serves is a file, written anew when a Service, its
 dnsmasq has to forget, or it would say what was true for as long as the TTL lasts: that is a signal (SIGHUP), for which
 it reads a file of its own again, whose only line is the other's hash.
 
+A replica whose dnsmasq is dead must not refuse questions: libc would take that for an answer and ask a second time at
+once, which kube-proxy's rules may lead to the same replica, and so it would use up both of its attempts within the
+tenth of a second until dnsmasq is back. Where nobody answers it waits for five seconds, and then asks. So these pods
+send no ICMP errors (to themselves they do: healthz hears at once). The kernel's limit of them per receiver does that:
+by default it lets the first six pass.
+
 The authority answers for the names the topology gives (`dns.records`), for nodes and hosts, and for the hosts that the
 HTTP proxy serves, which are at its address; any other name does not
 exist there, so that no question ever leaves for the machine's resolvers. With `dns.upstreams` it asks those.
@@ -27,11 +33,11 @@ import msgspec
 
 from nsnet import model, names
 from nsnet.model import EndpointSlice, Key, Service
-from nsnet.render import ingress, services
+from nsnet.render import ingress, services, sysctls
 from nsnet.render.etc import has_authority
 from nsnet.render.services import Joined
-from nsnet.render.view import Machine, View
-from nsnet.state import File, Process, Value
+from nsnet.render.view import Machine, Pod, View
+from nsnet.state import File, Process, Sysctl, Value
 
 DNSMASQ = (
     "dnsmasq", "-k", "--conf-file=/dev/null", "--no-hosts", "--no-resolv", "--pid-file=", "--user=root", "--group=",
@@ -39,6 +45,11 @@ DNSMASQ = (
 """No group: in a user namespace nobody may change groups."""
 CACHE = ("--cache-size=1000", "--no-negcache", "--log-facility=-", "--server=127.0.0.1#10053")
 CONFIG_MAP = Key("ConfigMap", "kube-system", "kube-dns")
+SILENT = (
+    "86400000"  # ms per ICMP error, six at most in store: a receiver that is new has 60 s in store, so none is sent
+)
+MUTE = (Sysctl("net.ipv4.icmp_ratelimit", SILENT),)
+MUTE6 = (*MUTE, Sysctl("net.ipv6.icmp.ratelimit", SILENT))
 
 _json = msgspec.json.Encoder()
 
@@ -54,6 +65,8 @@ def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
             if pod.dns:
                 served = served or _served(view)
                 yield pod.netns, _in_pod(pod.netns, served.by(node.machine.network.gateway), view)
+                if pod.device:  # a network of its own
+                    yield pod.netns, _mute(pod)
 
 
 def _in_pod(netns: str, config: "Config", view: View) -> Iterator[Value]:
@@ -65,6 +78,12 @@ def _in_pod(netns: str, config: "Config", view: View) -> Iterator[Value]:
     yield Process((sys.executable, "-m", "nsnet.programs.kubedns", records))
     yield Process((*DNSMASQ, *CACHE, "-H", forget))
     yield Process(_health(view.cluster.networking.dnsDomain))
+
+
+def _mute(pod: Pod) -> Iterator[Value]:
+    """Where nobody listens, nobody answers."""
+    silent = MUTE6 if any(":" in ip for ip in pod.ips) else MUTE
+    return sysctls.over((), pod.netns, {value.name: value for value in silent})
 
 
 def _health(domain: str) -> tuple[str, ...]:

@@ -17,7 +17,8 @@ client stays with its node as long as the nodes are the same. Source ranges are 
 address only, never of node ports.
 
 Mode vip, as MetalLB with BGP: the router has a route to each address by every node (spread by ports, which
-fib_multipath_hash_policy asks for), and kube-proxy's rules for the address take over. It needs no node ports.
+fib_multipath_hash_policy asks for), and kube-proxy's rules for the address take over. It needs no node ports. At an
+address that no node announces the router refuses.
 
 In both modes a machine whose network an address lies in finds it at the router; any other has its default route. Which
 nodes are used stands in the Service's status (`control/loadbalancer.py`).
@@ -244,7 +245,7 @@ def _refusals(own: list[Front]) -> Iterator[str]:
 
 def _missing(front: Front) -> Iterator[str]:
     if not front.targets:
-        why = "no healthy node" if front.node_port or not front.backends else "no node port"
+        why = "no node to send to" if front.node_port or not front.backends else "no node port"
         for source in front.ranges or ("",):
             yield _to(front, f"{front.name} has {why}", _reject(front.protocol), source)
     if front.ranges:

@@ -60,7 +60,7 @@ def _from_outside(world: World, asker: "Asker", item: "Port", address: str, host
     )
     for found_here in asked:
         one = _seen_by_any(found_here, nodes)
-        if not _may_come(item, host) and not (world.userspace and config.mode == "vip"):
+        if not _may_come(item, host) and not (world.userspace and config.mode == "vip" and nodes):
             yield msgspec.structs.replace(one, want="timeout")
         elif not nodes or (config.mode == "nodeport" and not item.port.nodePort):
             yield msgspec.structs.replace(one, want="refused", answers=frozenset(), seen="", seen_as=frozenset())
@@ -96,8 +96,14 @@ def _from_inside(world: World, asker: "Asker", item: "Port", address: str, turn:
             found = worlds.for_cluster(item.candidates, node)
             kept = local and source.kind == "pod" and world.plain
             for one in asker.ask(source, item, found, address, item.port.port, rejecter=node, group=GROUP, kept=kept):
-                allowed = world.userspace or _may_come(item, source) or (one.want == "refused" and not found)
+                allowed = world.userspace or _may_come(item, source) or _is_refused_first(world, one, source)
                 yield one if allowed else msgspec.structs.replace(one, want="timeout")
+
+
+def _is_refused_first(world: World, one: "Expectation", source: Place) -> bool:
+    """In iptables mode no endpoint counts before the ranges do, but for the node itself, whose packet leaves it."""
+    iptables = world.cluster.networking.kubeProxyMode == "iptables"
+    return iptables and one.want == "refused" and not one.answers and source.kind == "pod"
 
 
 def _offered(item: "Port", node: Place, *, local: bool) -> list[Backend]:

@@ -6,12 +6,14 @@ Outside of it they do not run at all, and loudly: a skip would be green without 
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from nsnet import names
+from nsnet.kernel import iptables
 
 
 def _in_sandbox() -> bool:
@@ -51,3 +53,21 @@ def _no_run_files_for_the_next() -> Iterator[None]:
     for top in (names.RUN, names.STATE):
         for entry in top.glob("*"):
             shutil.rmtree(entry, ignore_errors=True)
+
+
+@pytest.fixture
+def older_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose alternatives lead to iptables-legacy: what stands in PATH first is what is taken."""
+    directory = tmp_path / "alternatives"
+    directory.mkdir()
+    for name in ("iptables", "iptables-save", "iptables-restore"):
+        found = shutil.which(name.replace("iptables", "iptables-legacy"), path="/usr/sbin:/sbin")
+        if found is None:
+            pytest.skip("iptables-legacy is not installed")
+        (directory / name).symlink_to(found)
+    if subprocess.run([directory / "iptables", "-t", "nat", "-S"], capture_output=True, check=False).returncode:
+        pytest.skip("this kernel has no legacy iptables tables")
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    iptables.tool.cache_clear()
+    yield
+    iptables.tool.cache_clear()

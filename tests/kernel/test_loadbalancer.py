@@ -66,6 +66,7 @@ SERVICES = "".join(
         ("sticky", "198.51.100.12", "web", "sessionAffinity: ClientIP"),
         ("office", "198.51.100.13", "web", "loadBalancerSourceRanges: [172.18.0.0/16]"),
         ("none", "198.51.100.14", "nobody", ""),
+        ("shut", "198.51.100.19", "nobody", "loadBalancerSourceRanges: [203.0.113.0/24]"),
         ("away", "198.51.100.15", "nobody", LOCAL),
         ("inside", "172.18.0.201", "two", LOCAL),
         ("spread", "198.51.100.18", "web", LOCAL),
@@ -202,9 +203,21 @@ def test_the_balancer_itself_may_ask() -> None:
         (CLIENT, "198.51.100.15", 80, "refused"),
         (NEAR, "198.51.100.15", 80, "refused"),
         (CLIENT, "198.51.100.10", 81, "refused"),
-        (CLIENT, "198.51.100.19", 80, "unreachable"),
+        (CLIENT, "198.51.100.19", 80, "refused"),
+        (NEAR, "198.51.100.19", 80, "timeout"),
+        (CLIENT, "198.51.100.20", 80, "unreachable"),
     ],
-    ids=["in range", "out of range", "no endpoint", "no node", "no node, near", "no such port", "nobody has it"],
+    ids=[
+        "in range",
+        "out of range",
+        "no endpoint",
+        "no node",
+        "no node, near",
+        "no such port",
+        "no endpoint, in range",
+        "no endpoint, out of range",
+        "nobody has it",
+    ],
 )
 def test_outcomes(where: str, address: str, port: int, expected: str) -> None:
     assert outcome(address, where, port) == expected
@@ -351,6 +364,7 @@ def test_mode_vip_routes_to_the_nodes_and_needs_no_node_ports() -> None:
         ["ip", "netns", "exec", ROUTER, "iptables-save", "-t", "nat"], check=True, capture_output=True, text=True
     )
     assert "DNAT" not in rules.stdout
+    nsnet("verify", "--only", "^loadbalancer")  # nodes and pods, too, are refused where there is no endpoint
     with deaf(NODE3):
         until(lambda: service("spread")["nodes"] == ["node1", "node2"], "node3 does not answer and is still used")
         assert pods(ask("198.51.100.18", 100)).keys() == {"w1", "w2"}

@@ -5,8 +5,6 @@ endpoint answers is asked so often that missing one of them is less likely than 
 """
 
 import json
-import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -36,21 +34,11 @@ def mode(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
-def legacy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine whose alternatives lead to the older build: what stands in PATH first is what is taken."""
-    for name in ("iptables", "iptables-save", "iptables-restore"):
-        found = shutil.which(name.replace("iptables", "iptables-legacy"), path="/usr/sbin:/sbin")
-        if found is None:
-            pytest.skip("iptables-legacy is not installed")
-        (tmp_path / name).symlink_to(found)
-    if subprocess.run([tmp_path / "iptables", "-t", "nat", "-S"], capture_output=True, check=False).returncode:
-        pytest.skip("this kernel has no legacy iptables tables")
+def legacy(older_build: None) -> Iterator[None]:  # noqa: ARG001 - it is there while this is
+    """The cluster is built anew by the older build."""
     down()
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    iptables.tool.cache_clear()
     yield
     down()
-    iptables.tool.cache_clear()
 
 
 def down() -> None:

@@ -30,8 +30,10 @@ NSNET = (sys.executable, "-m", "nsnet")
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
 CLIENT = names.host_netns("way", "client")
 CLIENT_IP, ADDRESS = "203.0.113.2", "198.51.100.10"
-WINDOW = FAILURES * (PERIOD + PATIENCE)  # s in which a node that falls silent is found out
-WRITING = 5.0  # s for the new rules, on a busy machine
+# What the reference's own checks take at most: Envoy waits PERIOD after each one that took PATIENCE, so two are 10 s.
+# Ours are asked every PERIOD: a node that dies when it has just answered fails those after 2 and 4 s, the second at 7.
+# So 3 s are left for the rules, on a busy machine.
+WINDOW = FAILURES * (PERIOD + PATIENCE)
 
 CLUSTER = f"""
 apiVersion: nsnet/v1
@@ -227,7 +229,7 @@ def test_no_request_is_lost_in_twenty_endpoint_changes_and_six_reloads(tmp_path:
 def assert_lost_in_window(load: Load) -> None:
     """From the first request that was lost to the last."""
     lost = sorted(sent for sent, _ in load.lost)
-    assert not lost or lost[-1] - lost[0] <= WINDOW + WRITING, (len(lost), lost[-1] - lost[0])
+    assert not lost or lost[-1] - lost[0] <= WINDOW, (len(lost), lost[-1] - lost[0])
     assert load.done > len(lost)
 
 
