@@ -71,12 +71,16 @@ class View(msgspec.Struct, frozen=True, eq=False):
     keys: dict[str, WireguardKey]
     peers: dict[str, list[WireguardPeer]]
     sysctls: dict[str, str]
-    chains: dict[tuple[str, str], Chain]  # those of the older xtables in tables called `legacy filter`
+    chains: dict[tuple[str, str], Chain]
+    legacy: dict[tuple[str, str], Chain]  # of the older xtables, in tables called `legacy filter`
     nft: Tables
     sets: dict[str, IpSet]
     qdiscs: dict[str, Qdisc]
     offloads: dict[str, Offload]
     tracked: dict[tuple[str, str, int, str, int], Conntrack]  # protocol, source, destination: as the packet comes
+
+    def chain(self, table: str, name: str) -> Chain | None:
+        return (self.legacy if table.startswith(LEGACY) else self.chains).get((table, name))
 
     def is_up(self, dev: str) -> bool:
         link = self.links.get(dev)
@@ -143,7 +147,8 @@ def view(every: frozenset[Value], family: Family = "ip") -> View:
         keys={value.dev: value for value in values if isinstance(value, WireguardKey)},
         peers=peers,
         sysctls={value.name: value.value for value in values if isinstance(value, Sysctl)},
-        chains={(chain.table, chain.name): chain for chain in _chains(values)},
+        chains={(value.table, value.name): value for value in values if isinstance(value, Chain)},
+        legacy={(chain.table, chain.name): chain for chain in _legacy(values)},
         nft=tables(values),
         sets={value.name: value for value in values if isinstance(value, IpSet)},
         qdiscs={value.dev: value for value in values if isinstance(value, Qdisc)},
@@ -170,11 +175,9 @@ def _family(value: Value) -> str:
     return ""
 
 
-def _chains(values: frozenset[Value]) -> Iterator[Chain]:
+def _legacy(values: frozenset[Value]) -> Iterator[Chain]:
     for value in values:
-        if isinstance(value, Chain):
-            yield value
-        elif isinstance(value, LegacyChain):
+        if isinstance(value, LegacyChain):
             yield Chain(f"{LEGACY}{value.table}", value.name, value.rules, value.policy, value.family)
 
 
