@@ -236,6 +236,13 @@ def test_what_cannot_be_cleared_is_said(word: str, said: str) -> None:
         cli.cleared((OF_LAB, *OWN), (word,))
 
 
+def test_a_node_without_its_kind_is_told_from_a_pod() -> None:
+    assert cli.placed(OBJECTS, "a", "default") == "pod/default/a"
+    with pytest.raises(InputError) as refused:
+        cli.placed(OBJECTS, "node1", "default")
+    assert refused.value.hint == "--on node/node1"
+
+
 def test_a_fault_is_called_after_what_and_where() -> None:
     assert cli.called(FaultSpec("partition", ("node/node1",), ("node/node2",))) == "partition-node1-node2"
     many = cli.called(FaultSpec("link-down", tuple(f"pod/default/pod-number-{n}" for n in range(9))))

@@ -86,6 +86,14 @@ def test_a_question_asked_often_is_one_result() -> None:
     ]
 
 
+def test_a_lab_is_set_up_when_all_of_it_is_broken() -> None:
+    """An interrupted start leaves the built cluster, without the count of hints that ends it."""
+    start = wanted(lab.loaded(LABS[0]), {})
+    assert labs.running(model.cluster_of(start)) == (LABS[0].name, 0)
+    assert not labs.is_set_up(model.cluster_of(start))
+    assert labs.is_set_up(model.cluster_of(labs.hinted(start, 0)))
+
+
 def test_a_pod_less_or_another_one_is_no_repair() -> None:
     one = replace(next(one for one in LABS if one.name == "hairpin"), may_change=("service/web",))
     start = wanted(lab.loaded(one), {})
