@@ -122,13 +122,17 @@ def duration(text: str) -> float:
 
 
 @contextmanager
-def going_on(name: str) -> Iterator[None]:
-    """Whatever ends `up` early leaves a state from which `up` or `down` goes on; after Ctrl-C that is said."""
+def going_on(name: str, on: str = "", back: str = "") -> Iterator[None]:
+    """Whatever ends `up` early leaves a state from which `up` or `down` goes on; after Ctrl-C that is said.
+
+    `on` and `back`: other verbs that do so.
+    """
     try:
         yield
     except KeyboardInterrupt:
         progress("")
-        hint = f"the same `nsnet up` goes on from here; `nsnet down {name}` removes what is there"
+        forth, home = on or "nsnet up", back or f"nsnet down {name}"
+        hint = f"the same `{forth}` goes on from here; `{home}` removes what is there"
         error(f"interrupted while cluster {name} was being built", hint)
         raise click.exceptions.Exit(INTERRUPTED) from None
 

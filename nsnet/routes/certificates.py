@@ -81,7 +81,6 @@ def _public_of_certificate(text: str) -> bytes:
     first = leaf(text)
     if not first:
         raise Broken("tls.crt has no certificate in it")
-    import ssl  # a tenth of a start, and most clusters show no certificates
 
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
