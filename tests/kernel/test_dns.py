@@ -20,6 +20,7 @@ import dns.query
 import pytest
 
 from nsnet.kernel import netns
+from tests.kernel.test_cli_real import interrupted
 
 ROOT = Path(__file__).parents[2]
 NSNET = (sys.executable, "-m", "nsnet")
@@ -272,15 +273,13 @@ def test_logs_of_a_replica_and_of_all() -> None:
     assert "[cluster] dnsmasq" in every  # the underlay's authority
     assert "nsnet logs podserver" in nsnet("logs", "a", code=2).stderr
     assert 'pod a has no container "x"' in nsnet("logs", "a", "-c", "x", code=2).stderr
-    with subprocess.Popen(
-        [*NSNET, "logs", "-f", "--tail", "0"], env=ENV, stdout=subprocess.PIPE, text=True
-    ) as followed:
+    words = [*NSNET, "logs", "-f", "--tail", "0"]
+    with subprocess.Popen(words, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as followed:
         nsnet("annotate", "pod", "a", "nsnet/ready=false")
         nsnet("annotate", "pod", "a", "nsnet/ready-")
         assert followed.stdout is not None
         assert "changes" in followed.stdout.readline()
-        followed.send_signal(signal.SIGINT)
-        followed.communicate(timeout=30)  # what it says before it hears that is read: a closed pipe would end it
+        interrupted(followed)  # what it says before it hears that is read: a closed pipe would end it
     assert followed.returncode == 130
 
 
