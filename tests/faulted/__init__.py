@@ -185,7 +185,7 @@ _TOOLS = (
 _COUNTS = re.compile(
     r"^\d+: |@if\d+|link-netnsid \d+|\[\d+:\d+\]|^# (Generated|Completed).*|packets \d+ bytes \d+|qdisc \S+ [0-9a-f]+:|"
     r"timer +\S+|hello_timer.*?vlan_filtering|port_id 0x\S+|port_no 0x\S+|designated_port \d+|index \d+|expires \d+\S*|"
-    r"message_age.*?hold_timer *\S+|ifindex \d+|refcnt \d+|state (UP|UNKNOWN)"  # the kernel settles that when it likes
+    r"message_age.*?hold_timer *\S+|ifindex \d+|refcnt \d+|state (UP|UNKNOWN)|\s+linkdown"  # settled later
 )
 
 
