@@ -35,11 +35,12 @@ ROOT = Path(__file__).parents[2]
 ENV = {name: value for name, value in os.environ.items() if not name.startswith("NSNET_")} | {"PYTHONPATH": str(ROOT)}
 NSNET = (sys.executable, "-m", "nsnet")
 SHOWN = 5  # disagreements
+LONGEST = 600  # s of one verb: in a virtual machine without KVM an `up` takes two minutes
 
 
 def nsnet(*words: str, code: int = 0, stdin: str | None = None) -> str:
     done = subprocess.run(
-        [*NSNET, *words], capture_output=True, text=True, env=ENV, check=False, timeout=120, input=stdin
+        [*NSNET, *words], capture_output=True, text=True, env=ENV, check=False, timeout=LONGEST, input=stdin
     )
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
