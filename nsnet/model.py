@@ -878,11 +878,15 @@ class Flannel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A segment of the underlay: a switch; the router owns its first address. `subnet` may be a pair, as podSubnet."""
+    """A segment of the underlay: a switch; the router owns its first address. `subnet` may be a pair, as podSubnet.
+
+    `bridge`: a bridge that every machine has already, by which they are one segment (instead of VXLAN between them).
+    """
 
     name: str
     subnet: str = ""
     mtu: int = 1500
+    bridge: str = ""
 
 
 class LinkSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -905,10 +909,14 @@ LACKS = "nsnet/lacks"
 
 
 class MachineEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A machine that carries part of the cluster; `address` is one of its own, by which the others reach it."""
+    """A machine that carries part of the cluster; `address` is one of its own, by which the others reach it.
+
+    `interface`: one of its own that has it. Where only that is said, the machine itself says the address when it joins.
+    """
 
     name: str
-    address: str
+    address: str = ""
+    interface: str = ""
     mtu: int = 1500
 
 

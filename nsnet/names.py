@@ -43,6 +43,11 @@ def fabric_netns(cluster: str, part: str) -> str:
     return _short(f"{cluster}.fabric.{part}")
 
 
+def on_machine(netns: str, machine: str) -> str:
+    """How a part of the fabric of another machine is told from the one of that name here."""
+    return f"{netns}@{machine}"
+
+
 def mark(cluster: str) -> str:
     """The alias on `lo` of every namespace of the cluster; `down` deletes nothing that does not bear it."""
     return f"nsnet/{cluster}"
@@ -89,9 +94,12 @@ def wireguard_psk_file(netns: str) -> Path:
     return flannel_dir(netns) / "wgpsk"
 
 
+SYSCTL_FILE = "sysctl.conf"
+
+
 def sysctl_file(netns: str) -> Path:
     """Which sysctls a topology sets in a node, as a real one has them in /etc/sysctl.d."""
-    return netns_run_dir(netns) / "sysctl.conf"
+    return netns_run_dir(netns) / SYSCTL_FILE
 
 
 def etc_dir(netns: str) -> Path:

@@ -146,6 +146,7 @@ class Report(msgspec.Struct, frozen=True):
     memory: Memory
     lines: tuple[str, ...] = ()  # the first few changes, for a log
     unreachable: Unreachable | None = None  # the store, so that this went by what was last known of it
+    garbage: tuple[str, ...] = ()  # what was found in the store and is no object, each a sentence
 
 
 class BusyError(NotReachedError):
@@ -419,6 +420,7 @@ class _Sync:
         self.refused: set[Any] = set()
         self.filtered: set[str] = set()  # namespaces whose packet filters were written, or no longer held
         self.unreachable: Unreachable | None = None
+        self.garbage: list[str] = []
         self.holds: frozenset[Hold] = frozenset()
         self.made: set[str] = set()  # namespaces that were not there before: no connection is older than their rules
 
@@ -511,7 +513,9 @@ class _Sync:
         """Reads again what the changes can have touched."""
         loads = loaded(changes) - {netns for _, netns, _ in self.refused}
         if scope is not None:
-            scope = with_listeners(changes, want, union(scope, scope_of(changes)))
+            known = frozenset(netns for netns, keys in scope.items() if not keys)
+            further = scope_of(change for change in changes if change.netns not in known)
+            scope = with_listeners(changes, want, union(scope, further))
             seen = with_filters(self._observe(without_filters(scope, loads)), want, loads)
             return seen, scope, heard(seen, scope, listening)
         again = with_listeners(changes, want, {change.netns: WHOLE for change in changes})
@@ -541,10 +545,12 @@ class _Sync:
     def _load(self, memory: Memory | None) -> tuple[dict[Key, Object], int]:
         self.progress("store", 0)
         if memory is None:
-            objects, revision = self._timed("store", load_objects, self.store)
+            objects, revision = self._timed("store", load_objects, self.store, self.garbage.append)
         else:
             try:
-                objects, revision = self._timed("store", refresh, self.store, memory.objects, memory.revision)
+                objects, revision = self._timed(
+                    "store", refresh, self.store, memory.objects, memory.revision, self.garbage.append
+                )
             except Unreachable as error:  # what stands is kept as it was last wanted; what control makes of it waits
                 self.unreachable = error
                 objects, revision = memory.objects, memory.revision
@@ -585,10 +591,11 @@ class _Sync:
         self, before: dict[Key, Object], after: dict[Key, Object], revision: int
     ) -> tuple[dict[Key, Object], int]:
         """Writes what control made of it; where somebody else wrote meanwhile, takes that instead."""
+        claim = self.member.claim if self.member else None
         try:
-            return after, self._timed("store", save_objects, self.store, before, after, revision)
+            return after, self._timed("store", save_objects, self.store, before, after, revision, claim)
         except Conflict:
-            return self._timed("store", refresh, self.store, before, revision)
+            return self._timed("store", refresh, self.store, before, revision, self.garbage.append)
 
     def _timed(self, phase: str, function: Callable[..., T], *args: Any, **named: Any) -> T:
         start = time.perf_counter()
@@ -600,7 +607,8 @@ class _Sync:
     def _report(self, rounds: int, memory: Memory) -> Report:
         refusals = tuple(self.refusals)
         told = tuple(self.lines)
-        return Report(memory.revision, rounds, self.count, refusals, self.seconds, memory, told, self.unreachable)
+        found = (memory.revision, rounds, self.count, refusals, self.seconds, memory, told, self.unreachable)
+        return Report(*found, tuple(self.garbage))
 
     def _unsettled(self, changes: Sequence[Change]) -> NotReachedError:
         first = str(changes[0]).split("\n")[0] if changes else "the objects"
@@ -720,7 +728,8 @@ def without_filters(scope: Scope, loads: Collection[str]) -> Scope:
 
 def with_filters(seen: State, want: State, loads: Iterable[str]) -> State:
     """What was seen, and in these namespaces the packet filters that were written."""
-    written = {netns: frozenset(value for value in want[netns] if isinstance(value, FILTERS)) for netns in loads}
+    others = {netns: frozenset(value for value in want[netns] if not isinstance(value, FILTERS)) for netns in loads}
+    written = {netns: want[netns] - few for netns, few in others.items()}  # no chain is hashed again
     return {netns: values | written.get(netns, frozenset()) for netns, values in seen.items()}
 
 
@@ -736,6 +745,8 @@ def with_listeners(changes: Iterable[Change], want: State, scope: Scope) -> Scop
 
 
 def _may_listen(change: Change, want: State) -> bool:
+    if isinstance(change.value, Chain):  # of which there are many
+        return False
     if not isinstance(change.value, File):
         return isinstance(change.value, Process)
     if names.kind_of(change.netns) != "fabric":

@@ -54,7 +54,11 @@ class Bridge(msgspec.Struct, frozen=True, tag=True):
 
 
 class Veth(msgspec.Struct, frozen=True, tag=True):
-    """One end of a pair; `peer` is the other as `netns/device`. Both ends are values, each in its namespace."""
+    """One end of a pair; `peer` is the other as `netns/device`. Both ends are values, each in its namespace.
+
+    `/BRIDGE` as peer: the other end is in the network namespace that nsnet runs in, as a port of a bridge that is there
+    already; nothing else of that namespace is touched, and the end goes with this one.
+    """
 
     name: str
     peer: str
@@ -65,6 +69,16 @@ class Veth(msgspec.Struct, frozen=True, tag=True):
     @property
     def key(self) -> Key:
         return ("link", self.name)
+
+
+def is_uplink(value: object) -> bool:
+    """Is it a cable to a bridge of the machine's own?"""
+    return isinstance(value, Veth) and value.peer.startswith("/")
+
+
+def far_end(uplink: Veth) -> str:
+    """What the other end of an uplink is called: `veth` and the last four bytes of its MAC."""
+    return "veth" + uplink.mac.replace(":", "")[4:]
 
 
 class Vxlan(msgspec.Struct, frozen=True, tag=True):
@@ -705,6 +719,11 @@ def _words(value: Value) -> Iterator[str]:
             yield f"ip link set lo {_updown(up)}"
         case Bridge(name, mac, mtu, up):
             yield f"ip link add {name} address {mac} mtu {mtu} type bridge"
+            yield f"ip link set {name} {_updown(up)}"
+        case Veth(name, peer, mac, mtu, up) if is_uplink(value):
+            far = far_end(value)
+            yield f"ip link add {name} address {mac} mtu {mtu} type veth peer name {far} netns 1"
+            yield f"nsenter -t 1 -n ip link set {far} master {peer[1:]} up"
             yield f"ip link set {name} {_updown(up)}"
         case Veth(name, peer, mac, mtu, up):
             other, _, dev = peer.rpartition("/")

@@ -1,21 +1,21 @@
 """Several machines on one: each with network, mount and pid namespaces of its own, on one wire; an etcd beside them."""
 
 import contextlib
-import json
 import os
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
+
+import pytest
 
 from tests.etcds import Member
 
 ROOT = Path(__file__).parents[1]
 SANDBOX = str(ROOT / "scripts" / "sandbox")
 ENV = {name: value for name, value in os.environ.items() if not name.startswith("NSNET_")} | {"PYTHONPATH": str(ROOT)}
+SSHD = "/usr/sbin/sshd"
 HOME = "192.0.2.254"  # where the etcd members are
 
 
@@ -64,6 +64,11 @@ class Box:
         assert code is None or done.returncode == code, f"{self.name}: {words}: exit {done.returncode}\n{said}"
         return said
 
+    def kill(self, command: str) -> None:
+        """Ends what runs by that command line; not `nsenter`, whose child nobody would wait for."""
+        for pid in self.run("pgrep", "-f", command, code=None).split():
+            self.run("kill", "-9", pid, code=None)
+
     def nsnet(self, *words: str, code: int | None = 0) -> str:
         return self.run(sys.executable, "-m", "nsnet", *words, code=code)
 
@@ -74,51 +79,57 @@ class Box:
             self.process.stdout.close()
 
 
-class Relay:
-    """What ssh does between real machines, for machines that have no sshd: a line for a shell, run in another one.
+class Ssh:
+    """A real sshd on each machine, at the machine's own address; `rsh` is what NSNET_RSH has to say.
 
-    NSNET_RSH is this very file; it asks a server that stands beside the machines.
+    Keys and known hosts are made here; what sshd starts finds nsnet in `bin_`.
     """
 
     def __init__(self, machines: dict[str, Box], bin_: Path) -> None:
-        self._machines = {box.address: box for box in machines.values()}
-        self._server = socket.create_server((HOME, 0))
-        self.rsh = f"{sys.executable} {__file__} {self._server.getsockname()[1]}"
+        need_sshd()
         tool = bin_ / "nsnet"
         tool.write_text(f'#!/bin/sh\nexec {sys.executable} -m nsnet "$@"\n')
         tool.chmod(0o755)
-        self._env = {**ENV, "PATH": f"{bin_}:{ENV['PATH']}"}
-        self._thread = threading.Thread(target=self._serve, daemon=True)
+        for name in ("host", "me"):
+            argv = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(bin_ / name)]
+            subprocess.run(argv, check=True, stdin=subprocess.DEVNULL)
+        host = (bin_ / "host.pub").read_text()
+        (bin_ / "known").write_text("".join(f"{box.address} {host}" for box in machines.values()))
+        words = f"-F none -i {bin_}/me -o UserKnownHostsFile={bin_}/known -o BatchMode=yes -o ConnectTimeout=5"
+        self.rsh = f"ssh {words}"
+        self._served = [(box, self._serve(box, bin_)) for box in machines.values()]
+
+    def _serve(self, box: Box, bin_: Path) -> "subprocess.Popen[str]":
+        config = bin_ / f"sshd-{box.name}"
+        config.write_text(
+            f"ListenAddress {box.address}\nPidFile /run/sshd/pid\n"
+            f"HostKey {bin_}/host\nAuthorizedKeysFile {bin_}/me.pub\n"
+            "StrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
+            f"SetEnv PATH={bin_}:{ENV['PATH']} PYTHONPATH={ROOT}\n"
+        )
+        box.run("mkdir", "-p", "/run/sshd")
+        argv = box.inside(SSHD, "-D", "-e", "-f", str(config))
+        process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        for line in process.stderr:  # until it listens
+            if "Server listening" in line:
+                return process
+        raise AssertionError(f"sshd of {box.name} has ended: {process.wait()}")
 
     def __enter__(self) -> Self:
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._server.close()
-
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._server.accept()
-                with connection, connection.makefile("rw") as lines:
-                    address, line = json.loads(lines.readline())
-                    argv = self._machines[address].inside("sh", "-c", line)
-                    done = subprocess.run(argv, capture_output=True, text=True, env=self._env, check=False)
-                    lines.write(json.dumps([done.returncode, done.stdout, done.stderr]) + "\n")
-                    lines.flush()
+        for box, process in self._served:
+            box.run("sh", "-c", "kill $(cat /run/sshd/pid)")
+            process.wait()
+            assert process.stderr is not None
+            process.stderr.close()
 
 
-def _relayed(port: str, address: str, line: str) -> int:
-    with socket.create_connection((HOME, int(port))) as connection, connection.makefile("rw") as lines:
-        lines.write(json.dumps([address, line]) + "\n")
-        lines.flush()
-        code, out, err = json.loads(lines.readline())
-    sys.stdout.write(out)
-    sys.stderr.write(err)
-    return int(code)
+def need_sshd() -> None:
+    if not Path(SSHD).exists():
+        pytest.skip("there is no sshd here: apt-get install openssh-server")
 
 
 def ip(*words: str) -> None:
@@ -157,7 +168,3 @@ def members(directory: Path, count: int) -> Iterator[tuple[str, list[Member]]]:
     finally:
         for member in made:
             member.kill()
-
-
-if __name__ == "__main__":
-    sys.exit(_relayed(*sys.argv[1:]))

@@ -40,8 +40,8 @@ from nsnet.model import (
     from_doc,
 )
 from nsnet.store import Conflict, sqlite
-from nsnet.store.keys import FENCE, decode, encode, path, path_of, records
-from nsnet.store.objects import differences, load_objects, refresh, save_objects, update
+from nsnet.store.keys import FENCE, GONE, decode, encode, path, path_of, records
+from nsnet.store.objects import clear, differences, load_objects, refresh, save_objects, update
 
 replace = msgspec.structs.replace
 
@@ -277,6 +277,18 @@ def test_two_writers_from_one_reading_never_both_succeed(store: sqlite.SqliteSto
     with pytest.raises(Conflict):
         save_objects(store, objects, {**objects, **by_key([pod("c")])}, revision)
     assert names(load_objects(store)[0]) == ["a", "b"]
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_nothing_lands_in_a_cluster_that_was_removed(store: sqlite.SqliteStore, spread: bool) -> None:
+    """The fence went with it: a controller that read before and writes after must not leave a part of it behind."""
+    cluster = Cluster(ObjectMeta(name="demo"))
+    save_objects(store, {}, by_key([cluster, pod("a")]), 0)
+    objects, revision = load_objects(store)
+    clear(store, spread=spread)
+    with pytest.raises(Conflict):
+        save_objects(store, objects, {**objects, **by_key([pod("b")])}, revision)
+    assert [entry.key for entry in store.list("/")[0]] == [GONE] * spread
 
 
 def test_what_etcdctl_wrote_meanwhile_is_not_overwritten(store: sqlite.SqliteStore) -> None:

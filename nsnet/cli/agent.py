@@ -25,7 +25,7 @@ from nsnet.store.etcd import EtcdStore
 from nsnet.store.keys import CLUSTERS
 from nsnet.store.location import Here
 from nsnet.store.members import Member
-from nsnet.store.objects import load_objects
+from nsnet.store.objects import update
 
 
 @options.verb("agent")
@@ -49,7 +49,7 @@ def agent(store: str, machine: str, timeout: str, cluster: str | None) -> None:
         opening.open_at(name, place) as there,
         settled(name, place, machine),
     ):
-        spread.belongs(model.cluster_of(load_objects(there)[0]), machine)
+        update(there, lambda stored: spread.at_home(stored, machine))
         with joining(there, name):
             report = reconcile.sync(there, name, progress=show_phase, member=reconcile.member(there, name))
     progress("")
@@ -99,11 +99,12 @@ def settled(name: str, place: str, machine: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def joining(store: object, name: str) -> Iterator[None]:
-    """Holds our name while the first sync goes on. Raises InputError where another machine has it."""
+    """Holds our name while the first sync goes on, unless our controller does. InputError: another machine has it."""
     at = location.here(name)
     assert isinstance(store, EtcdStore)
     member = Member(store, at.machine, at.id)
-    member.beat()
+    if not member.is_there():
+        member.beat()
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Protocol, Self
+from typing import IO, TYPE_CHECKING, Protocol, Self
 
 import click
 import msgspec
@@ -25,8 +25,12 @@ from nsnet.cli.target import target
 from nsnet.cli.trace import destination, look_of
 from nsnet.errors import InputError
 from nsnet.kernel import bpf, frames, interrupt, netns, pcapng
-from nsnet.kernel.capture import Capture, Seen
+from nsnet.kernel.capture import Seen
+from nsnet.kernel.everywhere import Everywhere, all_here
 from nsnet.model import Objects
+
+if TYPE_CHECKING:
+    from nsnet.cli.kernels import Kernels
 
 LARGEST = 1 << 30  # bytes of a file where --size does not say
 PATIENCE = 0.25  # s between two looks at the clock and at Ctrl-C
@@ -83,12 +87,24 @@ def capture(
         raise InputError("-w and -o contradict each other", "leave one out")
     now = running("capture", cluster)
     look = look_of({}, now.objects, namespace)
-    places = _places(now, where, namespace, all_hops=all_hops)
     backend = model.cluster_of(now.objects).flannel.Backend
     asked = bpf.compiled(_with_addresses(now.objects, words, namespace))
     program, ports = bpf.inner_too(asked, backend.port, backend.kind), frozenset({*backend.udp_ports, 4789})
     form = "file" if write else output or ("verbose" if verbose else "lines")
-    with Capture(places, program, snaplen) as hearing, _sink(form, write, look.place, ports, snaplen, limits) as sink:
+    with (
+        elsewhere.kernels(now) as kernels,
+        Everywhere(
+            places := _places(now, where, namespace, kernels, all_hops=all_hops),
+            kernels.home if kernels else all_here,
+            program,
+            snaplen,
+        ) as hearing,
+        _sink(form, write, look.place, ports, snaplen, limits) as sink,
+    ):
+        if kernels:
+            from nsnet.cli.kernels import tell_clocks
+
+            tell_clocks(hearing.others)
         note(f"capturing {_what(places, look.place)}; Ctrl-C ends it")
         with interrupt.asked() as stopped:
             _run(hearing, sink, limits, stopped)
@@ -105,17 +121,21 @@ def _what(places: Sequence[tuple[str, str]], place: Callable[[str], str]) -> str
 # --- what is wanted ---------------------------------------------------------------------------------------------------
 
 
-def _places(now: Running, where: str, namespace: str, *, all_hops: bool) -> list[tuple[str, str]]:
+def _places(
+    now: Running, where: str, namespace: str, kernels: "Kernels | None", *, all_hops: bool
+) -> list[tuple[str, str]]:
     """(namespace, device) of each socket; an empty device is all of them."""
     name, _, dev = where.partition(":")
-    found = target(now.objects, name, namespace)
-    elsewhere.need_here(now, found, "capture")
-    own = found.netns
+    own = target(now.objects, name, namespace).netns
     if not all_hops:
         return [(own, dev)]
     if dev:
         raise InputError("--all-hops is about all devices", f"leave out :{dev}")
-    every = [other for other in netns.listing(now.cluster) if names.kind_of(other) != "pod"]
+    every = [
+        other
+        for other in (kernels.listing() if kernels else netns.listing(now.cluster))
+        if names.kind_of(other) != "pod"
+    ]
     return [(other, "") for other in dict.fromkeys([own, *every])]
 
 
@@ -159,7 +179,7 @@ class Sink(Protocol):
     def end(self, drops: dict[str, int]) -> None: ...
 
 
-def _run(hearing: Capture, sink: "_Counting", limits: Limits, stopped: Callable[[], bool]) -> None:
+def _run(hearing: Everywhere, sink: "_Counting", limits: Limits, stopped: Callable[[], bool]) -> None:
     """Until a limit is reached, Ctrl-C came, or nothing is left to look at."""
     end = time.monotonic() + limits.seconds if limits.seconds else float("inf")
     while not (stopped() or sink.full or time.monotonic() >= end or not hearing.alive):
@@ -168,7 +188,8 @@ def _run(hearing: Capture, sink: "_Counting", limits: Limits, stopped: Callable[
         sink.take(hearing.rest())
 
 
-def _farewell(hearing: Capture, sink: "_Counting", place: Callable[[str], str]) -> None:
+def _farewell(hearing: Everywhere, sink: "_Counting", place: Callable[[str], str]) -> None:
+    hearing.end()
     drops = {place(name): lost for name, lost in hearing.drops().items()}
     with suppress(BrokenPipeError):
         sink.end(drops)

@@ -149,7 +149,9 @@ def results_of(now: Running, found: list[Expectation], wish: Wish, *, drift: boo
         lines = _drift(now)
     progress("")
     look = look_of({}, now.objects)
-    return [*lines, *explained(found, results, now.objects, lambda: kernel.observe(now.cluster), look.place)]
+    with elsewhere.kernels(now) as kernels:
+        state = (lambda: kernels.look("", {})) if kernels else (lambda: kernel.observe(now.cluster))
+        return [*lines, *explained(found, results, now.objects, state, look.place)]
 
 
 def _drift(now: Running) -> list[Result]:

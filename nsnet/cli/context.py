@@ -15,6 +15,8 @@ from nsnet.errors import InputError, MachineError
 from nsnet.model import Key, Object
 from nsnet.store import Store
 
+BRIEF = 1.0  # s for an etcd that the controller has missed already
+
 
 class Running(msgspec.Struct, frozen=True):
     """A cluster as its store has it: all objects, and the revision they stand for."""
@@ -88,11 +90,12 @@ def checked(name: str) -> str:
 
 
 @contextmanager
-def opened(cluster: str, *, create: bool = False) -> Iterator[Store]:
+def opened(cluster: str, *, create: bool = False, patience: float | None = None) -> Iterator[Store]:
     """The cluster's store. Raises InputError where there is no such cluster (and `create` is not set)."""
+    from nsnet.store.location import PATIENCE
     from nsnet.store.opening import open_store
 
-    store = open_store(cluster, create=create)
+    store = open_store(cluster, create=create, patience=PATIENCE if patience is None else patience)
     try:
         yield store
     finally:
@@ -100,18 +103,29 @@ def opened(cluster: str, *, create: bool = False) -> Iterator[Store]:
 
 
 def running(verb: str, name: str | None, *, to_read: bool = False) -> Running:
-    """The chosen cluster with its objects. Raises MachineError (not root), InputError (which one, or none).
+    """The chosen cluster with its objects; what was known last of them, with a warning, where the store is away.
 
+    Raises MachineError (not root), InputError (which one, or none).
     `to_read`: without what no struct declares of them, which is faster and must not be written or shown.
     """
     from nsnet.cli.output import warning
+    from nsnet.store import Unreachable, known
     from nsnet.store.keys import decode, decode_to_read
+    from nsnet.store.location import PATIENCE
     from nsnet.store.objects import load_objects
 
     need_root(verb)
     cluster = chosen(name)
-    with opened(cluster) as store:
-        return Running(cluster, *load_objects(store, warning, decode_to_read if to_read else decode))
+    decoded = decode_to_read if to_read else decode
+    try:
+        with opened(cluster, patience=BRIEF if known.is_there(cluster) else PATIENCE) as store:
+            return Running(cluster, *load_objects(store, warning, decoded))
+    except Unreachable as error:
+        last = known.last(cluster, warning, decoded)
+        if last is None:
+            raise
+        warning(f"{error}: this goes by what was known last, revision {last[1]}")
+        return Running(cluster, *last)
 
 
 def waiting_for(cluster: str, verb: str) -> Callable[[int], None]:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from nsnet import kernel, model, names, routes
+from nsnet import model, names, routes
+from nsnet.cli import elsewhere
 from nsnet.cli.context import Running
 from nsnet.cli.explain import addresses, balancer_lines
 from nsnet.cli.line import Line, with_reasons
@@ -35,7 +36,7 @@ def balancer(now: Running, service: Service) -> Iterator[Line]:
     yield from _mode(section, now.objects, service)
     yield from _nodes(section, now.objects, service)
     yield from _sources(section, now.objects, service)
-    values = kernel.observe(now.cluster, only={place.netns: frozenset()}).get(place.netns, frozenset())
+    values = elsewhere.seen(now, {place.netns: frozenset()}).get(place.netns, frozenset())
     yield from (line for value in sorted(values, key=text) for line in _way(section, value, given))
     yield from with_reasons(section, balancer_lines(now.objects, service, values))
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import click
 
-from nsnet import kernel, model, names
+from nsnet import model, names
 from nsnet.cli import elsewhere, options
 from nsnet.cli.columns import NONE
 from nsnet.cli.context import Running, running
@@ -14,7 +14,6 @@ from nsnet.cli.policy_lines import policy_lines
 from nsnet.cli.sentences import sentence
 from nsnet.cli.target import BALANCER, Target, target
 from nsnet.errors import InputError
-from nsnet.kernel import run
 from nsnet.model import Family, Node, Objects, Pod, Service, ServicePort, SubnetLease
 from nsnet.state import Chain, Nft, NftChain, NftElement, NftSet, Value, socket_address
 from nsnet.verify.world import of_family, proxied
@@ -35,7 +34,7 @@ def rules(where: str, service: str | None, namespace: str, cluster: str | None) 
     now = running("rules", cluster)
     at = _place(now, where)
     found = _service(now.objects, namespace, service) if service else None
-    values = _values(now.cluster, at.netns)
+    values = _values(now, at.netns)
     if at.label == BALANCER:
         for line in balancer_lines(now.objects, found, values):
             out(line)
@@ -82,7 +81,6 @@ def _place(now: Running, where: str) -> Target:
     if found.label != BALANCER and not found.label.startswith("node/"):
         known = _listed([*(node.metadata.name for node in _nodes(objects)), BALANCER])
         raise InputError(f"{where} is neither a node nor {BALANCER}", f"nodes: {known}")
-    elsewhere.need_here(now, found, "rules")
     return found
 
 
@@ -104,9 +102,9 @@ def _service(objects: Objects, namespace: str, name: str) -> Service:
     return found
 
 
-def _values(cluster: str, netns: str) -> frozenset[Value]:
+def _values(now: Running, netns: str) -> frozenset[Value]:
     """The chains there, of iptables and nftables, as the kernel has them."""
-    return kernel.observe(cluster, only={netns: frozenset({("chain",), ("nft",)})}).get(netns, frozenset())
+    return elsewhere.seen(now, {netns: frozenset({("chain",), ("nft",)})}).get(netns, frozenset())
 
 
 def addresses(objects: Objects) -> dict[str, str]:
@@ -338,10 +336,16 @@ def _lease_rows(now: Running, found: list[SubnetLease]) -> Iterator[list[str]]:
 @options.cluster
 def conntrack(where: str, overlay: bool, cluster: str | None) -> None:
     """Show the connections a node (or `lb`) tracks: who called, what for, and who answers in truth."""
+    from nsnet.kernel import everywhere
+
     now = running("conntrack", cluster)
     place = _place(now, where)
     families = model.families_of(model.cluster_of(now.objects))
-    text = "".join(run.output(place.netns, ("conntrack", "-L", *_CONNTRACK[family])) for family in families)
+    with elsewhere.kernels(now) as kernels:
+        argvs = [("conntrack", "-L", *_CONNTRACK[family]) for family in families]
+        text = "".join(
+            everywhere.output(kernels.home if kernels else everywhere.all_here, place.netns, argv) for argv in argvs
+        )
     outer = tuple(f":{port}" for port in model.cluster_of(now.objects).flannel.Backend.udp_ports)
     rows = [
         row

@@ -6,9 +6,11 @@ from nsnet import model, names
 from nsnet.cli import trace
 from nsnet.cli.context import Running
 from nsnet.cli.explain import flows
+from nsnet.cli.kernels import Kernels, tell_clocks
 from nsnet.cli.output import coloured, out, print_json
 from nsnet.cli.target import Target
 from nsnet.errors import NotReachedError
+from nsnet.kernel.everywhere import all_here
 from nsnet.model import Objects
 from nsnet.trace import Packet, Way
 from nsnet.trace.values import Flow, Result
@@ -35,25 +37,33 @@ def watched(
     asked: Packet,
     look: trace.Look,
     output: str | None,
+    kernels: Kernels | None,
 ) -> int:
     """Sends, prints, and gives the exit code. Raises as `verify.live.observe` does."""
-    seen, verdict, intent = sent(now.objects, found, start, asked, look)
+    seen, verdict, intent = sent(now.objects, found, start, asked, look, kernels)
     if output == "json":
         print_json(document(seen, verdict, intent, found, start, end, asked, look))
     else:
         for line in report(seen, verdict, intent, found, start, end, asked, look):
             out(line)
+    if kernels:
+        tell_clocks(kernels.asked())
     arrived = RESULTS[seen.end] == "delivered" or (asked.protocol == "udp" and all(one.good for one in found))
     return 0 if verdict.agree and arrived else NotReachedError.exit_code
 
 
 def sent(
-    objects: Objects, found: Sequence[trace.Traced], start: Target, asked: Packet, look: trace.Look
+    objects: Objects,
+    found: Sequence[trace.Traced],
+    start: Target,
+    asked: Packet,
+    look: trace.Look,
+    kernels: Kernels | None,
 ) -> tuple[Observed, Parting, Intent | None]:
     """Sends the packet: what was seen, where it parts from what was predicted and intended, and what was intended."""
     backend = model.cluster_of(objects).flannel.Backend
     ends = [one.way.netns for one in found if names.kind_of(one.way.netns) == "pod"]
-    seen = observe(look.state, start.netns, asked, backend, ends)
+    seen = observe(look.state, start.netns, asked, backend, ends, homes=kernels.home if kernels else all_here)
     intent = trace.promised(objects, start, asked, found)
     ways = with_large(look.state, start.netns, asked, [trace.foretold(one, look) for one in found])
     return seen, parted.compared(look.state, intent, ways, seen, look.place), intent

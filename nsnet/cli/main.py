@@ -83,7 +83,8 @@ SECTIONS: dict[str, dict[str, Verb]] = {
         "version": Verb("machine:version", "Print the version."),
     },
 }
-VERBS: dict[str, Verb] = {name: verb for section in SECTIONS.values() for name, verb in section.items()}
+HIDDEN = {"beside": Verb("beside:beside", "What nsnet on another machine of the cluster starts here.")}
+VERBS: dict[str, Verb] = {name: verb for section in SECTIONS.values() for name, verb in section.items()} | HIDDEN
 
 
 class Verbs(click.Group):
@@ -92,7 +93,7 @@ class Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All verbs, in the table's order."""
         del ctx
-        return list(VERBS)
+        return [name for name in VERBS if name not in HIDDEN]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Imports the verb's module."""

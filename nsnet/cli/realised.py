@@ -8,8 +8,8 @@ from ipaddress import ip_address, ip_network
 
 import click
 
-from nsnet import kernel, model, names
-from nsnet.cli import entrance, options
+from nsnet import model, names
+from nsnet.cli import elsewhere, entrance, options
 from nsnet.cli.context import Running, running
 from nsnet.cli.explain import addresses, rule_lines
 from nsnet.cli.kinds import kind_named
@@ -156,7 +156,7 @@ def _rules(now: Running, service: Service, nodes: Sequence[worlds.Place]) -> Ite
     """On the first node; those of the others are the same but for what is local."""
     first = nodes[0]
     scope = {first.netns: frozenset({("chain",), ("nft",)})}
-    values = kernel.observe(now.cluster, only=scope).get(first.netns, frozenset())
+    values = elsewhere.seen(now, scope).get(first.netns, frozenset())
     others = f" (as on {len(nodes) - 1} more, but for local endpoints)" if len(nodes) > 1 else ""
     yield from with_reasons(f"rules on {first.label}{others}", rule_lines(now.objects, [service], values))
 
@@ -177,7 +177,7 @@ def _pod(now: Running, found: Target, pod: Pod) -> Iterator[Line]:
     if pod.spec.hostNetwork:
         return
     node = names.node_netns(now.cluster, pod.spec.nodeName)
-    state = kernel.observe(now.cluster, only={netns: frozenset() for netns in (found.netns, node)})
+    state = elsewhere.seen(now, {netns: frozenset() for netns in (found.netns, node)})
     who = {**addresses(now.objects), **_nodes(now.objects)}
     for value in _ordered(state.get(found.netns, frozenset())):
         yield from _lines("in the pod", found.netns, value, who)
@@ -213,7 +213,7 @@ def _elsewhere(now: Running, pod: Pod, who: dict[str, str]) -> Iterator[Line]:
     if home is None or other is None:
         return
     netns = names.node_netns(now.cluster, other.metadata.name)
-    values = kernel.observe(now.cluster, only={netns: frozenset()}).get(netns, frozenset())
+    values = elsewhere.seen(now, {netns: frozenset()}).get(netns, frozenset())
     routes = [one for one in values if isinstance(one, Route) and _leads_to_pods(one, home.spec.podCIDR)]
     vias = {route.via for route in routes}
     near = [one for one in values if isinstance(one, Neighbour) and one.ip in vias]
@@ -244,7 +244,7 @@ def _node(now: Running, found: Target) -> Iterator[Line]:
     yield Line(title, "", f"address {model.internal_ip(node)}", "on the underlay")
     yield Line(title, "", f"pods {node.spec.podCIDR} ({pods} pods)", "flannel's lease; cni0 has its first address")
     yield Line(title, "", f"namespace {found.netns}", f"ip netns exec {found.netns} …, or nsnet shell {found.label}")
-    values = kernel.observe(now.cluster, only={found.netns: frozenset()}).get(found.netns, frozenset())
+    values = elsewhere.seen(now, {found.netns: frozenset()}).get(found.netns, frozenset())
     who = {**addresses(now.objects), **_nodes(now.objects)}
     pod_ports = 0
     for value in _ordered(values):

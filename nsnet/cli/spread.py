@@ -4,23 +4,35 @@ import uuid
 
 import msgspec
 
+from nsnet import model
+from nsnet.control import machines
 from nsnet.errors import InputError
 from nsnet.kernel import features
-from nsnet.model import Cluster
+from nsnet.model import Cluster, Key, Object, Objects
 from nsnet.store import location
 from nsnet.store.location import Here
 
 
-def belongs(cluster: Cluster, machine: str) -> None:
-    """Raises InputError where the document does not know the machine, or this is not the one it means."""
+def belongs(cluster: Cluster, machine: str) -> str:
+    """The machine's address. InputError where the document does not know it, or this is not the one it means."""
     known = {entry.name: entry for entry in cluster.underlay.machines}
     if machine not in known:
         hint = f"there are: {', '.join(known) or 'none; write underlay: {machines: [{name: …, address: …}]}'}"
         raise InputError(f'cluster {cluster.metadata.name} has no machine "{machine}"', hint)
-    address = known[machine].address
+    entry = known[machine]
+    address = features.address_of(entry.interface) if entry.interface else entry.address
     if not features.has_address(address):
         hint = "ip address shows what this machine has; underlay.machines says who is who"
         raise InputError(f"machine {machine} has the address {address}, and this machine has not", hint)
+    return address
+
+
+def at_home(objects: Objects, machine: str) -> dict[Key, Object]:
+    """The objects, with this machine's address where the document names only an interface of it."""
+    cluster = model.cluster_of(objects)
+    if not machine:
+        return dict(objects)
+    return {**objects, model.key_of(cluster): machines.at(cluster, machine, belongs(cluster, machine))}
 
 
 def machine_of(cluster: Cluster, place: str, machine: str | None) -> str:

@@ -37,6 +37,7 @@ from nsnet.verify.parted import Parting, Predicted, predicted
 from nsnet.verify.why import with_large
 
 if TYPE_CHECKING:  # what is asked for a URL alone is not loaded for every packet
+    from nsnet.cli.kernels import Kernels
     from nsnet.cli.proxied import Request
 
 DNS = 53  # the port
@@ -109,15 +110,17 @@ def trace(
         raise InputError("a URL is asked over TCP, and followed without a packet", "leave out --udp, --icmp, --live")
     now = running("trace", cluster, to_read=True)
     start = target(now.objects, source, namespace)
-    elsewhere.need_here(now, start, "trace")
     end = _asked(now.objects, to, request) if request else destination(now.objects, to, namespace, protocol)
     asked = Packet(protocol, end.address, end.port, sport=source_port or 0)
-    state, found = _through_proxy(now, start, asked, request) if request else looked(now, start, asked)
-    look = look_of(state, now.objects, namespace)
-    if live:
-        from nsnet.cli.live import watched
+    with elsewhere.kernels(now) as kernels:
+        state, found = (
+            _through_proxy(now, start, asked, request, kernels) if request else looked(now, start, asked, None, kernels)
+        )
+        look = look_of(state, now.objects, namespace)
+        if live:
+            from nsnet.cli.live import watched
 
-        return watched(now, found, start, end, asked, look, output)
+            return watched(now, found, start, end, asked, look, output, kernels)
     parting = None if request else compared(now.objects, start, asked, found, look)
     wanted = tuple(_intended(now.objects, start, found, request))
     notes = (*remembered(found, asked, look), *searching(start, asked, look))
@@ -201,16 +204,25 @@ def _protocol(*, udp: bool, icmp: bool, source_port: int | None) -> str:
     return "udp" if udp else "icmp" if icmp else "tcp"
 
 
-def looked(now: Running, start: Target, asked: Packet, most: int | None = None) -> tuple[State, list[Traced]]:
+def looked(
+    now: Running, start: Target, asked: Packet, most: int | None = None, kernels: "Kernels | None" = None
+) -> tuple[State, list[Traced]]:
     """The state and every way (at most `most`). Raises NotReachedError where the namespace it starts from is not there.
 
     Pods are many, and rules long: read is what the packet meets. Of UDP conntrack's entries are read, too: a client
     that keeps its port is led by them, whatever the rules say by now.
     """
-    state = kernel.look(now.cluster, "udp" if asked.protocol == "udp" else "", _stations(now.objects))
+    state = _look(now, kernels, "udp" if asked.protocol == "udp" else "")
     if start.netns not in state:
+        if kernels:
+            kernels.home(start.netns)  # which says it, if a machine cannot be reached
         raise NotReachedError(f"{start.label} has no network namespace {start.netns}", "nsnet status")
     return state, traced(state, start, asked, most)
+
+
+def _look(now: Running, kernels: "Kernels | None", tracked: str = "") -> State:
+    expected = _stations(now.objects)
+    return kernels.look(tracked, expected) if kernels else kernel.look(now.cluster, tracked, expected)
 
 
 def _stations(objects: Objects) -> dict[str, str]:
@@ -228,11 +240,13 @@ def _stations(objects: Objects) -> dict[str, str]:
     }
 
 
-def _through_proxy(now: Running, start: Target, asked: Packet, request: "Request") -> tuple[State, list[Traced]]:
+def _through_proxy(
+    now: Running, start: Target, asked: Packet, request: "Request", kernels: "Kernels | None"
+) -> tuple[State, list[Traced]]:
     """The same for a request."""
     from nsnet.cli.proxied import onward
 
-    state = kernel.look(now.cluster, expected=_stations(now.objects))
+    state = _look(now, kernels)
     ways = (on for way in walk(state, start.netns, asked) for on in onward(now.objects, state, way, request))
     return state, [_traced(state, way, asked) for way in ways]
 
@@ -354,7 +368,8 @@ def _ports(objects: Objects, known: Service | Pod | None) -> list[tuple[str, int
 
 def look_of(state: State, objects: Objects, namespace: str = "default") -> Look:
     """Names as a person types them: pod/web, node/node1, host/client; pods of other namespaces with theirs."""
-    return Look(state, dict(_places(objects, namespace)), addresses(objects), service_addresses(objects))
+    places = elsewhere.places(objects, dict(_places(objects, namespace)))
+    return Look(state, places, addresses(objects), service_addresses(objects))
 
 
 def _places(objects: Objects, namespace: str) -> Iterator[tuple[str, str]]:

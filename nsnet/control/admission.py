@@ -17,6 +17,7 @@ import msgspec
 from nsnet.control import ipfamilies, lifecycle, services, underlay, workloads
 from nsnet.control.addresses import around, number, ranges, subnet
 from nsnet.control.environment import STARTED_WITH
+from nsnet.control.machines import remembered
 from nsnet.control.table import controller_of, key_to, owned_by, with_meta
 from nsnet.control.underlay import Ranges
 from nsnet.control.wrong import meant, some
@@ -324,6 +325,7 @@ def _with_allocated(new: Cluster, old: Cluster, incoming: Objects) -> Cluster:
     return msgspec.structs.replace(
         new,
         metadata=meta,
+        underlay=remembered(new, old),
         nodes=tuple(_placed(entry, before.get(entry.name), at, said, known) for entry in nodes),
         hosts=tuple(_placed(entry, hosts_before.get(entry.name), at, said) for entry in hosts),
     )

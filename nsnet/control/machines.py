@@ -12,9 +12,10 @@ import msgspec
 
 from nsnet.control.addresses import number
 from nsnet.control.wrong import cluster_error
-from nsnet.model import Cluster, Network, NodeEntry
+from nsnet.model import Cluster, MachineEntry, Network, NodeEntry, Underlay
 
 OVERHEAD = 50  # VXLAN over IPv4
+_BRIDGE = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,14}")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
 
 
@@ -38,11 +39,34 @@ def placed(cluster: Cluster, nodes: Sequence[NodeEntry]) -> tuple[NodeEntry, ...
 
 
 def carried(cluster: Cluster, networks: Sequence[Network]) -> tuple[Network, ...]:
-    """The networks with an MTU that fits through VXLAN between the machines."""
+    """The networks with an MTU that fits through VXLAN between the machines. Raises ObjectError."""
+    _check_bridges(cluster, networks)
     if not cluster.underlay.machines:
         return tuple(networks)
     most = min(machine.mtu for machine in cluster.underlay.machines) - OVERHEAD
-    return tuple(msgspec.structs.replace(network, mtu=min(network.mtu, most)) for network in networks)
+    return tuple(
+        network if network.bridge else msgspec.structs.replace(network, mtu=min(network.mtu, most))
+        for network in networks
+    )
+
+
+def at(cluster: Cluster, machine: str, address: str) -> Cluster:
+    """The document with the address that a machine has found itself to have."""
+    entries = cluster.underlay.machines
+    found = tuple(msgspec.structs.replace(one, address=address) if one.name == machine else one for one in entries)
+    return msgspec.structs.replace(cluster, underlay=msgspec.structs.replace(cluster.underlay, machines=found))
+
+
+def remembered(new: Cluster, old: Cluster) -> Underlay:
+    """The new document's underlay, with what machines have said of interfaces that it names still."""
+    said = {(one.name, one.interface): one.address for one in old.underlay.machines}
+    entries = new.underlay.machines
+    found = (msgspec.structs.replace(one, address=one.address or said.get(_both(one), "")) for one in entries)
+    return msgspec.structs.replace(new.underlay, machines=tuple(found))
+
+
+def _both(machine: MachineEntry) -> tuple[str, str]:
+    return machine.name, machine.interface
 
 
 def _check(cluster: Cluster) -> None:
@@ -52,13 +76,32 @@ def _check(cluster: Cluster) -> None:
         if not _NAME.fullmatch(machine.name):
             hint = "lower-case letters, digits, - and ."
             raise cluster_error(cluster, f"{field}.name", f'"{machine.name}" is no name', hint)
-        if not _is_address(machine.address):
+        said_later = machine.interface and not machine.address  # when it joins
+        if not said_later and not _is_address(machine.address):
             hint = "an IPv4 address of that machine, by which the others reach it"
             raise cluster_error(cluster, f"{field}.address", f'"{machine.address}" is not an address', hint)
         for said in (machine.name, machine.address):
             if said in seen:
                 raise cluster_error(cluster, field, f"{said} is given twice", "each machine has its own")
-            seen.add(said)
+            seen |= {said} - {""}
+
+
+def _check_bridges(cluster: Cluster, networks: Sequence[Network]) -> None:
+    used: set[str] = set()
+    for index, network in enumerate(networks):
+        field = f"underlay.networks[{index}].bridge"
+        if not network.bridge:
+            continue
+        if not cluster.underlay.machines:
+            hint = "write underlay.machines, or leave it out: on one machine a network needs no bridge of its own"
+            raise cluster_error(cluster, field, "a bridge joins the switches of several machines", hint)
+        if not _BRIDGE.fullmatch(network.bridge):
+            raise cluster_error(
+                cluster, field, f'"{network.bridge}" is no name of a bridge', "ip link show type bridge"
+            )
+        if network.bridge in used:
+            raise cluster_error(cluster, field, f"{network.bridge} is given twice", "each network has its own")
+        used.add(network.bridge)
 
 
 def _is_address(said: str) -> bool:

@@ -41,7 +41,7 @@ from nsnet.model import Node, cluster_of, of
 from nsnet.reconcile import LISTENERS, WHOLE, BusyError, Memory, Report
 from nsnet.render import machines
 from nsnet.state import Change, Key, Netns, Refusal
-from nsnet.store import Store, Unreachable, location, opening
+from nsnet.store import Store, Unreachable, known, location, opening
 from nsnet.store.keys import CLUSTERS, GONE
 from nsnet.store.members import Member
 
@@ -73,6 +73,9 @@ def run(cluster: str) -> int:
         _log(cluster, f"controller {os.getpid()} runs")
         why = loop.run()
         _log(cluster, f"ends: {why}")
+        if loop.member is not None:
+            with contextlib.suppress(NsnetError):
+                loop.member.leave()
         leaves = loop.member is not None and store.get(GONE) is not None
     if leaves:  # `nsnet down` on another machine: what this one carries goes, too
         with reconcile.lock(cluster):
@@ -160,6 +163,7 @@ class Loop:
         self.programs: dict[int, tuple[int, str]] = {}  # pid → pidfd, namespace
         self.shared = location.here(cluster).store != location.SQLITE
         self.keeper = Keeper()
+        self.garbage: set[str] = set()  # what stands in the store and is no object, as far as the log says it
         at = location.here(cluster)
         self.member = Member(store, at.machine, at.id) if at.machine else None
         self.health: socket.socket | None = None  # on which the balancer's checks tell of a change
@@ -203,7 +207,7 @@ class Loop:
             if self.store.wait(0):
                 self.due = self._soonest()  # also while syncs fail: this may be the cure
         except NsnetError as error:
-            self._failed(error)
+            self._failed(error, self.memory if isinstance(error, Unreachable) else None)
             self._plan(whole=True)
         for netns in [netns for netns, place in self.places.items() if place != identity(netns)]:
             self._unsubscribe(netns)
@@ -306,6 +310,10 @@ class Loop:
             self._failed(report.unreachable, report.memory)
         elif self.error is not None:
             _log(self.cluster, "the sync succeeds again")
+        for line in report.garbage:
+            if line not in self.garbage:
+                _log(self.cluster, f"warning: skipped what is no object of ours: {line}")
+        self.garbage.update(report.garbage)
         if report.revision == self.revision:
             self.drift += report.changes
         if report.changes:
@@ -318,11 +326,14 @@ class Loop:
         if report.unreachable is None:
             self.memory, self.revision, self.pace = report.memory, report.revision, pace(report.memory.objects)
             self.error, self.failures = None, 0
+            known.forget(self.cluster)
 
     def _failed(self, error: NsnetError, memory: Memory | None = None) -> None:
         """`memory`: what may be kept of what was known, where it is the store alone that fails."""
         if self.error is None or str(self.error) != str(error):
             _log(self.cluster, f"the sync failed: {error}")
+        if isinstance(error, Unreachable) and memory is not None and not isinstance(self.error, Unreachable):
+            known.keep(self.cluster, memory.objects, memory.revision)
         self.error, self.memory = error, memory
         self.failures += 1
 

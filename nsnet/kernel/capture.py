@@ -128,6 +128,7 @@ class Capture:
         self._there: dict[int, _Spectator] = {}
         self._drops: dict[str, int] = {}
         self._checked = time.monotonic()
+        self.until = 0  # ns since 1970: nothing older comes any more
         self.gone: list[str] = []
         self._open(places, bpf.packed(program))
 
@@ -204,6 +205,7 @@ class Capture:
         return sorted(found, key=lambda seen: seen.time)
 
     def _up_to(self, horizon: int) -> list[Seen]:
+        self.until = horizon
         found: list[Seen] = []
         for one in self._there.values():
             found += [seen for seen in one.waiting if seen.time <= horizon]

@@ -4,10 +4,13 @@ Asking (lsmod, /proc/config.gz) is not reliable: features are built in, or loade
 off in a container. A try costs a few milliseconds.
 """
 
+import errno
+import fcntl
 import os
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,8 +20,10 @@ from typing import Literal
 
 import msgspec
 
-from nsnet.errors import MachineError
+from nsnet.errors import InputError, MachineError
 from nsnet.state import Family
+
+_SIOCGIFADDR = 0x8915
 
 State = Literal["ok", "missing", "degraded", "unknown"]
 AT_ONCE = 4  # tries that run side by side
@@ -343,6 +348,17 @@ def has_address(address: str) -> bool:
         except OSError:
             return False
     return True
+
+
+def address_of(interface: str) -> str:
+    """The (first) IPv4 address of one of the machine's interfaces. Raises InputError where there is none."""
+    request = struct.pack("16s24x", interface.encode()[:15])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            return socket.inet_ntoa(fcntl.ioctl(sock, _SIOCGIFADDR, request)[20:24])
+        except OSError as error:
+            what = "no IPv4 address" if error.errno == errno.EADDRNOTAVAIL else "no such interface"
+            raise InputError(f"{interface}: this machine has {what}", "ip -4 -br address shows what it has") from error
 
 
 def need(tool: str, what: str) -> None:

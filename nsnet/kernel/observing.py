@@ -47,7 +47,7 @@ from nsnet.kernel import (
     sysctl,
 )
 from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request, attributes
-from nsnet.state import KINDS, SYSCTLS, Family, IpSet, Key, Listener, Netns, Scope, Sysctl, Value
+from nsnet.state import KINDS, SYSCTLS, Family, IpSet, Key, Listener, Netns, Scope, Sysctl, Value, Veth, far_end
 
 _LINKS = {"netns", "link", "port", "qdisc", "segments"}
 _DUMPS: Mapping[str, Request] = {
@@ -362,12 +362,23 @@ def _ends(looks: Iterable[Look]) -> _Ends:
 
 
 def _peer(name: str, one: rtnl.Interface, ends: _Ends) -> str:
-    """The other end as `netns/device`, when both ends say so; empty otherwise."""
+    """The other end as `netns/device`, when both ends say so; empty otherwise. `/BRIDGE`: see `state.Veth`."""
+    if one.kind == "veth" and one.alias.startswith("/"):
+        return one.alias if _is_plugged_in(one) else ""
     other_netns, other = ends.get(one.alias, ("", None))
     if one.kind != "veth" or other is None:
         return ""
     mutual = other.peer == one.number and one.peer == other.number
     return f"{other_netns}/{other.name}" if mutual and other.alias == rtnl.alias_of(f"{name}/{one.name}") else ""
+
+
+def _is_plugged_in(one: rtnl.Interface) -> bool:
+    """Is the other end, in the machine's own namespace, up and a port of the bridge that the alias names?"""
+    far = far_end(Veth(one.name, one.alias, one.mac))
+    with Netlink(NETLINK_ROUTE) as route:
+        own = {link.name: link for link in rtnl.interfaces(route.dump([rtnl.GET_LINKS])[0]).values()}
+    end, bridge = own.get(far), own.get(one.alias[1:])
+    return end is not None and bridge is not None and end.peer == one.number and end.master == bridge.number and end.up
 
 
 def _further(

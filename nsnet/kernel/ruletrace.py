@@ -217,6 +217,18 @@ def _told(name: str, found: dict[int, bytes]) -> Told:
     )  # fmt: skip
 
 
+Located = dict[tuple[str, str, str, int], int]
+
+
+def located(told: Iterable[Told]) -> Located:
+    """(namespace, table, chain, handle) → the rule's place in its chain, for every chain that was told of."""
+    wanted: dict[str, set[tuple[str, str]]] = {}
+    for step in told:
+        if step.handle and step.table != TRACE:
+            wanted.setdefault(step.netns, set()).add((step.table, step.chain))
+    return {(netns, *rule): at for netns, chains in wanted.items() for rule, at in places_of(netns, chains).items()}
+
+
 def places_of(netns: str, chains: Iterable[tuple[str, str]]) -> dict[tuple[str, str, int], int]:
     """(table, chain, handle) → the rule's place in its chain, counted from 0, for these (table, chain) pairs."""
     wanted = sorted(set(chains))

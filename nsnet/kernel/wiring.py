@@ -39,7 +39,9 @@ from nsnet.state import (
     Veth,
     Vxlan,
     Wireguard,
+    far_end,
     in_place,
+    is_uplink,
 )
 
 _End = tuple[str, str]  # namespace, device
@@ -178,7 +180,8 @@ class Wiring:
 
     def _pairs(self) -> list[_Pair]:
         """The pairs to be made. Of two ends the near one is the bridge port; one change alone makes a whole pair."""
-        ends = {(c.netns, _device(c)): c for c in self._adds(Veth) if not _is_in_place(c)}
+        adds = (change for change in self._adds(Veth) if not is_uplink(change.value))
+        ends = {(c.netns, _device(c)): c for c in adds if not _is_in_place(c)}
         pairs = []
         while ends:
             (name, dev), change = ends.popitem()
@@ -241,6 +244,7 @@ class Wiring:
 
     def configure(self) -> None:
         self._make_trunks()
+        self._make_uplinks()
         kinds = (
             Loopback, Bridge, Veth, Vxlan, Ipip, Tun, Wireguard, BridgePort, Segments, Address, Neighbour, FdbEntry,
             Route,
@@ -265,6 +269,23 @@ class Wiring:
             except OSError as why:
                 self.places.refuse_all(missing, str(why))
 
+    def _make_uplinks(self) -> None:
+        """Cables to a bridge of the machine's own: made from its namespace, in theirs."""
+        adds = [change for change in self._adds(Veth) if is_uplink(change.value) and not _is_in_place(change)]
+        for name, place, changes in self.places.each(adds):
+            missing = [change for change in changes if not self._is_there(change, place)]
+            try:
+                with Netlink(NETLINK_ROUTE) as route, ExitStack() as opened:
+                    own = {one.name: one for one in rtnl.interfaces(route.dump([rtnl.GET_LINKS])[0]).values()}
+                    fd = netns.open_fd(name)
+                    opened.callback(os.close, fd)
+                    for change in missing:
+                        self._ask(route, self._packed(change, partial(_uplink, change, place, own, fd)))
+            except OSError as why:
+                self.places.refuse_all(missing, str(why))
+            made = [change for change in missing if _device(change) in place.index]
+            self._send(name, [message for change in made for message in _named_and_up(change, place)])
+
     def _is_left(self, change: Change) -> bool:
         """Whether the change is not yet done, as part of something else."""
         value = change.value
@@ -272,6 +293,8 @@ class Wiring:
             case Loopback(up):
                 return not (up and change.netns in self.places.fresh)
             case Bridge():
+                return change.verb != "delete" and _is_in_place(change)
+            case Veth() if is_uplink(value):
                 return change.verb != "delete" and _is_in_place(change)
             case Veth(name):
                 pair = self.ends.get((change.netns, name))
@@ -333,6 +356,22 @@ def _is_trunk(value: object) -> bool:
 def _trunk(change: Change, place: Place, fd: int) -> Request:
     assert isinstance(change.value, Vxlan)
     return rtnl.tunnel(change.value, place.make(change.value.name), netns_fd=fd)
+
+
+def _uplink(change: Change, place: Place, own: Mapping[str, rtnl.Interface], fd: int) -> Iterator[_Message]:
+    """The pair, from the side of the machine's bridge. Raises LookupError where there is none of that name."""
+    value = change.value
+    assert isinstance(value, Veth)
+    bridge = own.get(value.peer[1:])
+    if bridge is None or bridge.kind != "bridge":
+        raise LookupError(f"this machine has no bridge {value.peer[1:]}: it must be there before")
+    near = Veth(far_end(value), "", "", value.mtu)
+    yield _Message(change, rtnl.pair(near, value, (0, place.make(value.name)), fd, bridge.number))
+
+
+def _named_and_up(change: Change, place: Place) -> Iterator[_Message]:
+    assert isinstance(change.value, Veth)
+    yield from _far_end(change, change.value, place.index[change.value.name])
 
 
 def _device(change: Change) -> str:

@@ -137,16 +137,23 @@ def _trunk(
 ) -> tuple[Value, ...]:
     """The port by which the switch is one with those of the other machines: a VXLAN over their own addresses.
 
-    Who is behind which is known, so nothing is flooded and nothing learned: one forwarding entry per machine's MAC.
+    Or a cable to a bridge of the machine's own, which is one with theirs already.
+    Who is behind which is known, so nothing is flooded and nothing learned: one forwarding entry per machine's MAC. A
+    machine that has not said its address yet is not led to.
     """
-    at = {carrier.name: carrier.address for carrier in carriers}
+    mac = names.hashed_mac(f"{network.netns}/{TRUNK}/{here}")
+    if network.bridge:
+        return (Veth(TRUNK, f"/{network.bridge}", mac, network.mtu), BridgePort(TRUNK, SWITCH))
+    at = {carrier.name: carrier.address for carrier in carriers if carrier.address}
+    if here not in at:
+        return ()
     vni = 1 + int(names.hashed_mac(network.netns).replace(":", "")[4:], 16) % ((1 << 24) - 1)
-    tunnel = Vxlan(TRUNK, names.hashed_mac(f"{network.netns}/{TRUNK}/{here}"), network.mtu, vni, at[here], "", PORT)
+    tunnel = Vxlan(TRUNK, mac, network.mtu, vni, at[here], "", PORT)
     away = [(machine.mac, machine.on) for machine in machines if machine.on != here]
     home = carriers[0].name
     if home != here:
         away.append((gateway_mac(network), home))
-    return (tunnel, BridgePort(TRUNK, SWITCH), *(FdbEntry(TRUNK, mac, at[on]) for mac, on in away))
+    return (tunnel, BridgePort(TRUNK, SWITCH), *(FdbEntry(TRUNK, mac, at[on]) for mac, on in away if on in at))
 
 
 def _impaired(dev: str, machine: Machine) -> Iterator[Value]:

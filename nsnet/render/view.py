@@ -40,6 +40,7 @@ class Network(msgspec.Struct, frozen=True):
     netns: str
     legs: tuple[Leg, ...]
     mtu: int
+    bridge: str = ""  # of every machine's own, by which its switches are one
 
     @property
     def gateway(self) -> str:
@@ -220,7 +221,7 @@ def _refuse_what_is_not_built(cluster: model.Cluster) -> None:
 
 def _network(cluster: model.Cluster, item: model.Network) -> Network:
     netns = names.fabric_netns(cluster.metadata.name, item.name)
-    return Network(item.name, netns, tuple(_leg(cidr) for cidr in masked(item.subnet)), item.mtu)
+    return Network(item.name, netns, tuple(_leg(cidr) for cidr in masked(item.subnet)), item.mtu, item.bridge)
 
 
 def _leg(cidr: str, *, with_length: bool = False) -> Leg:

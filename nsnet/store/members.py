@@ -5,8 +5,9 @@
     /registry/nsnet/charge              the machine whose controller runs control; under that machine's lease
 
 Every machine renders and applies what is its own. Control (workloads, scheduler, endpoints) needs to know who listens
-everywhere, and one at a time does it: whoever has the charge. Even if two thought so, the fence keeps their writes
-apart (`objects.py`); the charge only spares the work.
+everywhere, and one at a time does it: whoever has the charge. The record's revision is a fencing token: control's
+writes compare it, so that nothing lands of a machine that only thinks it is still in charge (its lease has run out
+while it was asleep, say, and another one has taken over).
 """
 
 import time
@@ -15,8 +16,9 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from nsnet.errors import InputError
-from nsnet.store import Conflict, Store
+from nsnet.store import Conflict, Entry, Store
 from nsnet.store.keys import CHARGE, FENCE, MACHINES
+from nsnet.store.objects import Claim
 
 TTL = 10  # seconds a machine may be silent until its pods are no longer ready
 BEAT = 2.5
@@ -48,12 +50,13 @@ class Member:
         self._beaten = 0.0
         self._told: bytes = b""
         self._reached = 0
+        self.claim: Claim | None = None  # with which control writes, while the charge is ours
 
     def due(self) -> bool:
         return time.monotonic() >= self._beaten + BEAT
 
     def beat(self) -> None:
-        """Says that we are here; joins (again) where the others have given us up.
+        """Says that we are here; joins (again) where the others have given us up, or our record went by other hands.
 
         Raises InputError where another machine goes by our name; Unreachable.
         """
@@ -63,21 +66,30 @@ class Member:
                 self._beaten = time.monotonic()
             except InputError:
                 self._lease = 0
-        if not self._lease:
-            self._join()
+        there = self._record()
+        if not self._lease or there is None or there.lease != self._lease:
+            self._join(there)
 
-    def _join(self) -> None:
+    def is_there(self) -> bool:
+        """Is this machine among the others already, by its controller? Raises as `beat`."""
+        return self._record() is not None
+
+    def _record(self) -> Entry | None:
         there = self.store.get(self._key)
         if there is not None and (other := _decoded(there.value)) is not None and other.id != self.ident:
             raise InputError(
                 f"another machine goes by the name {self.machine}",
                 f"give this one another name (--machine), or wait {TTL} s if the other one is gone",
             )
-        lease = self.store.grant(TTL)
+        return there
+
+    def _join(self, there: Entry | None) -> None:
+        lease = self._lease or self.store.grant(TTL)
         value = self._told or msgspec.json.encode(Told(self.ident))
         try:
             self.store.txn({self._key: there.mod_revision if there else 0}, {self._key: value}, lease=lease)
         except Conflict:
+            self._lease = 0
             self.store.revoke(lease)
             raise
         self._lease, self._beaten = lease, time.monotonic()
@@ -113,16 +125,22 @@ class Member:
 
     def in_charge(self) -> bool:
         """Whether control is ours to do; takes the charge where nobody has it."""
+        taken = self._taken()
+        self.claim = Claim(self.machine, taken) if taken else None
+        return taken > 0
+
+    def _taken(self) -> int:
+        """The revision at which the charge became ours; 0 where it is not."""
         there = self.store.get(CHARGE)
         if there is not None:
-            return there.value == self.machine.encode() and there.lease == self._lease
+            ours = there.value == self.machine.encode() and there.lease == self._lease
+            return there.mod_revision if ours else 0
         if not self._lease:
-            return False
+            return 0
         try:
-            self.store.txn({CHARGE: 0}, {CHARGE: self.machine.encode()}, lease=self._lease)
+            return self.store.txn({CHARGE: 0}, {CHARGE: self.machine.encode()}, lease=self._lease)
         except (Conflict, InputError):
-            return False
-        return True
+            return 0
 
 
 def _decoded(value: bytes) -> Told | None:

@@ -3,14 +3,22 @@
 What a controller computes depends on *all* objects (an address is free when nobody has it), so two writers must never
 both succeed from the same reading: every write compares and rewrites one further key, the fence. Whoever loses reads
 again and computes again (`update`). Records that are no objects of ours are left alone and reported to `warn`.
+
+Where several machines share the store, control writes with a claim: the transaction compares that the charge is still
+the one it has taken (`members.py`), and the fence says whose write it was.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import msgspec
 
 from nsnet.errors import InputError, NsnetError
-from nsnet.model import Key, Object, Objects, SubnetLease, key_of
+from nsnet.model import Cluster, Key, Object, Objects, SubnetLease, key_of
 from nsnet.store import Compacted, Conflict, Entry, Event, Store
 from nsnet.store.keys import (
+    CHARGE,
     FENCE,
     GONE,
     LEASE_META,
@@ -25,6 +33,14 @@ from nsnet.store.keys import (
 
 Warn = Callable[[str], None]
 ATTEMPTS = 20
+GONE_SECONDS = 3600
+
+
+class Claim(NamedTuple):
+    """In whose name control writes: the machine, and the revision at which it took the charge."""
+
+    machine: str
+    charge: int
 
 
 def _silent(_: str) -> None: ...
@@ -35,8 +51,15 @@ def load_objects(
 ) -> tuple[dict[Key, Object], int]:
     """All objects, and the revision they stand for. `decoded`: `keys.decode_to_read`, where none is written again."""
     entries, revision = store.list("/")
+    return entries_decoded(entries, warn, decoded), revision
+
+
+def entries_decoded(
+    entries: list[Entry], warn: Warn, decoded: Callable[[str, bytes], Object] = decode
+) -> dict[Key, Object]:
+    """The objects among what stands in a store."""
     objects = _decoded(((entry.key, entry.value) for entry in entries), warn, decoded)
-    return _with_metadata(objects, entries), revision
+    return _with_metadata(objects, entries)
 
 
 def refresh(store: Store, objects: Objects, revision: int, warn: Warn = _silent) -> tuple[dict[Key, Object], int]:
@@ -65,16 +88,22 @@ def differences(before: Objects, after: Objects) -> dict[str, bytes | None]:
     return puts
 
 
-def save_objects(store: Store, before: Objects, after: Objects, revision: int) -> int:
+def save_objects(store: Store, before: Objects, after: Objects, revision: int, claim: Claim | None = None) -> int:
     """Writes the differences in one transaction; returns the revision at which they stand.
 
-    `before` is what was read at `revision`. Raises Conflict where anything was written since, and then writes nothing.
+    `before` is what was read at `revision`. Raises Conflict where anything was written since, the cluster was removed,
+    or the charge is not the `claim`'s any more, and then writes nothing.
     """
     puts = differences(before, after)
     if not puts:
         return revision
-    puts[FENCE] = b"{}"
-    return store.txn(_last_written(store, puts, revision), puts)
+    puts[FENCE] = msgspec.json.encode(claim._asdict() if claim else {})
+    held = {CHARGE: claim.charge} if claim else {}
+    cluster = {path(obj) for obj in before.values() if isinstance(obj, Cluster)}
+    there = _last_written(store, {*puts, *cluster}, revision)
+    if gone := sorted(key for key in cluster if not there[key]):  # with its fence: nothing else would say so
+        raise Conflict(gone[0])
+    return store.txn(there | held, puts)
 
 
 def update(store: Store, change: Callable[[Objects], Objects], warn: Warn = _silent) -> tuple[dict[Key, Object], int]:
@@ -99,17 +128,15 @@ def clear(store: Store, *, spread: bool = False) -> None:
 
     `spread`: over several machines. A mark says to the others for an hour that this was meant.
     """
-    mark = {GONE: b"{}"} if spread else {}
+    mark = {GONE: b"{}"} if spread else {}  # with the rest, so that who finds the cluster gone finds the mark
+    lease = store.grant(GONE_SECONDS) if mark else 0
     while True:
         objects, revision = load_objects(store)
         ours = {key: obj for key, obj in objects.items() if not _is_foreign(obj)}
-        puts = differences(ours, {}) | {entry.key: None for prefix in PRIVATE for entry in store.list(prefix)[0]}
-        try:
-            store.txn(_last_written(store, puts, revision), puts)
-        except Conflict:
-            continue
-        store.txn({}, mark, lease=store.grant(3600) if mark else 0)
-        return
+        puts = differences(ours, {}) | {entry.key: None for prefix in PRIVATE for entry in store.list(prefix)[0]} | mark
+        with contextlib.suppress(Conflict):
+            store.txn(_last_written(store, puts, revision), puts, lease=lease)
+            return
 
 
 def _is_foreign(obj: Object) -> bool:

@@ -11,7 +11,7 @@ half, and nobody has to be alive for it.
 
 More compares than fit in a transaction are made when everything is read, and in the commit by one compare per root
 (`/registry/`, `/coreos.com/`): nothing between the first and the last of the keys was written since. Only a key that
-somebody else deletes in that moment escapes it.
+somebody else deletes in that moment escapes it; the keys on which all depends are compared one by one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,6 +21,7 @@ import msgspec
 
 from nsnet.errors import InputError
 from nsnet.store import Conflict
+from nsnet.store.keys import CHARGE, FENCE
 
 if TYPE_CHECKING:
     from nsnet.store.etcd import EtcdStore
@@ -91,7 +92,8 @@ def _checks(store: "EtcdStore", compares: Mapping[str, int]) -> tuple[Mapping[st
         if there.get(key, 0) != wanted:
             raise Conflict(key)
     roots = {key[: key.find("/", 1) + 1] for key in compares}
-    return {}, [_untouched(store, [key for key in compares if key.startswith(root)], revision) for root in roots]
+    exact = {key: compares[key] for key in (CHARGE, FENCE) if key in compares}
+    return exact, [_untouched(store, [key for key in compares if key.startswith(root)], revision) for root in roots]
 
 
 def _untouched(store: "EtcdStore", keys: list[str], revision: int) -> dict[str, Any]:

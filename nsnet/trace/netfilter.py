@@ -50,10 +50,10 @@ def hook(name: str, trip: Trip, here: View, recent: Collection[tuple[str, str]] 
 def _places(name: str, here: View) -> list[tuple[int, bool, Chain | nft.Base]]:
     """The chains that stand in a hook, in the order of their priorities: (priority, is it a nat chain?, chain)."""
     found: list[tuple[int, bool, Chain | nft.Base]] = [
-        (priority, table == "nat", here.chains[build + table, name])
+        (priority, table == "nat", chain)
         for table, priority in PRIORITIES[name].items()
         for build in ("", LEGACY)
-        if (build + table, name) in here.chains
+        if (chain := here.chain(build + table, name)) is not None
     ]
     found += [(base.priority, base.kind == "nat", base) for base in here.nft.bases.get(name, ())]
     return sorted(found, key=lambda place: place[0])
@@ -178,8 +178,8 @@ def _taken(
         yield _ENDS[rule.target], after  # type: ignore[misc]
     elif rule.target == "RETURN":
         yield "return", after
-    elif (chain.table, rule.target) in here.chains and depth < _DEEPEST:
-        for end, back in _chain(here.chains[chain.table, rule.target], after, here, facts, depth + 1):
+    elif depth < _DEEPEST and (to := here.chain(chain.table, rule.target)) is not None:
+        for end, back in _chain(to, after, here, facts, depth + 1):
             yield end or ("return" if rule.goto else "on"), back
     elif rule.target in _TRANSLATIONS:
         yield "accept", _TRANSLATIONS[rule.target](rule, after, here)

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from nsnet import state as kernel
 from nsnet.names import called, kind_of
-from nsnet.state import Bridge, BridgePort, Route, State, Veth
+from nsnet.state import Bridge, BridgePort, Route, State, Veth, Vxlan
 from nsnet.trace import netfilter, process, tunnels
 from nsnet.trace.values import Flow, Hop, Packet, Result, Trip, Way
 from nsnet.trace.view import BRIDGE_NF, FORWARDING, View, family_of, is_loopback, lookup, source, view
@@ -437,20 +437,30 @@ def _nobody(world: World, here: View, dev: str, mac: str | None, nexthop: str) -
     port = _port_with(world, here, dev, mac) if mac else ""
     if port and not here.is_up(port):
         return f"{port}, behind which {nexthop} is, is down"
+    trunk = here.links.get(port)
+    if mac and isinstance(trunk, Vxlan):
+        address = here.fdb.get((port, mac), "")
+        there = f"where nobody has the MAC {mac} of {nexthop}" if _far_switch(world, trunk, address) else ""
+        return f"{port} leads to {address}, {there or 'a machine of which nothing is known here'}"
     return f"nobody on {dev} has the MAC {mac} that {nexthop} has here" if mac else f"nobody on {dev} has {nexthop}"
 
 
 def _port_with(world: World, here: View, bridge: str, mac: str) -> str:
-    """The port of a bridge whose other end has a MAC, up or down. A node may have hundreds: plain code, few calls."""
+    """The port of a bridge whose other end has a MAC, up or down. A node may have hundreds: plain code, few calls.
+
+    A trunk's forwarding entries say which MACs are behind it; to a bridge of the machine's own goes what is not here.
+    """
     links, mac_of = here.links, world.macs()
     for port in (*_first(world, here, bridge, mac), *here.ports.values()):
         link = links.get(port.name)
+        if port.bridge == bridge and isinstance(link, Vxlan) and (port.name, mac) in here.fdb:
+            return port.name
         if port.bridge == bridge and isinstance(link, Veth):
             other, _, dev = link.peer.rpartition("/")
             if mac_of(other, dev) == mac:
                 here.behind[bridge, mac] = port.name
                 return port.name
-    return ""
+    return next((port.name for port in here.ports.values() if kernel.is_uplink(links.get(port.name))), "")
 
 
 def _first(world: World, here: View, bridge: str, mac: str) -> Iterator[BridgePort]:
@@ -500,6 +510,12 @@ def _across(
 ) -> Iterator[Station]:
     """What is at the other end of a veth pair: a device of a namespace, or a bridge with all its other ports."""
     link = world.here(netns).links.get(dev)
+    if isinstance(link, Vxlan):
+        yield from _by_trunk(world, netns, link, crossed, seen, mac, before)
+        return
+    if isinstance(link, Veth) and kernel.is_uplink(link):
+        yield from _by_bridge(world, netns, link, crossed, seen, mac, before)
+        return
     if not isinstance(link, Veth) or not link.up:
         return
     other, _, name = link.peer.rpartition("/")
@@ -515,6 +531,45 @@ def _across(
         seen.add((other, port.bridge))
         yield Station(other, port.bridge, crossed, name, narrow)
         yield from _behind(world, other, port.bridge, name, crossed, seen, mac, narrow)
+
+
+def _by_trunk(
+    world: World, netns: str, trunk: Vxlan, crossed: Crossed, seen: set[tuple[str, str]], mac: str, before: Narrow
+) -> Iterator[Station]:
+    """What is behind the same switch on the machine that the trunk's forwarding entry names; nothing is flooded."""
+    other = _far_switch(world, trunk, world.here(netns).fdb.get((trunk.name, mac), ""))
+    if other is None or not trunk.up:
+        return
+    there = world.here(other.netns)
+    port = there.bridge_of(other.dev)
+    if port is not None and there.is_up(other.dev) and there.is_up(port.bridge):
+        yield from _behind(world, other.netns, port.bridge, other.dev, crossed, seen, mac, before)
+
+
+def _by_bridge(
+    world: World, netns: str, uplink: Veth, crossed: Crossed, seen: set[tuple[str, str]], mac: str, before: Narrow
+) -> Iterator[Station]:
+    """What is behind the switches of other machines that are plugged into the same bridge."""
+    for other in _fabric(world) if uplink.up else ():
+        there = world.here(other)
+        for link in there.links.values() if other != netns else ():
+            port = there.bridge_of(link.name) if isinstance(link, Veth) and link.peer == uplink.peer else None
+            if port is not None and there.is_up(port.name) and there.is_up(port.bridge):
+                yield from _behind(world, other, port.bridge, port.name, crossed, seen, mac, before)
+
+
+def _fabric(world: World) -> list[str]:
+    there = world.state.there if isinstance(world.state, kernel.Looking) else world.state
+    return sorted(name for name in there if kind_of(name) == "fabric")
+
+
+def _far_switch(world: World, trunk: Vxlan, address: str) -> Station | None:
+    """Where a switch's VXLAN device comes out on the machine that has the address."""
+    for netns in _fabric(world) if address else ():
+        for link in world.here(netns).links.values():
+            if isinstance(link, Vxlan) and (link.vni, link.port, link.local) == (trunk.vni, trunk.port, address):
+                return Station(netns, link.name)
+    return None
 
 
 def _behind(

@@ -13,12 +13,13 @@ import msgspec
 
 from nsnet import names
 from nsnet.errors import NotReachedError, NsnetError
-from nsnet.kernel import bpf, frames, run
-from nsnet.kernel.beacon import Beacon, beacon, send
-from nsnet.kernel.capture import Capture, Seen
+from nsnet.kernel import bpf, everywhere, frames
+from nsnet.kernel.beacon import Beacon
+from nsnet.kernel.capture import Seen
+from nsnet.kernel.everywhere import Everywhere, Homes, Rules, all_here
 from nsnet.kernel.iptables import is_nft
 from nsnet.kernel.nftables import TRACE
-from nsnet.kernel.ruletrace import RuleTrace, Told, places_of
+from nsnet.kernel.ruletrace import Located, Told
 from nsnet.model import Backend
 from nsnet.state import Chain, Looking, NftChain, State, Wireguard
 from nsnet.trace import Hop, Packet
@@ -62,15 +63,17 @@ def observe(
     ends: Sequence[str] = (),
     *,
     connections: bool = True,
+    homes: Homes = all_here,
 ) -> Observed:
     """Sends the packet and watches it; `backend` is flannel's, `ends` further pods where it may arrive.
 
-    `connections`: conntrack's entries are read, too (a process for each node that it passed).
+    `connections`: conntrack's entries are read, too (a process for each node that it passed). `homes`: which other
+    machine has a namespace.
 
-    Raises NotReachedError where it cannot be sent, MachineError where the kernel cannot be asked.
+    Raises NotReachedError where it cannot be sent, MachineError where the kernel (or a machine) cannot be asked.
     """
     try:
-        one = beacon(netns, asked.protocol, asked.dst, asked.dport, asked.sport)
+        one = everywhere.beacon(homes, netns, asked.protocol, asked.dst, asked.dport, asked.sport)
     except NotReachedError as failed:
         why = failed.__cause__
         if isinstance(why, OSError) and why.errno in _NO_ROUTE:
@@ -81,15 +84,14 @@ def observe(
     places = list(dict.fromkeys([netns, *places, *ends]))
     ruled = [name for name in places if _has_rules(state, name)]
     program = bpf.inner_too(bpf.compiled(one.filter), backend.port, backend.kind)
-    with (
-        Capture([(name, "") for name in places], program, 2048) as hearing,
-        RuleTrace(ruled, one.number, one.matches) as rules,
-    ):
-        refused = send(one)
+    watched = [(name, "") for name in places]
+    with Everywhere(watched, homes, program, 2048, Rules(ruled, one.number, one.matches)) as hearing:
+        refused = hearing.send(one)
         seen = _watched(hearing, one, frozenset(backend.udp_ports))
-        told = rules.read()
-    found = _understood(state, one, seen, told, refused)
-    return msgspec.structs.replace(found, connections=_connections(one, found.sightings)) if connections else found
+        told, places_of = hearing.told()
+    found = _understood(state, one, seen, told, places_of, refused)
+    entries = _connections(homes, one, found.sightings) if connections else ()
+    return msgspec.structs.replace(found, connections=entries)
 
 
 def _has_rules(state: State, netns: str) -> bool:
@@ -98,7 +100,7 @@ def _has_rules(state: State, netns: str) -> bool:
     return any(isinstance(value, Chain | NftChain) for value in state.get(netns, ()))
 
 
-def _watched(hearing: Capture, one: Beacon, ports: frozenset[int]) -> list[tuple[Seen, frames.Frame]]:
+def _watched(hearing: Everywhere, one: Beacon, ports: frozenset[int]) -> list[tuple[Seen, frames.Frame]]:
     """Until an answer has come home, or for a while nothing is seen any more."""
     found: list[tuple[Seen, frames.Frame]] = []
     start = last = time.monotonic()
@@ -117,11 +119,16 @@ def _is_sent(one: Beacon, frame: frames.Frame) -> bool:
 
 
 def _understood(
-    state: State, one: Beacon, seen: Sequence[tuple[Seen, frames.Frame]], told: Sequence[Told], refused: str
+    state: State,
+    one: Beacon,
+    seen: Sequence[tuple[Seen, frames.Frame]],
+    told: Sequence[Told],
+    places: Located,
+    refused: str,
 ) -> Observed:
     sightings = unflooded(state, [_sighting(what, frame) for what, frame in seen if _is_sent(one, frame)])
     answers = [(what, frame.innermost) for what, frame in seen if not _is_sent(one, frame)]
-    rules, dropped = _rules(state, told)
+    rules, dropped = _rules(state, told, places)
     way = hops(state, sightings, rules)
     end, where, words = _end(one, sightings, answers, refused)
     return Observed(
@@ -171,13 +178,13 @@ def _end(
     return "lost", sightings[-1].netns, ""
 
 
-def _rules(state: State, told: Sequence[Told]) -> tuple[dict[str, list[list[Hop]]], Hop | None]:
+def _rules(state: State, told: Sequence[Told], places: Located) -> tuple[dict[str, list[list[Hop]]], Hop | None]:
     """The rules of each pass through each namespace, as the state spells them; and the one that dropped the packet."""
     found: dict[str, list[list[Hop]]] = {}
     dropped: Hop | None = None
     for netns, group in groupby(told, key=lambda one: one.netns):
         steps = list(group)
-        texts = _texts(state, netns, steps)
+        texts = _texts(state, netns, places)
         for ours, same in groupby(steps, key=lambda one: one.table == TRACE):
             if ours:  # our own table comes first in every pass
                 continue
@@ -194,8 +201,7 @@ def _hop(step: Told, texts: dict[tuple[str, str, int], str]) -> Hop:
     return Hop(step.netns, what, texts.get((step.table, step.chain, step.handle), f"rule handle {step.handle}"))
 
 
-def _texts(state: State, netns: str, steps: Sequence[Told]) -> dict[tuple[str, str, int], str]:
-    wanted = {(step.table, step.chain) for step in steps if step.handle and step.table != TRACE}
+def _texts(state: State, netns: str, places: Located) -> dict[tuple[str, str, int], str]:
     chains = {
         (value.table, value.name): value.rules
         for value in state.get(netns, ())
@@ -203,15 +209,16 @@ def _texts(state: State, netns: str, steps: Sequence[Told]) -> dict[tuple[str, s
     }
     if isinstance(state, Looking):
         apart = state.chains(netns, "ip")
+        wanted = {(table, chain) for where, table, chain, _ in places if where == netns}
         chains |= {name: apart[name].rules for name in wanted if name in apart}
     return {
         (table, chain, handle): chains[table, chain][index]
-        for (table, chain, handle), index in places_of(netns, wanted).items()
-        if index < len(chains.get((table, chain), ()))
+        for (where, table, chain, handle), index in places.items()
+        if where == netns and index < len(chains.get((table, chain), ()))
     }
 
 
-def _connections(one: Beacon, sightings: Sequence[Sighting]) -> tuple[tuple[str, str], ...]:
+def _connections(homes: Homes, one: Beacon, sightings: Sequence[Sighting]) -> tuple[tuple[str, str], ...]:
     """(namespace, conntrack's line) of every node it passed; none where conntrack(8) is missing."""
     found = []
     first = {sighting.netns: sighting.packet for sighting in reversed(sightings) if not sighting.carrier}
@@ -221,7 +228,7 @@ def _connections(one: Beacon, sightings: Sequence[Sighting]) -> tuple[tuple[str,
             if packet.dport:
                 words += ["--sport", str(packet.sport), "--dport", str(packet.dport)]
             try:
-                found += [(netns, line.strip()) for line in run.output(netns, words).splitlines()]
+                found += [(netns, line.strip()) for line in everywhere.output(homes, netns, words).splitlines()]
             except NsnetError:
                 continue
     return tuple(found)

@@ -82,12 +82,29 @@ def test_the_cluster_goes_on_without_its_etcd_and_with_it_again(etcd: Etcd) -> N
     dead = the_program("podserver")
     os.kill(dead, signal.SIGKILL)
     until(lambda: the_program("podserver") not in (0, dead), "what dies is started again, by what was last known")
+    for words in (("get", "pods"), ("exec", "host/client", "--", *curl[4:]), ("verify", "--retry", "3"),
+                  ("trace", "host/client", "172.18.0.3:30080"), ("status",)):  # fmt: skip
+        looked = nsnet(*words, code=1 if words == ("status",) else 0)
+        assert "cannot be reached" in looked.stderr
+        assert "this goes by what was known last, revision" in looked.stderr
     failed = nsnet("scale", "deploy/web", "--replicas", "4", code=5)
     assert "cannot be reached" in failed.stderr
     assert "hint: " in failed.stderr
     etcd.members[0].start()
     nsnet("scale", "deploy/web", "--replicas", "4")
     assert len(nsnet("get", "pods", "-o", "name").stdout.split()) == len(pods) + 1
+    assert "known last" not in nsnet("verify", "--retry", "3").stderr
+
+
+def test_garbage_is_skipped_and_said_once(etcd: Etcd) -> None:
+    """By the controller in its log, by verbs at each reading; what comes later is done all the same."""
+    nsnet("up", QUICKSTART, "--store", etcd.url, "--no-verify")
+    etcdctl(etcd, "put", "/registry/pods/default/garbage", "no pod")
+    for number in ("2", "4", "3"):
+        nsnet("scale", "deploy/web", "--replicas", number)
+        assert "/registry/pods/default/garbage" in nsnet("get", "pods").stderr
+    log = (names.run_dir(NAME) / "log" / "controller.log").read_text().splitlines()
+    assert len([line for line in log if "warning: skipped" in line and "garbage" in line]) == 1
     nsnet("verify", "--retry", "3")
 
 

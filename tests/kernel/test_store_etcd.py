@@ -13,9 +13,11 @@ import pytest
 
 from nsnet.errors import InputError, MachineError, NsnetError
 from nsnet.model import Key, ObjectMeta, Pod, by_key
-from nsnet.store import Compacted, Store, Unreachable, redo
+from nsnet.store import Compacted, Conflict, Store, Unreachable, redo
 from nsnet.store.etcd import EtcdStore, open_etcd
+from nsnet.store.keys import CHARGE
 from nsnet.store.location import parsed
+from nsnet.store.members import Member
 from nsnet.store.objects import load_objects, save_objects
 from tests.etcds import Etcd, certificates, free_ports, running, until
 from tests.store_contract import Contract, Opener
@@ -220,6 +222,36 @@ def test_another_clusters_prefix_and_a_newer_format_are_refused(etcd: Etcd) -> N
         store.txn({}, {"/registry/nsnet/format": b"2"})
         with pytest.raises(MachineError, match=r"newer nsnet \(format 2, this one knows 1\)"):
             open_etcd(location, "one")
+
+
+def test_nothing_lands_of_who_was_in_charge(etcd: Etcd) -> None:
+    """Who has slept for longer than its lease writes in vain, little or much, until it has taken the charge again."""
+    every = by_key([Pod(ObjectMeta(name=f"p{number}", namespace="default")) for number in range(400)])
+    pods = {many: dict(list(every.items())[:many]) for many in (1, 400)}
+    with etcd.store("/charge") as one, etcd.store("/charge") as other:
+        asleep, awake = Member(one, "a", "1"), Member(other, "b", "2")
+        for member in (asleep, awake):
+            member.beat()
+        assert asleep.in_charge()
+        assert not awake.in_charge()
+        objects, revision = load_objects(one)
+        lease = one.get(CHARGE)
+        assert lease is not None
+        other.revoke(lease.lease)
+        for now in (asleep, awake):  # nobody is in charge, and then somebody else
+            assert now is asleep or awake.in_charge()
+            for much in pods.values():
+                with pytest.raises(Conflict):
+                    save_objects(one, objects, much, revision, asleep.claim)
+        assert load_objects(one)[0] == {}
+        assert not asleep.in_charge()
+        save_objects(other, objects, pods[400], revision, awake.claim)
+        awake.leave()
+        asleep.beat()
+        assert asleep.in_charge()
+        objects, revision = load_objects(one)
+        save_objects(one, objects, pods[1], revision, asleep.claim)
+        assert load_objects(other)[0] == pods[1]
 
 
 def test_garbage_under_our_prefix_is_a_warning(etcd: Etcd) -> None:

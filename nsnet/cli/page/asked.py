@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from nsnet.cli import live, trace
+from nsnet.cli import elsewhere, live, trace
 from nsnet.cli.context import Running, running
+from nsnet.cli.kernels import Kernels
 from nsnet.cli.target import Target, target
 from nsnet.errors import InputError
 from nsnet.trace import Packet
@@ -29,9 +30,10 @@ def way(cluster: str, source: str, to: str, protocol: str, *, send: bool) -> Doc
     start = target(now.objects, first, namespace)
     end = trace.destination(now.objects, second, other, protocol)
     asked = Packet(protocol, end.address, end.port)
-    state, found = trace.looked(now, start, asked, WAYS + 1)
-    look = trace.look_of(state, now.objects, namespace)
-    shown = _sent(now, found, start, end, asked, look) if send else {}
+    with elsewhere.kernels(now) as kernels:
+        state, found = trace.looked(now, start, asked, WAYS + 1, kernels)
+        look = trace.look_of(state, now.objects, namespace)
+        shown = _sent(now, found, start, end, asked, look, kernels) if send else {}
     return {**trace.document(found[:WAYS], start, end, asked, look), "more": len(found) > WAYS, **shown}
 
 
@@ -48,7 +50,8 @@ def _sent(
     end: trace.Destination,
     asked: Packet,
     look: trace.Look,
+    kernels: Kernels | None,
 ) -> Document:
-    seen, verdict, intent = live.sent(now.objects, found, start, asked, look)
+    seen, verdict, intent = live.sent(now.objects, found, start, asked, look, kernels)
     said = live.document(seen, verdict, intent, found[:WAYS], start, end, asked, look)
     return {name: said[name] for name in ("observed", "agree", "verdict", "promised")}
