@@ -155,7 +155,9 @@ def test_through_flannels_other_tunnels(backend: str, feature: str, live: str, c
     assert said.endswith("verdict:   intended, predicted and observed agree\n")
     assert re.search(live, said, re.MULTILINE), said
     capture.send_signal(signal.SIGINT)
-    assert re.search(captured, out := capture.communicate(timeout=30)[0]), out
+    out, words_of_end = capture.communicate(timeout=30)
+    assert capture.returncode == 0, words_of_end
+    assert re.search(captured, out), out + words_of_end
 
 
 def test_where_an_fdb_entry_is_missing() -> None:
