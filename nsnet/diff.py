@@ -216,7 +216,9 @@ def _rebuilt(deltas: Mapping[str, _Delta], want: State, held: _Held) -> dict[str
         (netns, value.name)
         for netns, delta in deltas.items()
         for key, value in delta.new.items()
-        if isinstance(value, Link) and (key not in delta.old or not in_place(delta.old[key], value))
+        if key[0] == "link"
+        and isinstance(value, Link)
+        and (key not in delta.old or not in_place(delta.old[key], value))
     }
     todo = list(found)
     while todo:
@@ -287,7 +289,10 @@ def _steps(
             if _falls(value, dropped, rebuilt) and not held.covers(netns, value):
                 new.setdefault(value.key, value)
     for key, value in new.items():
-        yield from _written(netns, value, delta.old.get(key), rebuilt, there)
+        if rebuilt or key in delta.old:
+            yield from _written(netns, value, delta.old.get(key), rebuilt, there)
+        else:
+            yield Change("add", netns, value)
     leaving = {value.name for key, value in delta.old.items() if isinstance(value, Link) and key not in new}
     for key, value in delta.old.items():
         stays = key in new or isinstance(value, Sysctl | Netns | Loopback)

@@ -111,7 +111,7 @@ class Lab(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     `begin`: what is broken besides faults, and `undo`: what a reset puts back besides what nsnet watches anyway.
     `may_change`: objects a repair may touch. `spared`: a pattern of expectations that are not asked at the end.
-    `patience`: seconds until an answer must be there; 0: as `verify` has it.
+    `patience`: seconds until an answer must be there; 0: nine tenths of one.
     """
 
     name: str = ""
@@ -203,6 +203,11 @@ def running(cluster: Cluster) -> tuple[str, int]:
     """The lab that a cluster is, and how many hints were given; ("", 0) for none."""
     said = cluster.metadata.annotations
     return said.get(model.LAB, ""), int(said.get(HINTS, "0"))
+
+
+def is_set_up(cluster: Cluster) -> bool:
+    """Was everything broken that shall be? An interrupted start leaves a healthy cluster, which is no solved lab."""
+    return HINTS in cluster.metadata.annotations
 
 
 def hinted(objects: Objects, count: int) -> dict[Key, Object]:

@@ -94,9 +94,12 @@ def wireguard_psk_file(netns: str) -> Path:
     return flannel_dir(netns) / "wgpsk"
 
 
+SYSCTL_FILE = "sysctl.conf"
+
+
 def sysctl_file(netns: str) -> Path:
     """Which sysctls a topology sets in a node, as a real one has them in /etc/sysctl.d."""
-    return netns_run_dir(netns) / "sysctl.conf"
+    return netns_run_dir(netns) / SYSCTL_FILE
 
 
 def etc_dir(netns: str) -> Path:

@@ -513,7 +513,9 @@ class _Sync:
         """Reads again what the changes can have touched."""
         loads = loaded(changes) - {netns for _, netns, _ in self.refused}
         if scope is not None:
-            scope = with_listeners(changes, want, union(scope, scope_of(changes)))
+            known = frozenset(netns for netns, keys in scope.items() if not keys)
+            further = scope_of(change for change in changes if change.netns not in known)
+            scope = with_listeners(changes, want, union(scope, further))
             seen = with_filters(self._observe(without_filters(scope, loads)), want, loads)
             return seen, scope, heard(seen, scope, listening)
         again = with_listeners(changes, want, {change.netns: WHOLE for change in changes})
@@ -726,7 +728,8 @@ def without_filters(scope: Scope, loads: Collection[str]) -> Scope:
 
 def with_filters(seen: State, want: State, loads: Iterable[str]) -> State:
     """What was seen, and in these namespaces the packet filters that were written."""
-    written = {netns: frozenset(value for value in want[netns] if isinstance(value, FILTERS)) for netns in loads}
+    others = {netns: frozenset(value for value in want[netns] if not isinstance(value, FILTERS)) for netns in loads}
+    written = {netns: want[netns] - few for netns, few in others.items()}  # no chain is hashed again
     return {netns: values | written.get(netns, frozenset()) for netns, values in seen.items()}
 
 
@@ -742,6 +745,8 @@ def with_listeners(changes: Iterable[Change], want: State, scope: Scope) -> Scop
 
 
 def _may_listen(change: Change, want: State) -> bool:
+    if isinstance(change.value, Chain):  # of which there are many
+        return False
     if not isinstance(change.value, File):
         return isinstance(change.value, Process)
     if names.kind_of(change.netns) != "fabric":

@@ -197,7 +197,7 @@ def test_sysctls_of_a_node_go_over_what_others_set() -> None:
     assert filters == [Sysctl("net.ipv4.conf.all.rp_filter", "1")]
     assert Sysctl("net.ipv4.tcp_ecn", "2") in state[NODE1]
     content = "net.ipv4.conf.all.rp_filter = 1\nnet.ipv4.tcp_ecn = 2\n"
-    assert File(str(names.sysctl_file(NODE1)), content, 0o644) in state[NODE1]
+    assert File(str(names.sysctl_file(NODE1)), content) in state[NODE1]
     other = state[names.node_netns("demo", "node2")]
     assert Sysctl("net.ipv4.conf.all.rp_filter", "0") in other
     assert not [value for value in other if isinstance(value, File) and value.path.endswith("sysctl.conf")]

@@ -14,7 +14,8 @@ from nsnet.errors import InputError, ObjectError
 from nsnet.faults import CATALOGUE
 from nsnet.model import Fault, FaultSpec, FaultStatus, Key, Object, ObjectMeta
 from nsnet.render import render
-from nsnet.state import SYSCTLS, Hold, State, Sysctl, lines
+from nsnet.state import SYSCTLS, Chain, Hold, Offload, State, Sysctl, Value, lines
+from nsnet.trace import Packet, walk
 from tests.controlled import up
 from tests.faulted import HERE, rows
 
@@ -122,6 +123,40 @@ def test_a_fault_of_the_tunnel_needs_one() -> None:
         faults.check(made("vni-mismatch", "node/node1"), {**OBJECTS, model.key_of(cluster): other})
 
 
+# --- the checksum of a tunnel's packet --------------------------------------------------------------------------------
+
+NODE, FAR = names.node_netns("demo", "node1"), "10.96.0.102"
+POSTROUTING = Chain("nat", "KUBE-POSTROUTING")
+TO_FAR, PING = Packet("tcp", FAR, 80), Packet("icmp", "10.244.2.2")
+
+
+def _postrouting(*rules: str) -> Chain:
+    return msgspec.structs.replace(POSTROUTING, rules=("-m mark ! --mark 0x4000/0x4000 -j RETURN", *rules))
+
+
+@pytest.mark.parametrize(
+    ("values", "netns", "packet", "result"),
+    [
+        ((), NODE, TO_FAR, "dropped"),
+        ((Offload("flannel.1", ("tx", "tso")),), NODE, TO_FAR, "delivered"),
+        ((Offload("eth0", ("tso",)),), NODE, TO_FAR, "delivered"),  # nobody looks at sums that nobody has computed
+        ((_postrouting("-j MASQUERADE"),), NODE, TO_FAR, "delivered"),
+        ((_postrouting("-j MARK --set-xmark 0x4000/0x0", "-j MASQUERADE --random-fully"),), NODE, TO_FAR, "delivered"),
+        ((), NODE, Packet("udp", FAR, 5300), "delivered"),  # the sum of the node's own UDP is made before eth0
+        ((), names.host_netns("demo", "client"), Packet("udp", "172.18.0.2", 30082), "dropped"),
+        ((), names.pod_netns("demo", "default", "a"), TO_FAR, "delivered"),  # not masqueraded
+        ((), NODE, PING, "delivered"),
+    ],
+)
+def test_a_wrong_checksum_takes_an_offload_a_new_port_and_somebody_who_looks(
+    values: tuple[Value, ...], netns: str, packet: Packet, result: str
+) -> None:
+    state = dict(wanted(with_(made("vxlan-checksum", "node/node1"))))
+    keys = {value.key for value in values}
+    state[NODE] = frozenset({*values, *(value for value in state[NODE] if value.key not in keys)})
+    assert [way.result for way in walk(state, netns, packet)] == [result]
+
+
 # --- holds and lives --------------------------------------------------------------------------------------------------
 
 
@@ -199,6 +234,13 @@ def test_faults_are_cleared_by_name_or_kind_and_a_labs_own_stay(which: tuple[str
 def test_what_cannot_be_cleared_is_said(word: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         cli.cleared((OF_LAB, *OWN), (word,))
+
+
+def test_a_node_without_its_kind_is_told_from_a_pod() -> None:
+    assert cli.placed(OBJECTS, "a", "default") == "pod/default/a"
+    with pytest.raises(InputError) as refused:
+        cli.placed(OBJECTS, "node1", "default")
+    assert refused.value.hint == "--on node/node1"
 
 
 def test_a_fault_is_called_after_what_and_where() -> None:

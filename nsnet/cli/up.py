@@ -18,7 +18,7 @@ import click
 import msgspec
 
 from nsnet import controller, model, names, reconcile
-from nsnet.cli import check, options, spread
+from nsnet.cli import options, spread
 from nsnet.cli.change import facts
 from nsnet.cli.context import Running, changing, opened, waiting_for
 from nsnet.cli.failing import guarded
@@ -31,7 +31,7 @@ from nsnet.errors import InputError, MachineError, NotReachedError
 from nsnet.kernel import features, files, rootless
 from nsnet.manifests import Loaded
 from nsnet.model import Event, HTTPRoute, Ingress, Key, Node, Object, Objects, Pod, Service
-from nsnet.reconcile import Report
+from nsnet.reconcile import Memory, Report
 from nsnet.store import Store, location, members, opening
 from nsnet.store.keys import CLUSTERS, NET_CONF, net_conf
 from nsnet.store.objects import load_objects, update
@@ -97,11 +97,17 @@ def up(
             built = build(loaded, name, store, machine, recreate=recreate)
             built = until_ready(built, seconds)
             _print_built(built, time.perf_counter() - started)
-            code = 0 if no_verify else check.after_up(built.running, further)
+            code = 0 if no_verify else _verified(built.running, further)
             _print_tries(built.running)
             return max(code, _not_ready(built.running.objects))
 
     return guarded(bundle_on_failure, lambda: name, work)
+
+
+def _verified(running: Running, further: dict[str, str]) -> int:
+    from nsnet.cli import check  # with all of `trace`
+
+    return check.after_up(running, further)
 
 
 def duration(text: str) -> float:
@@ -116,13 +122,17 @@ def duration(text: str) -> float:
 
 
 @contextmanager
-def going_on(name: str) -> Iterator[None]:
-    """Whatever ends `up` early leaves a state from which `up` or `down` goes on; after Ctrl-C that is said."""
+def going_on(name: str, on: str = "", back: str = "") -> Iterator[None]:
+    """Whatever ends `up` early leaves a state from which `up` or `down` goes on; after Ctrl-C that is said.
+
+    `on` and `back`: other verbs that do so.
+    """
     try:
         yield
     except KeyboardInterrupt:
         progress("")
-        hint = f"the same `nsnet up` goes on from here; `nsnet down {name}` removes what is there"
+        forth, home = on or "nsnet up", back or f"nsnet down {name}"
+        hint = f"the same `{forth}` goes on from here; `{home}` removes what is there"
         error(f"interrupted while cluster {name} was being built", hint)
         raise click.exceptions.Exit(INTERRUPTED) from None
 
@@ -145,10 +155,12 @@ def build(loaded: Loaded, name: str, place: str | None = None, machine: str | No
         with opened(name, create=True) as store:
             progress("writing the store")
             known = msgspec.structs.replace(facts(), subnets=files.subnet_envs(name))
-            refuse_other_flannel(store, wanted(loaded, {}, known))
+            refuse_other_flannel(store, lambda: wanted(loaded, {}, known))
             with reconcile.nothing_left(store, name):
-                update(store, lambda stored: reconcile.possible(equipped(wanted(loaded, stored, known))), warning)
-            report = explained(lambda: _sync_and_start(store, name))
+                said = update(
+                    store, lambda stored: reconcile.possible(equipped(wanted(loaded, stored, known))), warning
+                )
+            report = explained(lambda: _sync_and_start(store, name, Memory(*said, {}, {})))
     progress("")
     objects = report.memory.objects
     return Built(Running(name, objects, report.revision), report.changes, time.perf_counter() - started)
@@ -176,12 +188,12 @@ def _settle(cluster: model.Cluster, place: str | None, machine: str | None) -> N
         note(f"on another machine: {line}")
 
 
-def refuse_other_flannel(store: Store, objects: Objects) -> None:
+def refuse_other_flannel(store: Store, objects: Callable[[], Objects]) -> None:
     """Where a real flannel already has another network in that etcd, the two cannot share it. Raises InputError."""
     there = store.get(NET_CONF)
     if there is None or store.list(CLUSTERS)[0]:
         return
-    cluster = model.cluster_of(objects)
+    cluster = model.cluster_of(objects())
     theirs, ours = json_or_nothing(there.value), json_or_nothing(net_conf(cluster))
     for name in ("Network", "IPv6Network"):
         if theirs.get(name) != ours.get(name):
@@ -200,17 +212,20 @@ def json_or_nothing(value: bytes) -> dict[str, Any]:
         return {}
 
 
-def _sync_and_start(store: Store, name: str) -> Report:
-    """The first sync; the controller's interpreters start meanwhile, and it waits for the lock that we hold."""
+def _sync_and_start(store: Store, name: str, known: Memory) -> Report:
+    """The first sync, of objects that need not be read again; the controller starts, and waits for our lock."""
     with ThreadPoolExecutor(1) as beside:
         started = beside.submit(controller.start, name)
         try:
-            report = reconcile.sync(store, name, progress=show_phase, member=reconcile.member(store, name))
+            here = reconcile.member(store, name)
+            report = reconcile.sync(store, name, memory=known, progress=show_phase, member=here)
         except NotReachedError:
             started.result()
             controller.stop(name)  # it would try for ever what the kernel has refused
             raise
         started.result()
+    if report.unreachable is not None:
+        raise report.unreachable
     return report
 
 

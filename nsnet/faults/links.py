@@ -31,22 +31,23 @@ def _partition(draft: Draft, site: Site) -> None:
 # --- impairments ------------------------------------------------------------------------------------------------------
 
 
-def _impaired(change: Callable[[Qdisc, Site], Qdisc]) -> Callable[[Draft, Site], None]:
-    """A damage that changes the disciplines at both ends of the links: each way is impaired."""
+def _impaired(**fields: Callable[[str], float]) -> Callable[[Draft, Site], None]:
+    """A damage that sets these fields of the disciplines at both ends of the links, from the options of their names."""
 
     def damage(draft: Draft, site: Site) -> None:
         kind = site.spec.means or "netem"
+        said = {name: read(site.options[name]) for name, read in fields.items()}
         for netns in site.on():
             for place, dev in ((netns, "eth0"), draft.uplink(netns)):
                 there = draft.values(place).get(("qdisc", dev)) if place in draft else None
-                draft.put(place, change(there if isinstance(there, Qdisc) else Qdisc(dev, kind), site))
+                draft.put(place, replace(there if isinstance(there, Qdisc) else Qdisc(dev, kind), **said))
 
     return damage
 
 
 def _loss(draft: Draft, site: Site) -> None:
     if site.spec.means != "statistic":
-        _impaired(lambda qdisc, site: replace(qdisc, loss=percent(site.options["loss"])))(draft, site)
+        _impaired(loss=percent)(draft, site)
         return
     rule = lost_by_chance(percent(site.options["loss"]))
     for netns in site.on():
@@ -69,6 +70,7 @@ def _mtu(draft: Draft, site: Site) -> None:
 
 _PERCENT = r"(100|\d{1,2}(\.\d{1,4})?)%"
 _TIME = r"\d{1,6}(us|ms|s)"
+_NO_QDISC = ("nsnet exec node/NODE -- tc qdisc delete dev eth0 root   # and at the switch's port",)
 
 KINDS = (
     Kind(
@@ -77,18 +79,14 @@ KINDS = (
         symptom="Everything works, later: each answer takes twice the delay longer.",
         cause="The link delays frames, each way.",
         detect=("nsnet exec node/NODE -- ping -c 3 OTHER", "nsnet exec node/NODE -- tc qdisc show dev eth0"),
-        mend=("nsnet exec node/NODE -- tc qdisc delete dev eth0 root   # and at the switch's port",),
+        mend=_NO_QDISC,
         places="any",
         options=(
             Option("delay", "100ms", _TIME, "100ms", "each way"),
             Option("jitter", "0ms", _TIME, "10ms", "how much it varies"),
         ),
         needs=("netem",),
-        damage=_impaired(
-            lambda qdisc, site: replace(
-                qdisc, delay=micros(site.options["delay"]), jitter=micros(site.options["jitter"])
-            )
-        ),
+        damage=_impaired(delay=micros, jitter=micros),
     ),
     Kind(
         name="loss",
@@ -99,7 +97,7 @@ KINDS = (
             "nsnet exec node/NODE -- ping -c 100 -i 0.01 OTHER",
             "nsnet exec node/NODE -- tc -s qdisc show dev eth0",
         ),
-        mend=("nsnet exec node/NODE -- tc qdisc delete dev eth0 root",),
+        mend=_NO_QDISC,
         places="machine",
         options=(Option("loss", "10%", _PERCENT, "10%", "of the frames, each way"),),
         needs=("netem or statistic",),
@@ -111,11 +109,11 @@ KINDS = (
         symptom="Small things work, large transfers take long.",
         cause="The link carries so many bits a second, each way.",
         detect=("nsnet exec node/NODE -- tc -s qdisc show dev eth0   # overlimits, backlog",),
-        mend=("nsnet exec node/NODE -- tc qdisc delete dev eth0 root",),
+        mend=_NO_QDISC,
         places="any",
         options=(Option("rate", "1mbit", r"\d{1,6}(k|m|g)?bit", "1mbit", "each way"),),
         needs=("netem or tbf",),
-        damage=_impaired(lambda qdisc, site: replace(qdisc, rate=bits(site.options["rate"]))),
+        damage=_impaired(rate=bits),
     ),
     Kind(
         name="duplicate",
@@ -123,11 +121,11 @@ KINDS = (
         symptom="Pings are answered twice (DUP!); TCP does not mind.",
         cause="The link sends a share of the frames twice.",
         detect=("nsnet exec node/NODE -- ping -c 10 OTHER   # DUP!",),
-        mend=("nsnet exec node/NODE -- tc qdisc delete dev eth0 root",),
+        mend=_NO_QDISC,
         places="any",
         options=(Option("duplicate", "10%", _PERCENT, "10%", "of the frames"),),
         needs=("netem",),
-        damage=_impaired(lambda qdisc, site: replace(qdisc, duplicate=percent(site.options["duplicate"]))),
+        damage=_impaired(duplicate=percent),
     ),
     Kind(
         name="reorder",
@@ -135,18 +133,14 @@ KINDS = (
         symptom="Transfers get slower: TCP takes what comes too early for a loss.",
         cause="A share of the frames is sent at once, all others after a delay.",
         detect=("nsnet exec node/NODE -- nstat -az TcpExtTCPSACKReorder",),
-        mend=("nsnet exec node/NODE -- tc qdisc delete dev eth0 root",),
+        mend=_NO_QDISC,
         places="any",
         options=(
             Option("reorder", "25%", _PERCENT, "25%", "of the frames are sent at once"),
             Option("delay", "10ms", _TIME, "10ms", "of all others"),
         ),
         needs=("netem",),
-        damage=_impaired(
-            lambda qdisc, site: replace(
-                qdisc, reorder=percent(site.options["reorder"]), delay=micros(site.options["delay"])
-            )
-        ),
+        damage=_impaired(reorder=percent, delay=micros),
     ),
     Kind(
         name="mtu",

@@ -1,5 +1,7 @@
 """Faults of a node's own settings: sysctls, rules, routes."""
 
+from collections.abc import Callable
+
 from msgspec.structs import replace
 
 from nsnet.faults.draft import Draft, Site
@@ -7,17 +9,18 @@ from nsnet.faults.kinds import Kind, Option
 from nsnet.model import family_of
 from nsnet.state import Address, Bridge, Chain, FdbEntry, LegacyChain, Neighbour, Route
 
-
-def _bridge_nf_off(draft: Draft, site: Site) -> None:
-    for netns in site.on():
-        draft.set(netns, "net.bridge.bridge-nf-call-iptables", "0")
-        draft.set(netns, "net.bridge.bridge-nf-call-ip6tables", "0")
+Damage = Callable[[Draft, Site], None]
 
 
-def _ip_forward_off(draft: Draft, site: Site) -> None:
-    for netns in site.on():
-        draft.set(netns, "net.ipv4.ip_forward", "0")
-        draft.set(netns, "net.ipv6.conf.all.forwarding", "0")
+def _off(*sysctls: str) -> Damage:
+    """Sets these to 0."""
+
+    def damage(draft: Draft, site: Site) -> None:
+        for netns in site.on():
+            for name in sysctls:
+                draft.set(netns, name, "0")
+
+    return damage
 
 
 def _forward_drop(draft: Draft, site: Site) -> None:
@@ -76,17 +79,13 @@ def _outside(site: Site) -> str:
     return found[-1].partition(",")[0] if found else ""
 
 
-def _no_service_route(draft: Draft, site: Site) -> None:
-    for netns in site.on():
-        for route in draft.of(netns, Route):
-            if route.dst in {"default", "::/0"}:
+def _without_routes(goes: Callable[[Route], bool]) -> Damage:
+    def damage(draft: Draft, site: Site) -> None:
+        for netns in site.on():
+            for route in filter(goes, draft.of(netns, Route)):
                 draft.drop(netns, route)
 
-
-def _no_default_route(draft: Draft, site: Site) -> None:
-    for netns in site.on():
-        for route in draft.of(netns, Route):
-            draft.drop(netns, route)
+    return damage
 
 
 def _node_down(draft: Draft, site: Site) -> None:
@@ -125,7 +124,7 @@ KINDS = (
             "nsnet capture POD 'tcp'   # SYN to the Service, SYN-ACK from a pod, RST",
         ),
         mend=("nsnet exec node/NODE -- sysctl -w net.bridge.bridge-nf-call-iptables=1",),
-        damage=_bridge_nf_off,
+        damage=_off("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"),
         source="kubernetes#127031, #38802, #21613, kops#4323",
     ),
     Kind(
@@ -163,7 +162,7 @@ KINDS = (
         cause="net.ipv4.ip_forward is 0, after a reboot or sysctl hardening.",
         detect=("nsnet exec node/NODE -- sysctl net.ipv4.ip_forward",),
         mend=("nsnet exec node/NODE -- sysctl -w net.ipv4.ip_forward=1",),
-        damage=_ip_forward_off,
+        damage=_off("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"),
     ),
     Kind(
         name="rp-filter",
@@ -200,7 +199,7 @@ KINDS = (
         cause="No route covers the Service range: the lookup fails before OUTPUT's DNAT is reached.",
         detect=("nsnet exec node/NODE -- ip route get SERVICE-IP   # Network is unreachable",),
         mend=("nsnet exec node/NODE -- ip route add default via GATEWAY dev eth0",),
-        damage=_no_service_route,
+        damage=_without_routes(lambda route: route.dst in {"default", "::/0"}),
     ),
     Kind(
         name="no-default-route",
@@ -210,7 +209,7 @@ KINDS = (
         detect=("nsnet exec POD -- ip route",),
         mend=("nsnet exec POD -- ip route add default via GATEWAY dev eth0",),
         places="pod",
-        damage=_no_default_route,
+        damage=_without_routes(lambda _: True),
     ),
     Kind(
         name="duplicate-ip",

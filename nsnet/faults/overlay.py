@@ -1,7 +1,7 @@
 """Faults of the overlay: MTU, VTEPs, the tunnel's number and port, the UDP that carries it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
@@ -53,16 +53,15 @@ def _towards(draft: Draft, site: Site) -> Iterable[tuple[str, Neighbour, FdbEntr
                 yield netns, macs[entry.dev, entry.mac], entry
 
 
-def _vni(draft: Draft, site: Site) -> None:
-    for netns in site.on():
-        for tunnel in draft.tunnels(netns):
-            draft.put(netns, replace(tunnel, vni=int(site.options["vni"])))
+def _tunnels_with(field: str) -> Callable[[Draft, Site], None]:
+    """A damage that sets this field of the tunnels, from the option of its name."""
 
+    def damage(draft: Draft, site: Site) -> None:
+        for netns in site.on():
+            for tunnel in draft.tunnels(netns):
+                draft.put(netns, replace(tunnel, **{field: int(site.options[field])}))
 
-def _port(draft: Draft, site: Site) -> None:
-    for netns in site.on():
-        for tunnel in draft.tunnels(netns):
-            draft.put(netns, replace(tunnel, port=int(site.options["port"])))
+    return damage
 
 
 def _blocked(draft: Draft, site: Site) -> None:
@@ -160,7 +159,7 @@ KINDS = (
         mend=("make the device anew with the others' id (flannel: delete it and restart flanneld)",),
         options=(Option("vni", "2", r"[0-9]{1,8}", "2", "the id it has instead"),),
         needs=OF_VXLAN,
-        damage=_vni,
+        damage=_tunnels_with("vni"),
         source="flannel#423, #2388",
     ),
     Kind(
@@ -175,7 +174,7 @@ KINDS = (
         mend=("make the device anew with the others' port",),
         options=(Option("port", "4789", r"[0-9]{1,5}", "4789", "the port it has instead"),),
         needs=OF_VXLAN,
-        damage=_port,
+        damage=_tunnels_with("port"),
         source="flannel#2388, typhoon PR#1561",
     ),
     Kind(

@@ -122,13 +122,7 @@ def _on_last_node(item: EndpointSlice) -> EndpointSlice:
 
 
 def _no_endpoints(objects: Objects, site: Site) -> Objects:
-    found: dict[Key, Object] = dict(objects)
-    for service in site.services():
-        found |= {
-            model.key_of(item): item for item in _slices(objects, service, lambda one: replace(one, endpoints=()))
-        }
-        found |= _endpoints(objects, service, lambda _: ())
-    return found
+    return _with_endpoints(objects, site, lambda one: replace(one, endpoints=()), lambda _: ())
 
 
 def _wrong_port(objects: Objects, site: Site) -> Objects:
@@ -138,10 +132,17 @@ def _wrong_port(objects: Objects, site: Site) -> Objects:
     def changed(item: Any) -> Any:
         return replace(item, ports=tuple(replace(port, port=wrong) for port in item.ports or ()))
 
+    return _with_endpoints(objects, site, changed, lambda subsets: tuple(map(changed, subsets)))
+
+
+def _with_endpoints(
+    objects: Objects, site: Site, change: Callable[[EndpointSlice], EndpointSlice], subsets: Any
+) -> Objects:
+    """The Services' endpoints, changed in both of their forms."""
     found: dict[Key, Object] = dict(objects)
     for service in site.services():
-        found |= {model.key_of(item): item for item in _slices(objects, service, changed)}
-        found |= _endpoints(objects, service, lambda subsets: tuple(map(changed, subsets)))
+        found |= {model.key_of(item): item for item in _slices(objects, service, change)}
+        found |= _endpoints(objects, service, subsets)
     return found
 
 

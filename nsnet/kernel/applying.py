@@ -312,7 +312,9 @@ class _Apply:
 
     def _guarded_places(self) -> frozenset[str]:
         """Namespaces where something that keeps packets out is written: there all rules stand before links come up."""
-        return frozenset(change.netns for change in self.of(Chain, *_NFT, IpSet) if _guards(change.value))
+        many = ((c.netns, c.value) for c in self.by_type[Chain])
+        chains = (netns for netns, v in many if isinstance(v, Chain) and v.name.startswith(names.POLICY_CHAINS))
+        return frozenset(chains) | {c.netns for c in self.of(*_NFT, IpSet) if _guards(c.value)}
 
     def _write_chains(self, where: Callable[[str], bool]) -> None:
         """Sets before the chains that name them, and after those that did; what goes, last."""
@@ -377,8 +379,6 @@ def _guards(value: Value) -> bool:
     match value:
         case IpSet():
             return True
-        case Chain(name=name):
-            return name.startswith(names.POLICY_CHAINS)
         case NftTable(name=table) | NftChain(table=table) | NftSet(table=table) | NftElement(table=table):
             return table == names.POLICY_TABLE
     return False

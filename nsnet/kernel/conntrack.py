@@ -15,6 +15,7 @@ from struct import Struct
 from nsnet.kernel.netlink import (
     NETLINK_NETFILTER,
     NLA_F_NESTED,
+    PROTOCOLS,
     Message,
     Netlink,
     Request,
@@ -26,7 +27,6 @@ from nsnet.kernel.netlink import (
 from nsnet.kernel.netns import inside
 from nsnet.state import Change, Conntrack, Refusal, socket_address
 
-PROTOCOLS: Mapping[str, int] = {"tcp": 6, "udp": 17, "sctp": 132}
 _NAMES: Mapping[int, str] = {number: name for name, number in PROTOCOLS.items()}
 _GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK; IPCTNL_MSG_CT_GET, _DELETE
 _ORIGINAL, _REPLY, _FILTER = 1, 2, 25  # CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_FILTER

@@ -24,6 +24,7 @@ from nsnet.kernel.netlink import (
     NLA_F_NESTED,
     NLM_F_CREATE,
     NLM_F_EXCL,
+    PROTOCOLS,
     Failure,
     Message,
     Netlink,
@@ -53,8 +54,7 @@ _U16 = Struct("!H")
 _U32 = Struct("!I")
 _FAMILIES: Mapping[str, int] = {"inet": 2, "inet6": 10}
 _NAMES: Mapping[int, str] = {number: name for name, number in _FAMILIES.items()}
-_PROTOCOLS: Mapping[str, int] = {"tcp": 6, "udp": 17, "sctp": 132}
-_BY_NUMBER: Mapping[int, str] = {number: name for name, number in _PROTOCOLS.items()}
+_BY_NUMBER: Mapping[int, str] = {number: name for name, number in PROTOCOLS.items()}
 
 REVISIONS: Mapping[str, int] = {"hash:ip": 4, "hash:net": 6, "hash:ip,port": 5}
 """Of each type: since Linux 3.19; the tool `ipset` refuses to list the oldest ones."""
@@ -223,7 +223,7 @@ def _packed(entry: str) -> bytes:
     if port:
         protocol, _, number = port.partition(":")
         parts.append(attribute(_PORT | _NET_BYTEORDER, _U16.pack(int(number))))
-        parts.append(attribute(_PROTO, bytes([_PROTOCOLS[protocol]])))
+        parts.append(attribute(_PROTO, bytes([PROTOCOLS[protocol]])))
     return nested(_DATA | NLA_F_NESTED, *parts)
 
 

@@ -18,7 +18,7 @@ Sources: Linux `net/netlink/af_netlink.c`, `include/uapi/linux/netlink.h`; the b
 import errno
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from struct import Struct
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -26,6 +26,7 @@ from typing import NamedTuple, Self
 NETLINK_ROUTE = 0
 NETLINK_SOCK_DIAG = 4
 NETLINK_NETFILTER = 12
+PROTOCOLS: Mapping[str, int] = {"tcp": 6, "udp": 17, "sctp": 132}  # IPPROTO_…, of what has ports
 
 NLMSG_ERROR = 2
 NLMSG_DONE = 3

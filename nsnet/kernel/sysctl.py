@@ -2,7 +2,7 @@
 
 Every write is read back: in a child namespace some knobs are read-only and `sysctl -w` still exits 0, and a kernel
 may clamp a value. What reads back differently is a refusal. A write costs the more, the more namespaces the machine
-has, so only nodes and the fabric have sysctls (`state.SYSCTLS`, and what a node's sysctl.conf names).
+has, so only nodes and the fabric have sysctls (`state.SYSCTLS`), and who has a sysctl.conf, what that names.
 
 Source: procps `sysctl.conf(5)` (a dot inside an interface name is written /), Linux `net/sysctl_net.c`.
 """
@@ -46,9 +46,11 @@ def read(netns: str, wanted: Iterable[str]) -> frozenset[Sysctl]:
 def further(netns: str) -> list[str]:
     """The names in the namespace's sysctl.conf: what is looked at there beside what is looked at everywhere."""
     try:
-        text = names.sysctl_file(netns).read_text(encoding="utf-8")
-    except OSError:
+        fd = os.open(f"{names.RUN}/{netns.replace('.', '/', 1)}/{names.SYSCTL_FILE}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # in nearly every pod
         return []
+    with os.fdopen(fd, encoding="utf-8") as file:
+        text = file.read()
     return [line.partition("=")[0].strip() for line in text.splitlines() if "=" in line]
 
 

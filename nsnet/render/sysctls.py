@@ -23,7 +23,7 @@ def _sysctls(entry: model.NodeEntry) -> dict[str, Sysctl]:
 
 def file(netns: str, sysctls: Mapping[str, Sysctl]) -> File:
     lines = "".join(f"{value.name} = {value.value}\n" for value in sysctls.values())
-    return File(str(names.sysctl_file(netns)), lines, mode=0o644)
+    return File(str(names.sysctl_file(netns)), lines)
 
 
 def over(values: Iterable[Value], netns: str, sysctls: Mapping[str, Sysctl]) -> Iterator[Value]:

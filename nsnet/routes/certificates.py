@@ -76,10 +76,11 @@ def _blocks(text: str, ending: str) -> Iterator[bytes]:
 
 def _public_of_certificate(text: str) -> bytes:
     """The subjectPublicKeyInfo's bits of the first certificate; every one must be one for OpenSSL."""
+    import ssl  # takes 15 ms, and most clusters have no certificate
+
     first = leaf(text)
     if not first:
         raise Broken("tls.crt has no certificate in it")
-    import ssl  # a tenth of a start, and most clusters show no certificates
 
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)

@@ -40,7 +40,9 @@ _ENDS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject"}
 def hook(name: str, trip: Trip, here: View, recent: Collection[tuple[str, str]] = ()) -> list[Step]:
     """Every way through a hook, each with what becomes of the packet."""
     steps: list[Step] = [("accept", trip)]
-    for _, is_nat, chain in _places(name, here):
+    if name not in here.hooks:
+        here.hooks[name] = _places(name, here)
+    for _, is_nat, chain in here.hooks[name]:
         steps = [after for step in steps for after in _place(name, chain, step, trip, here, recent, is_nat=is_nat)]
     return steps
 
@@ -48,10 +50,10 @@ def hook(name: str, trip: Trip, here: View, recent: Collection[tuple[str, str]] 
 def _places(name: str, here: View) -> list[tuple[int, bool, Chain | nft.Base]]:
     """The chains that stand in a hook, in the order of their priorities: (priority, is it a nat chain?, chain)."""
     found: list[tuple[int, bool, Chain | nft.Base]] = [
-        (priority, table == "nat", here.chains[build + table, name])
+        (priority, table == "nat", chain)
         for table, priority in PRIORITIES[name].items()
         for build in ("", LEGACY)
-        if (build + table, name) in here.chains
+        if (chain := here.chain(build + table, name)) is not None
     ]
     found += [(base.priority, base.kind == "nat", base) for base in here.nft.bases.get(name, ())]
     return sorted(found, key=lambda place: place[0])
@@ -101,10 +103,11 @@ def _by_policy(trip: Trip, chain: str) -> Trip:
 def _chain(chain: Chain, trip: Trip, here: View, facts: Facts, depth: int) -> Iterator[tuple[Outcome | None, Trip]]:
     """Every way through a chain; None: the packet came to its end, or returned."""
     passing = [trip]
+    ends = number(trip.packet.src), number(trip.packet.dst)  # what goes on to the next rule has them still
     for rule in _candidates(chain.rules, trip.packet.dst):
         still: list[Trip] = []
         for one in passing:
-            chance = likelihood(rule, one, facts, number(one.packet.src), number(one.packet.dst))
+            chance = likelihood(rule, one, facts, *ends)
             if chance < 1.0:
                 still.append(one if chance in (0.0, UNKNOWN) else _weighed(one, 1.0 - chance))
             if chance != 0.0:
@@ -175,8 +178,8 @@ def _taken(
         yield _ENDS[rule.target], after  # type: ignore[misc]
     elif rule.target == "RETURN":
         yield "return", after
-    elif (chain.table, rule.target) in here.chains and depth < _DEEPEST:
-        for end, back in _chain(here.chains[chain.table, rule.target], after, here, facts, depth + 1):
+    elif depth < _DEEPEST and (to := here.chain(chain.table, rule.target)) is not None:
+        for end, back in _chain(to, after, here, facts, depth + 1):
             yield end or ("return" if rule.goto else "on"), back
     elif rule.target in _TRANSLATIONS:
         yield "accept", _TRANSLATIONS[rule.target](rule, after, here)

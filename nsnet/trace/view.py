@@ -3,11 +3,10 @@
 Made from its values alone, once for each set of values. What is of the other family is not there.
 """
 
-from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
-from typing import cast
+from typing import Any
 
 import msgspec
 
@@ -74,13 +73,18 @@ class View(msgspec.Struct, frozen=True, eq=False):
     keys: dict[str, WireguardKey]
     peers: dict[str, list[WireguardPeer]]
     sysctls: dict[str, str]
-    chains: Mapping[tuple[str, str], Chain]  # those of the older xtables in tables called `legacy filter`
+    chains: Mapping[tuple[str, str], Chain]
+    legacy: dict[tuple[str, str], Chain]  # of the older xtables, in tables called `legacy filter`
     nft: Tables
     sets: dict[str, IpSet]
     qdiscs: dict[str, Qdisc]
     offloads: dict[str, Offload]
     tracked: dict[tuple[str, str, int, str, int], Conntrack]  # protocol, source, destination: as the packet comes
+    hooks: dict[str, list[tuple[int, bool, Any]]] = {}  # the chains that stand in each, as netfilter.py finds them
     behind: dict[tuple[str, str], str] = {}  # (bridge, MAC) → the port behind which it was last: where to look first
+
+    def chain(self, table: str, name: str) -> Chain | None:
+        return (self.legacy if table.startswith(LEGACY) else self.chains).get((table, name))
 
     def is_up(self, dev: str) -> bool:
         link = self.links.get(dev)
@@ -150,7 +154,8 @@ def view(every: frozenset[Value], family: Family = "ip", chains: Mapping[tuple[s
         keys={value.dev: value for value in values if isinstance(value, WireguardKey)},
         peers=peers,
         sysctls={value.name: value.value for value in values if isinstance(value, Sysctl)},
-        chains=_known(values, chains),
+        chains=_by_name(values) if chains is None else chains,
+        legacy={(chain.table, chain.name): chain for chain in _legacy(values)},
         nft=tables(values),
         sets={value.name: value for value in values if isinstance(value, IpSet)},
         qdiscs={value.dev: value for value in values if isinstance(value, Qdisc)},
@@ -163,12 +168,8 @@ def view(every: frozenset[Value], family: Family = "ip", chains: Mapping[tuple[s
     )
 
 
-def _known(values: frozenset[Value], apart: Mapping[tuple[str, str], Chain] | None) -> Mapping[tuple[str, str], Chain]:
-    """By table and name; those that are read apart come after those that stand among the values."""
-    own = {(chain.table, chain.name): chain for chain in _chains(values)}
-    if apart is None:
-        return own
-    return ChainMap(own, cast("dict[tuple[str, str], Chain]", apart)) if own else apart  # nobody writes to it
+def _by_name(values: frozenset[Value]) -> dict[tuple[str, str], Chain]:
+    return {(value.table, value.name): value for value in values if isinstance(value, Chain)}
 
 
 def _family(value: Value) -> str:
@@ -185,11 +186,9 @@ def _family(value: Value) -> str:
     return ""
 
 
-def _chains(values: frozenset[Value]) -> Iterator[Chain]:
+def _legacy(values: frozenset[Value]) -> Iterator[Chain]:
     for value in values:
-        if isinstance(value, Chain):
-            yield value
-        elif isinstance(value, LegacyChain):
+        if isinstance(value, LegacyChain):
             yield Chain(f"{LEGACY}{value.table}", value.name, value.rules, value.policy, value.family)
 
 

@@ -100,11 +100,12 @@ def _ask(part: Sequence[Expectation], progress: Progress | None, timeout: float)
             strict=True,
         ):
             answers[index].append(answer)
-    named = [(question(part[index]), _server_name(part[index])) for index in coded]
-    from nsnet.kernel import tls
+    if coded:
+        from nsnet.kernel import tls  # takes 15 ms, and most clusters have no certificate
 
-    for index, answer in zip(coded, tls.probe(named, timeout=timeout), strict=True):
-        answers[index].append(answer)
+        named = [(question(part[index]), _server_name(part[index])) for index in coded]
+        for index, answer in zip(coded, tls.probe(named, timeout=timeout), strict=True):
+            answers[index].append(answer)
     return answers
 
 

@@ -51,6 +51,11 @@ class Question(msgspec.Struct, frozen=True):
     port: int
     how: str = ""  # ping, udp, large
 
+    @property
+    def is_watched(self) -> bool:
+        """What is sent and watched is IPv4."""
+        return not self.to.endswith("/6")
+
     def __str__(self) -> str:
         port = f":{self.port}" if self.port else ""
         return f"{self.sender} → {self.to}{port}{f' {self.how}' if self.how else ''}"
@@ -280,8 +285,6 @@ def said(objects: Objects, state: State, question: Question) -> str:
 def disagreement(objects: Objects, state: State, question: Question) -> str:
     """Where the packet, sent and watched, fares otherwise than predicted; empty where it does not."""
     start, packet = start_of(objects, question), packet_of(objects, question)
-    if ":" in packet.dst:  # what is sent and watched is IPv4
-        return ""
     found = trace.traced(state, start, packet)
     look = trace.look_of(state, objects)
     seen = observe(
@@ -326,7 +329,7 @@ def proved(cluster: Cluster, before: Mapping[str, str], row: Row) -> None:
         state, objects = kernel.observe(NAME), cluster.objects
         (outcome,), well = outcomes(objects, [row.question]), outcomes(objects, row.well, tries=3)
         words = said(objects, state, row.question)
-        apart = disagreement(objects, state, row.question)
+        apart = disagreement(objects, state, row.question) if row.question.is_watched else ""
     finally:
         cluster.clear()
     assert outcome == row.outcome
