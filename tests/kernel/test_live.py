@@ -35,11 +35,12 @@ ROOT = Path(__file__).parents[2]
 ENV = {name: value for name, value in os.environ.items() if not name.startswith("NSNET_")} | {"PYTHONPATH": str(ROOT)}
 NSNET = (sys.executable, "-m", "nsnet")
 SHOWN = 5  # disagreements
+LONGEST = 600  # s of one verb: in a virtual machine without KVM an `up` takes two minutes
 
 
 def nsnet(*words: str, code: int = 0, stdin: str | None = None) -> str:
     done = subprocess.run(
-        [*NSNET, *words], capture_output=True, text=True, env=ENV, check=False, timeout=120, input=stdin
+        [*NSNET, *words], capture_output=True, text=True, env=ENV, check=False, timeout=LONGEST, input=stdin
     )
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -154,7 +155,9 @@ def test_through_flannels_other_tunnels(backend: str, feature: str, live: str, c
     assert said.endswith("verdict:   intended, predicted and observed agree\n")
     assert re.search(live, said, re.MULTILINE), said
     capture.send_signal(signal.SIGINT)
-    assert re.search(captured, out := capture.communicate(timeout=30)[0]), out
+    out, words_of_end = capture.communicate(timeout=30)
+    assert capture.returncode == 0, words_of_end
+    assert re.search(captured, out), out + words_of_end
 
 
 def test_where_an_fdb_entry_is_missing() -> None:
