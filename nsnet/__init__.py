@@ -24,7 +24,8 @@ namespace. Nothing remembers: there are the objects in the store and the kernel,
 
 The store is a file, or an etcd that several machines share: then every machine runs the same controller, renders
 what is its own (`render/machines.py`) and tells the others who listens there (`store/members.py`); one at a time does
-control.
+control, and its writes carry the charge as a fencing token. Verbs that look ask every machine's kernel by ssh
+(`cli/kernels.py`, `kernel/beside.py`).
 """
 
 __version__ = "0.1.0"

@@ -149,6 +149,8 @@ def boxes(names: str) -> Iterator[dict[str, Box]]:
         yield made
     finally:
         for box in made.values():
+            with contextlib.suppress(subprocess.CalledProcessError):  # the kernel takes namespaces down in its own time
+                ip("link", "del", f"to-{box.name}")
             box.end()
         ip("link", "del", "wire")
 

@@ -34,7 +34,7 @@ from nsnet.model import Event, HTTPRoute, Ingress, Key, Node, Object, Objects, P
 from nsnet.reconcile import Memory, Report
 from nsnet.store import Store, location, members, opening
 from nsnet.store.keys import CLUSTERS, NET_CONF, net_conf
-from nsnet.store.objects import load_objects, update
+from nsnet.store.objects import refresh, update
 
 T = TypeVar("T")
 INTERRUPTED = 130
@@ -258,25 +258,27 @@ def until_ready(built: Built, seconds: float) -> Built:
     name, objects, revision = built.running.cluster, built.running.objects, built.running.revision
     with opened(name) as store:
         if location.here(name).machine:
-            objects, revision = _followed_everywhere(store, objects, deadline)
+            objects, revision = _followed_everywhere(store, objects, revision, deadline)
         while (left := _waited_for(objects)) and time.monotonic() < deadline:
             progress(f"waiting for {len(left)} pods, {left[0].metadata.name} first")
             store.wait(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
-            objects, revision = load_objects(store)
+            objects, revision = refresh(store, objects, revision)
         if location.here(name).machine:
-            objects, revision = _followed_everywhere(store, objects, deadline)
+            objects, revision = _followed_everywhere(store, objects, revision, deadline)
     progress("")
     return msgspec.structs.replace(built, running=Running(name, objects, revision))
 
 
-def _followed_everywhere(store: Store, objects: Objects, deadline: float) -> tuple[dict[Key, Object], int]:
+def _followed_everywhere(
+    store: Store, objects: dict[Key, Object], revision: int, deadline: float
+) -> tuple[dict[Key, Object], int]:
     """Waits for every machine of the cluster: until then nobody has seen whether its pods are ready."""
     expected = [machine.name for machine in model.cluster_of(objects).underlay.machines]
     progress(f"waiting for machines {', '.join(expected)}")
     late = members.await_all(store, max(0.0, deadline - time.monotonic()), expected)
     if late:
         warning(f"machine {', '.join(late)} is not there, or has not followed yet")
-    return load_objects(store)
+    return refresh(store, objects, revision)
 
 
 def _unready(objects: Objects) -> list[Pod]:

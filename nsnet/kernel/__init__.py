@@ -13,6 +13,8 @@ cluster, without knowing what was wanted of it. The rooms behind them:
     legacy.py     chains of the older xtables beside nf_tables, by its tools
     sandbox.py    a command with namespaces of its own, for clusters that nobody shall see
     features.py   what this kernel can, by trying      demands.py   what a wanted state needs of that
+    remote.py     nsnet on another machine, by ssh     beside.py    what it is asked, and answers
+    everywhere.py packets of several machines as one
     rootless.py   a user namespace to be root in       holder.py    its process 1
 
 Nothing here remembers anything between two calls, and nothing here knows what a Service is.

@@ -5,7 +5,7 @@ one revision for the whole store; a transaction compares the revisions at which 
 deletes several keys at once; whoever knows a revision can ask what changed since, until those changes are compacted
 away; a lease takes its keys with it when it runs out. Values are bytes; `keys.py` says which bytes stand under which
 key, in Kubernetes' own registry layout, `objects.py` reads and writes whole sets of objects, `location.py` says where a
-cluster's store is and `opening.py` opens it.
+cluster's store is and `opening.py` opens it, `known.py` keeps what was known last while it is away.
 """
 
 from collections.abc import Iterable, Mapping
