@@ -22,7 +22,6 @@ import shutil
 import socket
 import struct
 import subprocess
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -123,17 +122,17 @@ def _read_each(family: Family, wanted: list[tuple[str, str]]) -> Iterator[Chain]
 
 
 def read_some(netns: str, wanted: Mapping[str, Iterable[str]], family: Family) -> list[Chain]:
-    """Those of these chains (by table, which must be there) that exist: one process for each table, side by side.
+    """Those of these chains (by table, which must be there) that exist, by one process.
 
     `-S` is a line of iptables-restore's, too. Its COMMIT then has nothing to write, and neither build writes anything.
-    A chain that is not there ends it: these tables are read chain by chain. What the nft build prints is taken only if
-    nobody committed meanwhile: a single listing is not one transaction, as iptables-save's is.
+    A chain that is not there ends it: then all are read one by one. What the nft build prints is taken only if nobody
+    committed meanwhile: a single listing is not one transaction, as iptables-save's is.
     """
     asked = {table: list(names) for table, names in wanted.items()}
     with inside(netns):
         for _ in range(TRIES):
             before = _generation()
-            found = [chain for table in _listings(asked, family) for chain in table]
+            found = _list_some(asked, family)
             if _generation() == before:
                 return found
     raise MachineError(f"the rules of {netns} change all the time", "try again")
@@ -147,23 +146,17 @@ def _generation() -> bytes:
     return b""
 
 
-def _listings(asked: Mapping[str, list[str]], family: Family) -> Iterator[list[Chain]]:
-    running = [(table, names, _listing_some(table, names, family)) for table, names in asked.items()]
-    for table, names, process in running:
-        out, _ = process.communicate()
-        if process.returncode:
-            yield list(_read_each(family, [(table, name) for name in names]))
-        else:
-            yield [chain for block in _blocks(out) for chain in _listed(block, table, family)]
-
-
-def _listing_some(table: str, names: Iterable[str], family: Family) -> subprocess.Popen[str]:
-    lines = "".join(f"-S {name}\n" for name in names)
+def _list_some(asked: Mapping[str, list[str]], family: Family) -> list[Chain]:
     argv = [tool("iptables-restore", family), "-w", "5", "--noflush"]
-    with tempfile.TemporaryFile("w+") as file:  # a pipe could fill up before anybody reads the answers
-        file.write(f"*{table}\n{lines}COMMIT\n")
-        file.seek(0)
-        return subprocess.Popen(argv, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    lines = [
+        line for table, names in asked.items() for line in (f"*{table}", *(f"-S {name}" for name in names), "COMMIT")
+    ]
+    done = subprocess.run(argv, input="\n".join([*lines, ""]), capture_output=True, text=True, check=False)
+    every = [(table, name) for table, names in asked.items() for name in names]
+    if done.returncode:
+        return [*_read_each(family, every)]
+    listings = zip(every, _blocks(done.stdout), strict=True)
+    return [chain for (table, _), block in listings for chain in _listed(block, table, family)]
 
 
 def _blocks(text: str) -> list[str]:

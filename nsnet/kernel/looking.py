@@ -46,6 +46,7 @@ class Looking(state.Looking):
         self._macs: dict[str, dict[str, str]] = {}
         self._known: dict[str, frozenset[Value] | None] = {}
         self._chains: dict[tuple[str, Family], _Chains] = {}
+        self._alike: dict[tuple[str, Family], dict[str, set[str]]] = {}
 
     def __getitem__(self, name: str) -> frozenset[Value]:
         if name not in self._known and name in self.there:
@@ -73,8 +74,9 @@ class Looking(state.Looking):
     def chains(self, name: str, family: Family) -> Mapping[tuple[str, str], Chain]:
         """The chains of a namespace by table and name."""
         if (name, family) not in self._chains:
-            looked_at = name in self and names.kind_of(name) != "pod"
-            self._chains[name, family] = _Chains(name, family, there=looked_at)
+            kind = names.kind_of(name)
+            alike = self._alike.setdefault((kind, family), {})
+            self._chains[name, family] = _Chains(name, family, alike, there=name in self and kind != "pod")
         return self._chains[name, family]
 
     def mac(self, name: str, dev: str) -> str:
@@ -98,12 +100,16 @@ def _kinds(name: str, tracked: str) -> frozenset[Key]:
 
 
 class _Chains(Mapping[tuple[str, str], Chain]):
-    """Of one namespace and family. Built-in chains are read together, others when they are asked for."""
+    """Of one namespace and family. Built-in chains are read together, others when they are asked for.
+
+    `alike`: by table the further chains that those led to in namespaces of this kind. Nodes are alike, so these are
+    read with the first ones; where there is none of that name it costs a little more.
+    """
 
     __hash__ = object.__hash__  # what is made of them is kept by that
 
-    def __init__(self, name: str, family: Family, *, there: bool) -> None:
-        self._netns, self._family, self._there = name, family, there
+    def __init__(self, name: str, family: Family, alike: dict[str, set[str]], *, there: bool) -> None:
+        self._netns, self._family, self._alike, self._there = name, family, alike, there
         self._known: dict[tuple[str, str], Chain | None] = {}
 
     @cached_property
@@ -111,7 +117,9 @@ class _Chains(Mapping[tuple[str, str], Chain]):
         from nsnet.kernel import iptables
 
         found = observing.tables(self._netns, self._family) if self._there else frozenset[str]()
-        self._learn({table: iptables.HOOKS[table] for table in found})
+        self._learn({table: {*iptables.HOOKS[table], *self._alike.get(table, ())} for table in found})
+        for table, name in self._known:
+            self._alike.setdefault(table, set()).add(name)
         return found
 
     def __getitem__(self, key: tuple[str, str]) -> Chain:
