@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet
@@ -16,7 +17,9 @@ WEB = Ether() / IP(src="10.244.1.2", dst="10.244.2.2") / TCP(sport=40000, dport=
 DNS = Ether() / IP(src="10.244.1.2", dst="10.96.0.10") / UDP(sport=40000, dport=53)
 PING = Ether() / IP(src="10.244.1.2", dst="10.244.2.2") / ICMP()
 PACKETS: dict[str, Any] = {"web": WEB, "dns": DNS, "ping": PING, "arp": Ether() / ARP()}
-TUNNEL = Ether() / IP(src="172.18.0.2", dst="172.18.0.3") / UDP(sport=5, dport=8472) / VXLAN(vni=1)
+CARRYING = UDP(sport=5, dport=8472) / VXLAN(vni=1)
+TUNNEL = Ether() / IP(src="172.18.0.2", dst="172.18.0.3") / CARRYING
+TUNNEL6 = Ether() / IPv6(src="fd00::2", dst="fd00::3") / CARRYING
 
 FILTERS = [
     ("", {"web", "dns", "ping", "arp"}),
@@ -35,8 +38,9 @@ def test_a_filter_alone_and_inside_vxlan(words: str, passing: set[str]) -> None:
     program = bpf.inner_too(bpf.compiled(words), 8472)
     assert {name for name, packet in PACKETS.items() if bpf_machine.run(program, bytes(packet))} == passing
     if "not" not in words:  # the outer packet is "not tcp", too
-        inside = {name for name, packet in PACKETS.items() if bpf_machine.run(program, bytes(TUNNEL / packet))}
-        assert inside == passing
+        for outer in (TUNNEL, TUNNEL6):
+            inside = {name for name, packet in PACKETS.items() if bpf_machine.run(program, bytes(outer / packet))}
+            assert inside == passing
 
 
 UNDER = Ether() / IP(src="172.18.0.2", dst="172.18.0.3")
@@ -62,7 +66,7 @@ def test_a_filter_inside_flannels_other_tunnels(
 
 def test_only_vxlans_port_is_looked_into() -> None:
     program = bpf.inner_too(bpf.compiled("tcp port 80"), 4789)
-    assert not bpf_machine.run(program, bytes(TUNNEL / WEB))
+    assert not any(bpf_machine.run(program, bytes(outer / WEB)) for outer in (TUNNEL, TUNNEL6))
     assert not bpf_machine.run(program, bytes(TUNNEL)[:30])
 
 

@@ -20,7 +20,10 @@ from nsnet.errors import NotReachedError
 from nsnet.kernel.netns import inside
 from nsnet.kernel.ruletrace import Match
 
-_NUMBERS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "icmp": socket.IPPROTO_ICMP}
+_NUMBERS = {
+    "tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "icmp": socket.IPPROTO_ICMP, "icmp6": socket.IPPROTO_ICMPV6,
+}  # fmt: skip
+_ECHO = {"icmp": 8, "icmp6": 128}  # an echo request's type
 _ICMP = Struct(">BBHHH")
 _WORD = b"echo "
 _REPAIR, _QUEUE, _SEQUENCE = 19, 20, 21  # TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ
@@ -40,24 +43,31 @@ class Beacon(NamedTuple):
     cookie: bytes  # 4 bytes for TCP, 8 else
 
     @property
+    def spoken(self) -> str:
+        """The protocol as it is on the wire: IPv6 has an ICMP of its own."""
+        return "icmp6" if self.protocol == "icmp" and ":" in self.dst else self.protocol
+
+    @property
     def number(self) -> int:
-        return _NUMBERS[self.protocol]
+        return _NUMBERS[self.spoken]
 
     @property
     def filter(self) -> str:
         """Tcpdump's words for it, its answers and the errors that quote it."""
+        at = _Offsets(self.spoken, ":" in self.dst)
         if self.protocol == "tcp":
             sent = int.from_bytes(self.cookie, "big")
-            return f"tcp[4:4] = {sent} or tcp[8:4] = {(sent + 1) & 0xFFFFFFFF} or {_error(self, 4)}"
-        if self.protocol == "udp":
-            return f"{_pair('udp', 13, self.cookie)} or {_pair('udp', 8, self.cookie)} or {_error(self, 13)}"
-        return f"{_pair('icmp', 8, self.cookie)} or {_error(self, 8)}"
+            return f"{at.word(4, sent)} or {at.word(8, (sent + 1) & 0xFFFFFFFF)} or {at.error(4, sent)}"
+        first, second = (int.from_bytes(self.cookie[start : start + 4], "big") for start in (0, 4))
+        places = (13, 8) if self.protocol == "udp" else (8,)
+        said = " or ".join(f"({at.word(place, first)} and {at.word(place + 4, second)})" for place in places)
+        return f"{said} or {at.error(places[0], first)}"
 
     @property
     def matches(self) -> tuple[Match, ...]:
         """The packet itself, in a rule's words; not its answers."""
         if self.protocol == "icmp":
-            return Match(0, b"\x08"), Match(8, self.cookie)
+            return Match(0, bytes((_ECHO[self.spoken],))), Match(8, self.cookie)
         return (Match(4 if self.protocol == "tcp" else 13, self.cookie),)
 
     def is_sent(self, frame_seq: int, payload: bytes, kind: int) -> bool:
@@ -67,18 +77,26 @@ class Beacon(NamedTuple):
                 return frame_seq == int.from_bytes(self.cookie, "big")
             case "udp":
                 return payload.startswith(_WORD + self.cookie)
-        return kind == 8 and payload.startswith(self.cookie)
+        return kind == _ECHO[self.spoken] and payload.startswith(self.cookie)
 
 
-def _pair(what: str, at: int, cookie: bytes) -> str:
-    first, second = (int.from_bytes(cookie[start : start + 4], "big") for start in (0, 4))
-    return f"({what}[{at}:4] = {first} and {what}[{at + 4}:4] = {second})"
+class _Offsets(NamedTuple):
+    """Conditions on four bytes in tcpdump's language, which knows what is behind an IPv6 header by its offset only."""
 
+    protocol: str
+    is_ipv6: bool
 
-def _error(one: Beacon, at: int) -> str:
-    """An ICMP error: the quoted packet's IP header has 20 bytes."""
-    first = int.from_bytes(one.cookie[:4], "big")
-    return f"(icmp[0] != 0 and icmp[0] != 8 and icmp[{28 + at}:4] = {first})"
+    def word(self, offset: int, value: int) -> str:
+        """At an offset of the transport header."""
+        if not self.is_ipv6:
+            return f"{self.protocol}[{offset}:4] = {value}"
+        return f"(ip6[6] = {_NUMBERS[self.protocol]} and ip6[{40 + offset}:4] = {value})"
+
+    def error(self, offset: int, value: int) -> str:
+        """An ICMP error that quotes a packet with that value; a quoted IPv4 header has 20 bytes."""
+        if not self.is_ipv6:
+            return f"(icmp[0] != 0 and icmp[0] != 8 and icmp[{28 + offset}:4] = {value})"
+        return f"(ip6[6] = 58 and ip6[40] < 128 and ip6[{40 + 8 + 40 + offset}:4] = {value})"
 
 
 def beacon(netns: str, protocol: str, dst: str, dport: int, sport: int = 0) -> Beacon:
@@ -87,13 +105,13 @@ def beacon(netns: str, protocol: str, dst: str, dport: int, sport: int = 0) -> B
     Raises NotReachedError where the namespace has no route to `dst`, or the source port is taken.
     """
     cookie = os.urandom(4) if protocol == "tcp" else secrets.token_hex(4).encode()
-    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    kind, family = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM, _family(dst)
     try:
-        with inside(netns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        with inside(netns), socket.socket(family, socket.SOCK_DGRAM) as asking:
             asking.connect((dst, dport or 9))
             src = asking.getsockname()[0]
-            with socket.socket(socket.AF_INET, kind) as binding:
-                binding.bind(("0.0.0.0", sport))  # noqa: S104 - only to learn a port that is free
+            with socket.socket(family, kind) as binding:
+                binding.bind(("", sport))  # only to learn a port that is free
                 port = binding.getsockname()[1]
     except OSError as error:
         raise NotReachedError(
@@ -123,11 +141,16 @@ def send(one: Beacon) -> str:
     return ""
 
 
+def _family(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def _socket(one: Beacon) -> socket.socket:
+    family = _family(one.dst)
     if one.protocol == "icmp":
-        return socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM if one.protocol == "tcp" else socket.SOCK_DGRAM)
-    sock.bind(("0.0.0.0", one.sport))  # noqa: S104 - a client's port
+        return socket.socket(family, socket.SOCK_RAW, one.number)
+    sock = socket.socket(family, socket.SOCK_STREAM if one.protocol == "tcp" else socket.SOCK_DGRAM)
+    sock.bind(("", one.sport))
     return sock
 
 
@@ -146,12 +169,12 @@ def _bytes(one: Beacon) -> bytes:
     if one.protocol == "udp":
         return _WORD + one.cookie + b"\n"
     own = int(one.cookie[:4], 16)  # an id of its own, or conntrack takes it for a ping of before
-    head = _ICMP.pack(8, 0, 0, own, 1)
-    return _ICMP.pack(8, 0, _sum(head + one.cookie), own, 1) + one.cookie
+    head = _ICMP.pack(_ECHO[one.spoken], 0, 0, own, 1)
+    return head[:2] + _sum(head + one.cookie).to_bytes(2, "big") + head[4:] + one.cookie
 
 
 def _sum(data: bytes) -> int:
-    """RFC 1071."""
+    """RFC 1071. Of ICMPv6 the kernel writes it, which covers the addresses, too (RFC 3542 §3.1)."""
     total = sum(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

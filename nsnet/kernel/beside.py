@@ -22,7 +22,7 @@ from nsnet.kernel.bpf import Instruction
 from nsnet.kernel.capture import Capture, Seen
 from nsnet.kernel.observing import observe
 from nsnet.kernel.remote import Frames, Talk, answered, refused, requests
-from nsnet.kernel.ruletrace import Match, RuleTrace, Told, located
+from nsnet.kernel.ruletrace import ChainName, Match, RuleTrace, Told, located
 from nsnet.state import Key, Value
 
 TRIES = 7  # of asking for the time
@@ -101,7 +101,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     drops: dict[str, int]
     gone: list[str]
     told: list[Told]
-    places: list[tuple[str, str, str, int, int]]  # as `ruletrace.located` has it
+    places: list[tuple[str, ChainName, int, int]]  # as `ruletrace.located` has it
 
 
 # --- the one who answers ----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ VXLAN RFC 7348 §5; IPIP RFC 2003.
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from struct import Struct
 from typing import NamedTuple
 
@@ -23,7 +24,8 @@ from nsnet.errors import InputError, MachineError
 
 SNAPSHOT = 262_144  # tcpdump's own
 OUTER = 14 + 20 + 8 + 8  # Ethernet, IPv4 without options (Linux sends none), UDP, VXLAN
-BEHIND_IP, BEHIND_UDP = 14 + 20, 14 + 20 + 8
+OUTER6 = 14 + 40 + 8 + 8  # the same over IPv6 without extensions
+BEHIND_IP, BEHIND_IP6, BEHIND_UDP = 14 + 20, 14 + 40, 14 + 20 + 8
 ETHERNET = 14
 WITH_ETHERNET_HEADER = (1, 772)  # ARPHRD_ETHER, ARPHRD_LOOPBACK
 COMPILING = 10.0  # s; the machine's own resolver may be asked for a host's name
@@ -37,7 +39,7 @@ _PACKET_MODES = {0x20, 0x40, 0xA0}  # absolute, indirect, 4*([k]&0xf): these loo
 _RET_K, _JA, _JEQ = 0x06, 0x05, 0x15
 _LDB, _LDH, _LD_ABS, _LD_IMM, _LDX_IMM = 0x30, 0x28, 0x20, 0x00, 0x01
 _HATYPE = 0xFFFFF000 + 28  # SKF_AD_OFF + SKF_AD_HATYPE
-_IPV4, _IPIP, _UDP = 0x0800, 4, 17
+_IPV4, _IPV6, _IPIP, _UDP = 0x0800, 0x86DD, 4, 17
 
 
 class Instruction(NamedTuple):
@@ -109,7 +111,9 @@ def inner_too(program: Program, port: int, backend: str = "vxlan") -> Program:
         case "ipip":
             inside = (*_is_ipv4(_IPIP), *bare(program, BEHIND_IP))
         case "vxlan":
-            inside = (*_is_ipv4(_UDP, port), *moved(program, OUTER))
+            over_ipv4 = (*_is_ipv4(_UDP, port), *moved(program, OUTER))
+            over_ipv6 = (*_is_ipv6(port), *moved(program, OUTER6))
+            inside = (*_failing_to(over_ipv4, len(over_ipv4)), *over_ipv6)
         case _:
             inside = NOTHING
     framed = (*_failing_to(program, len(program)), *inside)
@@ -168,7 +172,16 @@ def _failing_to(program: Program, target: int) -> Program:
 def _is_ipv4(protocol: int, port: int = 0) -> Program:
     """IPv4, no options, of this protocol, and to this UDP port where one is said; anything else is refused."""
     asked = [(_LDH, 12, _IPV4), (_LDB, ETHERNET, 0x45), (_LDB, ETHERNET + 9, protocol)]
-    asked += [(_LDH, BEHIND_IP + 2, port)] if port else []
+    return _all_of([*asked, *([(_LDH, BEHIND_IP + 2, port)] if port else [])])
+
+
+def _is_ipv6(port: int) -> Program:
+    """IPv6, no extensions, UDP to this port; anything else is refused."""
+    return _all_of([(_LDH, 12, _IPV6), (_LDB, ETHERNET + 6, _UDP), (_LDH, BEHIND_IP6 + 2, port)])
+
+
+def _all_of(asked: Sequence[tuple[int, int, int]]) -> Program:
+    """(how it is loaded, from where, what it must be); where all are, on with what follows."""
     left = range(2 * len(asked) - 2, -1, -2)
     steps = (
         (Instruction(load, 0, 0, at), Instruction(_JEQ, 0 if more else 1, more, value))

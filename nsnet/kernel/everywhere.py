@@ -219,5 +219,5 @@ class Everywhere:
             ended, called = far.ended, far.other.called
             if ended:
                 told += [step._replace(netns=called(step.netns)) for step in ended.told]
-                found |= {(called(netns), table, chain, handle): at for netns, table, chain, handle, at in ended.places}
+                found |= {(called(netns), chain, handle): at for netns, chain, handle, at in ended.places}
         return told, found

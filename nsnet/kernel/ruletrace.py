@@ -39,7 +39,7 @@ _NFTABLES = 10
 _NEWTABLE, _NEWCHAIN, _NEWRULE, _TRACE = 0, 3, 6, 17
 _GROUP = 1 << 8  # NFNLGRP_NFTRACE, the ninth, as a bind() mask
 _NESTED = 0x8000
-_IPV4 = 2
+_INET = 1  # one table for both families
 
 _PRIORITY = -350  # behind defragmentation, before raw
 _PREROUTING, _OUTPUT = 0, 3
@@ -64,11 +64,16 @@ class Told(NamedTuple):
 
     netns: str
     trace: int
+    family: str  # of the table, in nft's words
     table: str
     chain: str
     handle: int
     verdict: str
     iif: int
+
+    @property
+    def chain_name(self) -> "ChainName":
+        return self.family, self.table, self.chain
 
 
 class RuleTrace:
@@ -134,7 +139,7 @@ def _transaction(protocol: int, matches: Sequence[Match]) -> Iterable[bytes]:
     yield _message(_END, _ACK, 7, b"", family=0, number=_NFTABLES)
 
 
-def _message(kind: int, flags: int, sequence: int, body: bytes, *, family: int = _IPV4, number: int = 0) -> bytes:
+def _message(kind: int, flags: int, sequence: int, body: bytes, *, family: int = _INET, number: int = 0) -> bytes:
     kind = kind if kind in (_BEGIN, _END) else _NFTABLES << 8 | kind
     flags |= _REQUEST | (_ACK if kind == _NFTABLES << 8 | _NEWRULE else 0)
     head = _HEADER.pack(_HEADER.size + _NFGENMSG.size + len(body), kind, flags, sequence, 0)
@@ -199,11 +204,11 @@ def _read(name: str, sock: socket.socket) -> Iterable[Told]:
             while at + 20 <= len(data):
                 length, kind, *_ = _HEADER.unpack_from(data, at)
                 if kind == _NFTABLES << 8 | _TRACE:
-                    yield _told(name, attributes(data, at + 20, at + length))
+                    yield _told(name, nftnl.NFPROTO.get(data[at + 16], ""), attributes(data, at + 20, at + length))
                 at += max(16, (length + 3) & ~3)
 
 
-def _told(name: str, found: dict[int, bytes]) -> Told:
+def _told(name: str, family: str, found: dict[int, bytes]) -> Told:
     handle = int(_U64.unpack(found[3])[0]) if 3 in found else 0
     verdict = ""
     if 5 in found:
@@ -212,30 +217,30 @@ def _told(name: str, found: dict[int, bytes]) -> Told:
     elif 16 in found:
         verdict = _VERDICTS.get(_S32.unpack(found[16])[0], "?")
     iif = nftnl.number(found[10]) if 10 in found else 0
-    return Told(
-        name, nftnl.number(found[6]), nftnl.string(found[1]), nftnl.string(found[2]), handle, verdict, iif
-    )  # fmt: skip
+    trace, table, chain = nftnl.number(found[6]), nftnl.string(found[1]), nftnl.string(found[2])
+    return Told(name, trace, family, table, chain, handle, verdict, iif)
 
 
-Located = dict[tuple[str, str, str, int], int]
+ChainName = tuple[str, str, str]  # family, table, chain
+Located = dict[tuple[str, ChainName, int], int]
 
 
 def located(told: Iterable[Told]) -> Located:
-    """(namespace, table, chain, handle) → the rule's place in its chain, for every chain that was told of."""
-    wanted: dict[str, set[tuple[str, str]]] = {}
+    """(namespace, chain, handle) → the rule's place in its chain, for every chain that was told of."""
+    wanted: dict[str, set[ChainName]] = {}
     for step in told:
         if step.handle and step.table != TRACE:
-            wanted.setdefault(step.netns, set()).add((step.table, step.chain))
+            wanted.setdefault(step.netns, set()).add(step.chain_name)
     return {(netns, *rule): at for netns, chains in wanted.items() for rule, at in places_of(netns, chains).items()}
 
 
-def places_of(netns: str, chains: Iterable[tuple[str, str]]) -> dict[tuple[str, str, int], int]:
-    """(table, chain, handle) → the rule's place in its chain, counted from 0, for these (table, chain) pairs."""
+def places_of(netns: str, chains: Iterable[ChainName]) -> dict[tuple[ChainName, int], int]:
+    """(chain, handle) → the rule's place in its chain, counted from 0."""
     wanted = sorted(set(chains))
     with netlink(netns, NETLINK_NETFILTER) as asking:
-        answers = asking.dump([nftnl.get_rules("ip", table, chain) for table, chain in wanted])
+        answers = asking.dump([nftnl.get_rules(*chain) for chain in wanted])
     return {
-        (table, chain, int(_U64.unpack(nftnl.body(message)[1][3])[0])): index
-        for (table, chain), messages in zip(wanted, answers, strict=True)
+        (chain, int(_U64.unpack(nftnl.body(message)[1][3])[0])): index
+        for chain, messages in zip(wanted, answers, strict=True)
         for index, message in enumerate(messages)
     }

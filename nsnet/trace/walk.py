@@ -185,7 +185,7 @@ def _hear(world: World, trip: Trip) -> Iterator[Way]:
             yield _ended(outcome, after)
         elif _is_martian(after, here):
             yield _end("dropped", after, f"{trip.dev_in} takes no loopback address: route_localnet is 0")
-        elif here.is_local(after.packet.src) and not trip.looped:
+        elif here.family == "ip" and here.is_local(after.packet.src) and not trip.looped:  # IPv6 has no such check
             yield _end("dropped", after, _own_source(after))
         elif here.is_local(after.packet.dst):
             yield from _input(world, after, here)

@@ -19,7 +19,7 @@ from nsnet.kernel.capture import Seen
 from nsnet.kernel.everywhere import Everywhere, Homes, Rules, all_here
 from nsnet.kernel.iptables import is_nft
 from nsnet.kernel.nftables import TRACE
-from nsnet.kernel.ruletrace import Located, Told
+from nsnet.kernel.ruletrace import ChainName, Located, Told
 from nsnet.model import Backend
 from nsnet.state import Chain, Looking, NftChain, State, Wireguard
 from nsnet.trace import Hop, Packet
@@ -115,7 +115,7 @@ def _watched(hearing: Everywhere, one: Beacon, ports: frozenset[int]) -> list[tu
 
 def _is_sent(one: Beacon, frame: frames.Frame) -> bool:
     inner = frame.innermost
-    return inner.protocol == one.protocol and one.is_sent(inner.seq, inner.payload, inner.kind)
+    return inner.protocol == one.spoken and one.is_sent(inner.seq, inner.payload, inner.kind)
 
 
 def _understood(
@@ -159,7 +159,7 @@ def _notes(state: State, sightings: Sequence[Sighting]) -> Iterator[str]:
 
 def _sighting(seen: Seen, frame: frames.Frame) -> Sighting:
     inner = frame.innermost
-    packet = Packet(inner.protocol, inner.dst, inner.dport, inner.src, inner.sport)
+    packet = Packet(inner.protocol.removesuffix("6"), inner.dst, inner.dport, inner.src, inner.sport)
     return Sighting(
         seen.netns, seen.dev, seen.outgoing, packet, frame.dst if frame.inner is not None else "", frame.mac_dst
     )
@@ -194,27 +194,28 @@ def _rules(state: State, told: Sequence[Told], places: Located) -> tuple[dict[st
     return found, dropped
 
 
-def _hop(step: Told, texts: dict[tuple[str, str, int], str]) -> Hop:
+def _hop(step: Told, texts: dict[tuple[ChainName, int], str]) -> Hop:
     what = f"{step.table} {step.chain}"
     if not step.handle:
         return Hop(step.netns, what, f"policy {step.verdict}")
-    return Hop(step.netns, what, texts.get((step.table, step.chain, step.handle), f"rule handle {step.handle}"))
+    return Hop(step.netns, what, texts.get((step.chain_name, step.handle), f"rule handle {step.handle}"))
 
 
-def _texts(state: State, netns: str, places: Located) -> dict[tuple[str, str, int], str]:
-    chains = {
-        (value.table, value.name): value.rules
+def _texts(state: State, netns: str, places: Located) -> dict[tuple[ChainName, int], str]:
+    chains: dict[ChainName, tuple[str, ...]] = {
+        (value.family, value.table, value.name): value.rules
         for value in state.get(netns, ())
-        if isinstance(value, Chain | NftChain) and value.family == "ip"
+        if isinstance(value, Chain | NftChain)
     }
     if isinstance(state, Looking):
-        apart = state.chains(netns, "ip")
-        wanted = {(table, chain) for where, table, chain, _ in places if where == netns}
-        chains |= {name: apart[name].rules for name in wanted if name in apart}
+        for family, table, chain in {name for where, name, _ in places if where == netns}:
+            apart = state.chains(netns, "ip6" if family == "ip6" else "ip")
+            if (table, chain) in apart:
+                chains.setdefault((family, table, chain), apart[table, chain].rules)
     return {
-        (table, chain, handle): chains[table, chain][index]
-        for (where, table, chain, handle), index in places.items()
-        if where == netns and index < len(chains.get((table, chain), ()))
+        (chain, handle): chains[chain][index]
+        for (where, chain, handle), index in places.items()
+        if where == netns and index < len(chains.get(chain, ()))
     }
 
 
@@ -224,7 +225,8 @@ def _connections(homes: Homes, one: Beacon, sightings: Sequence[Sighting]) -> tu
     first = {sighting.netns: sighting.packet for sighting in reversed(sightings) if not sighting.carrier}
     for netns, packet in reversed(first.items()):
         if names.kind_of(netns) == "node":
-            words = ["conntrack", "-L", "-p", one.protocol, "--orig-src", packet.src, "--orig-dst", packet.dst]
+            words = ["conntrack", "-L", "-f", "ipv6" if ":" in packet.dst else "ipv4"]
+            words += ["-p", one.spoken.replace("6", "v6"), "--orig-src", packet.src, "--orig-dst", packet.dst]
             if packet.dport:
                 words += ["--sport", str(packet.sport), "--dport", str(packet.dport)]
             try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nsnet import names
-from nsnet.state import Bridge, State
+from nsnet.state import Bridge, State, socket_address
 from nsnet.trace import Way
 from nsnet.trace.observed import Station, nearest, stations
 from nsnet.verify.intent import Intent
@@ -168,7 +168,8 @@ def _why(one: Predicted, place: Place) -> str:
         rule = way.hops[-1].what if way.hops and way.hops[-1].rule == way.reason else ""
         return f"{way.result} at {place(way.netns)}" + (f" by {rule}" if rule else "") + f": {way.reason}"
     if not one.open:
-        return f"nothing listens on {way.packet.protocol} {way.packet.dst}:{way.packet.dport} in {place(way.netns)}"
+        where = socket_address(way.packet.dst, way.packet.dport)
+        return f"nothing listens on {way.packet.protocol} {where} in {place(way.netns)}"
     if one.back:
         return f"the answer: {one.back}"
     return f"large packets are lost: {one.large}" if one.large else f"it is delivered to {place(way.netns)}"

@@ -51,11 +51,6 @@ class Question(msgspec.Struct, frozen=True):
     port: int
     how: str = ""  # ping, udp, large
 
-    @property
-    def is_watched(self) -> bool:
-        """What is sent and watched is IPv4."""
-        return not self.to.endswith("/6")
-
     def __str__(self) -> str:
         port = f":{self.port}" if self.port else ""
         return f"{self.sender} → {self.to}{port}{f' {self.how}' if self.how else ''}"
@@ -329,7 +324,7 @@ def proved(cluster: Cluster, before: Mapping[str, str], row: Row) -> None:
         state, objects = kernel.observe(NAME), cluster.objects
         (outcome,), well = outcomes(objects, [row.question]), outcomes(objects, row.well, tries=3)
         words = said(objects, state, row.question)
-        apart = disagreement(objects, state, row.question) if row.question.is_watched else ""
+        apart = disagreement(objects, state, row.question)
     finally:
         cluster.clear()
     assert outcome == row.outcome

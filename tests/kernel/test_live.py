@@ -20,7 +20,7 @@ from nsnet.cli import trace
 from nsnet.cli.target import Target
 from nsnet.cli.trace import foretold
 from nsnet.kernel import nftables, ruletrace
-from nsnet.model import Objects
+from nsnet.model import Family, Objects
 from nsnet.state import NftTable
 from nsnet.store.objects import load_objects
 from nsnet.store.sqlite import open_store
@@ -29,6 +29,7 @@ from nsnet.verify import hostports, parted
 from nsnet.verify import world as worlds
 from nsnet.verify.intent import intended
 from nsnet.verify.live import observe
+from nsnet.verify.world import World
 from tests.kernel import needs
 
 ROOT = Path(__file__).parents[2]
@@ -73,8 +74,12 @@ def up(topology: str, mode: str, backend: str = "vxlan") -> Objects:
 
 def asked(objects: Objects) -> Iterator[tuple[Target, Packet]]:
     """From a pod of each node, a node and a host: to every pod, every Service port at each of its addresses, every node
-    port on every node, and every hostPort."""
-    world = worlds.world(objects)
+    port on every node, and every hostPort; in each family that the cluster has."""
+    for family in model.families_of(model.cluster_of(objects)):
+        yield from _asked(objects, worlds.world(objects, family), family)
+
+
+def _asked(objects: Objects, world: World, family: Family) -> Iterator[tuple[Target, Packet]]:
     pods = {pod.node: pod for pod in world.pods if pod.name.startswith("default/")}
     for source in (*pods.values(), world.nodes[0], world.hosts[0]):
         start = Target(source.netns, source.name, source.label)
@@ -85,16 +90,28 @@ def asked(objects: Objects) -> Iterator[tuple[Target, Packet]]:
             for port in service.spec.ports or ():
                 spoken = port.protocol.lower()
                 for address in (service.spec.clusterIP, *model.balanced_addresses(service)):
-                    yield start, Packet(spoken, address, port.port)
+                    if model.family_of(address) == family:
+                        yield start, Packet(spoken, address, port.port)
                 if port.nodePort:
                     yield from ((start, Packet(spoken, node.address, port.nodePort)) for node in world.nodes)
-        for found in hostports.questions(world, objects):
+        for found in hostports.questions(world, objects) if family == "ip" else ():
             if found.source.netns == source.netns:
                 yield start, Packet(found.protocol.lower(), found.address, found.port)
         yield start, Packet("icmp", world.nodes[-1].address)
 
 
-IPTABLES = ("quickstart", "racks", "nodeport", "hairpin", "affinity", "hostport", "loadbalancer", "ingress", "refused")
+IPTABLES = (
+    "quickstart",
+    "racks",
+    "nodeport",
+    "hairpin",
+    "affinity",
+    "hostport",
+    "loadbalancer",
+    "ingress",
+    "refused",
+    "dual-stack",
+)
 NFTABLES = ("quickstart", "host-gw", "nodeport", "hairpin", "hostnetwork", "ports", "dual-stack", "gateway")
 ROWS = [(name, "iptables") for name in IPTABLES] + [(name, "nftables") for name in NFTABLES]
 ROWS.append(("userspace", "userspace"))
@@ -201,7 +218,7 @@ def test_the_table_lives_as_long_as_its_maker_and_is_no_drift() -> None:
     process = subprocess.Popen((sys.executable, "-c", code), stdout=subprocess.PIPE, env=ENV)
     assert process.stdout is not None
     assert process.stdout.readline() == b"there\n"
-    assert "table ip nsnet-trace" in _tables("live.node.node1")
+    assert "table inet nsnet-trace" in _tables("live.node.node1")
     assert json.loads(nsnet("status", "-o", "json"))["drift"] == []
     process.send_signal(signal.SIGKILL)
     process.communicate()
