@@ -23,7 +23,7 @@ UID = 4711
 QUICKSTART = str(ROOT / "topologies" / "quickstart.yaml")
 NSNET = (sys.executable, "-m", "nsnet")
 POD = "apiVersion: v1\nkind: Pod\nmetadata: {name: extra}\nspec: {containers: [{name: c}]}\n"
-SEEN = (sys.base_prefix, sys.prefix, str(ROOT))
+SEEN = (sys.base_prefix, str(ROOT), sys.prefix)  # what lies in another one after it
 
 AS_USER = str(Path(__file__).with_name("as_user"))
 
