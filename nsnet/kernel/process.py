@@ -378,8 +378,11 @@ def _last_words(log: Path) -> str:
 
 
 def reload(program: Running, path: str) -> str:
-    """Tells a program that the file it reads has changed: empty once it lives by it, or why not."""
-    if not is_ours(program.argv):
+    """Tells a program that the file it reads has changed: empty once it lives by it, or why not.
+
+    One that is stopped (SIGSTOP, a debugger) cannot answer, and nobody waits for it: its SIGHUP does, until it goes on.
+    """
+    if not is_ours(program.argv) or _is_stopped(program.pid):
         with suppress(ProcessLookupError):
             os.kill(program.pid, signal.SIGHUP)
         return ""
@@ -387,6 +390,11 @@ def reload(program: Running, path: str) -> str:
         return _ask(Path(f"{path}.sock"), b"reload\n", RELOAD)
     except OSError as error:
         return f"{name_of(program.argv)} does not answer: {error.strerror or error}"
+
+
+def _is_stopped(pid: int) -> bool:
+    """Linux `proc_pid_stat(5)`: the state stands behind the name, which is in brackets."""
+    return _read(pid, "stat").rpartition(b") ")[2][:1] in (b"T", b"t")
 
 
 def status(path: str, timeout: float) -> str:
