@@ -84,12 +84,13 @@ NOTHING: dict[str, object] = {"namespaces": [], "links": [], "mounts": [], "proc
 
 
 def machine() -> str:
-    """The machine's own namespace, as its tools print it (what moves by itself, counters and caches, left out)."""
+    """The machine's own namespace, as its tools print it; without what moves by itself: counters, caches, the time."""
     commands = (
         ("ip", "-d", "link"), ("ip", "address"), ("ip", "route", "show", "table", "all"), ("ip", "rule"),
         ("ip", "neigh"), ("bridge", "fdb"), ("iptables-save",), ("nft", "list", "ruleset"),
     )  # fmt: skip
-    said = [subprocess.run(words, check=True, capture_output=True, text=True).stdout for words in commands]
+    told = [subprocess.run(words, check=True, capture_output=True, text=True).stdout for words in commands]
+    said = [line for text in told for line in text.splitlines() if not line.startswith("#")]
     knobs = subprocess.run(["sysctl", "-a", "-r", r"^net\."], check=False, capture_output=True, text=True).stdout
     moving = ("nf_conntrack_count", "dev_weight", "flush", "netdev_rss_key")
     return "\n".join([*said, *(line for line in knobs.splitlines() if not any(word in line for word in moving))])
