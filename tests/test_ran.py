@@ -64,6 +64,14 @@ def test_what_was_skipped_is_what_pytest_is_given(top: Path) -> None:
     ])  # fmt: skip
 
 
+def test_what_needs_a_file_needs_no_other_kernel(top: Path) -> None:
+    (top / "test_module.py").write_text("import pytest\ndef test_data(): pytest.skip('/data is not on this machine')\n")
+    ours, theirs = (junit(top, release, "tbf,netem [delay]") for release in ("6.18", "6.1"))
+    line = "  test_module.py::test_data: /data is not on this machine (ran nowhere)"
+    code, lines = ran("report", ours, theirs)
+    assert (code, lines.count(line)) == (0, 2)
+
+
 def test_all_ran_somewhere(top: Path) -> None:
     (top / "test_module.py").unlink()
     ours, theirs = junit(top, "6.18", "tbf"), junit(top, "6.1", "netem [delay]")

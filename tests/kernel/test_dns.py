@@ -520,9 +520,8 @@ def test_no_lookup_is_lost_while_a_replica_dies(asking: list[Client], death: str
     within(30, lambda: all(client.is_past(back) for client in asking))
     said = [lookup for client in asking for lookup in client.lookups()]
     lost = [lookup for lookup in said if lookup[1] != "10.96.50.1"]
-    if lost and away > TIMEOUT and death != "the pod, deleted":
-        pytest.skip(f"on this busy machine the replica was away for {away:.1f} s: libc asks again after {TIMEOUT} s")
-    assert lost == []
+    beyond = away > TIMEOUT and death != "the pod, deleted"  # on a busy machine: the second attempt finds nobody, too
+    assert lost == [] or beyond, f"lost while the replica was away for {away:.1f} s"
     assert len(said) > before + len(asking)
 
 
