@@ -63,6 +63,7 @@ def user() -> Iterator[User]:
     found = rootless.user_namespaces()
     if not found.ok:
         pytest.skip(f"no user namespaces here: {found.mend}")
+    before = os.umask(0o022)  # verbs that tests before these ran in this process have a stricter one
     home = Path(tempfile.mkdtemp(prefix="nsnet-user-"))
     os.chown(home, UID, UID)
     home.chmod(0o755)
@@ -72,6 +73,7 @@ def user() -> Iterator[User]:
     finally:
         someone.nsnet("down", "--all", code=None)
         shutil.rmtree(home, ignore_errors=True)
+        os.umask(before)
 
 
 @pytest.fixture(scope="module")
