@@ -70,9 +70,9 @@ class Member:
         if not self._lease or there is None or there.lease != self._lease:
             self._join(there)
 
-    def is_there(self) -> bool:
-        """Is this machine among the others already, by its controller? Raises as `beat`."""
-        return self._record() is not None
+    def check(self) -> None:
+        """Raises InputError where another machine goes by our name; Unreachable."""
+        self._record()
 
     def _record(self) -> Entry | None:
         there = self.store.get(self._key)
