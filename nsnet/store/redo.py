@@ -14,6 +14,7 @@ More compares than fit in a transaction are made when everything is read, and in
 somebody else deletes in that moment escapes it; the keys on which all depends are compared one by one.
 """
 
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ LEASE_SECONDS = 60
 MAX_COMPARES, MAX_PUTS = 100, 120
 PART_BYTES, PART_PUTS = 600_000, 2000  # as base64 it fits into a request
 MAX_PARTS = 100
+FASTEST = 1  # of zlib's levels: objects are much alike, and whoever watches the etcd is sent the parts, too
 
 Puts = dict[str, bytes | None]
 
@@ -50,10 +52,9 @@ _written = msgspec.json.Decoder(_Written)
 
 def write_down(store: "EtcdStore", compares: Mapping[str, int], puts: Mapping[str, bytes | None], lease: int) -> int:
     """One large transaction; the revision after it. Raises Conflict; InputError where it is too large even so."""
-    parts = [msgspec.json.encode(part) for part in _parts(puts)]
+    parts = [zlib.compress(msgspec.json.encode(part), FASTEST) for part in _parts(puts)]
     if len(parts) > MAX_PARTS:
         raise InputError(f"{len(puts)} changes at once are too many for etcd", "write them in several steps")
-    _checks(store, compares)  # who has lost already need not write anything down
     ours = store.grant(LEASE_SECONDS)
     try:
         for number, part in enumerate(parts):
@@ -111,7 +112,10 @@ def carry_out(store: "EtcdStore", commit: int) -> None:
     written = _written.decode(record.value)
     for number in range(written.parts):
         part = store.peek(_name(written.id, number))
-        if part is None or not all(_put(store, commit, some, written.lease) for some in _few(_part.decode(part.value))):
+        if part is None:
+            return
+        puts = _part.decode(zlib.decompress(part.value))
+        if not all(_put(store, commit, some, written.lease) for some in _few(puts)):
             return  # somebody else has finished it
     done = {"request_delete_range": store.range_of(f"{REDO}{written.id:016x}/")}
     store.commit({COMMIT: commit}, [store.operation(COMMIT, None), done])
