@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,6 +105,35 @@ def test_a_writer_that_dies_amid_a_large_transaction(etcd: Etcd, monkeypatch: py
         assert {entry.key: entry.value for entry in next_one.list("/")[0]} == puts
         assert next_one.peek(redo.COMMIT) is None
         assert list(next_one._pages(redo.REDO, next_one.revision())) == []
+
+
+@pytest.mark.parametrize(
+    ("written", "conflict"),
+    [
+        ("/registry/nsnet/machines/b", False),
+        ("/registry/pods/default/150", True),
+        ("/registry/pods/default/1500", True),
+    ],
+)
+def test_what_others_write_before_a_large_transaction_commits(
+    etcd: Etcd, monkeypatch: pytest.MonkeyPatch, written: str, conflict: bool
+) -> None:
+    """An object of a kind that it writes is a conflict; what a machine says of itself is none."""
+    objects = [f"/registry/nodes/{number}" for number in range(3)]
+    objects += [f"/registry/pods/default/{number:03}" for number in range(300)]
+    with etcd.store(f"/large{written}") as store, etcd.store(f"/large{written}") as other:
+        checks = redo._checks
+
+        def overtaken(*asked: Any) -> Any:
+            found = checks(*asked)
+            other.txn({}, {written: b"theirs"})
+            return found
+
+        monkeypatch.setattr(redo, "_checks", overtaken)
+        with pytest.raises(Conflict) if conflict else contextlib.nullcontext():
+            store.txn(dict.fromkeys(objects, 0), dict.fromkeys(objects, b"ours"))
+        ours = [entry.key for entry in other.list("/")[0] if entry.value == b"ours"]
+        assert ours == ([] if conflict else objects)
 
 
 class _Died(Exception):  # noqa: N818
