@@ -447,6 +447,8 @@ class _Sync:
             completed = self._completed(objects, listening, revision)
             puts = self._timed("control", differences, objects, completed) if completed is not None else {}
             if completed is None or not puts:
+                if completed is not None:
+                    self._tell(listening, revision)
                 self._forget_flows(objects, None if scope is None else self.filtered)
                 return self._report(number, Memory(objects, revision, want, listening, self.holds))
             objects, revision = self._save(objects, completed, puts, revision)
@@ -463,9 +465,9 @@ class _Sync:
         """What control makes of it; None where that has to wait, or is another machine's to do."""
         if self.unreachable is not None:
             return None
+        self._tell(listening, revision)
         if self.member is not None:
             try:
-                self.member.tell(listening, revision)
                 if not self.member.in_charge():
                     return None
                 listening = self.member.heard(listening)
@@ -473,6 +475,15 @@ class _Sync:
                 self.unreachable = error
                 return None
         return self._timed("control", self.rooms.complete, objects, listening)
+
+    def _tell(self, listening: Listening, revision: int) -> None:
+        """The other machines: who listens here, what the kernel has followed, and of whom control has heard."""
+        if self.member is None or self.unreachable is not None:
+            return
+        try:
+            self.member.tell(listening, revision)
+        except Unreachable as error:
+            self.unreachable = error
 
     def _first_look(self, scope: Scope | None, old: State, want: State) -> State:
         """While the rules of nodes are read, what programs in pods read is written: names need not wait for them.

@@ -19,7 +19,7 @@ from nsnet.cli.output import out, progress
 from nsnet.cli.up import duration
 from nsnet.errors import InputError, NotReachedError
 from nsnet.render import machines
-from nsnet.store import location, opening
+from nsnet.store import Store, location, opening
 from nsnet.store.etcd import EtcdStore
 from nsnet.store.keys import CLUSTERS
 from nsnet.store.location import Here
@@ -45,14 +45,20 @@ def agent(store: str, machine: str, timeout: str, cluster: str | None) -> None:
     name = _found(place, cluster, time.monotonic() + duration(timeout))
     with settled(name, place, machine):
         with reconcile.lock(name, waiting=waiting_for(name, "agent")), opening.open_at(name, place) as there:
-            Member(there, machine, location.here(name).id).check()
-            objects, revision = update(there, lambda stored: spread.at_home(stored, machine))
+            objects, revision = update(there, lambda stored: _joined(there, stored, machine))
         progress(f"building what machine {machine} carries")
         changes = controller.build(name, revision)
     progress("")
     nodes = ", ".join(_carried(model.cluster_of(objects), machine)) or "no node yet"
     seconds = time.perf_counter() - started
     out(f"machine {machine} carries {nodes} of cluster {name}  ({changes} changes, {seconds:.2f} s)")
+
+
+def _joined(store: Store, stored: model.Objects, machine: str) -> model.Objects:
+    """The objects with our address. InputError where this cannot be that machine, or another one goes by its name."""
+    found = spread.at_home(stored, machine)
+    Member(store, machine, location.here(model.cluster_of(stored).metadata.name).id).check()
+    return found
 
 
 def _carried(cluster: model.Cluster, machine: str) -> list[str]:

@@ -260,14 +260,15 @@ def until_ready(built: Built, seconds: float) -> Built:
     deadline = time.monotonic() + seconds
     name, objects, revision = built.running.cluster, built.running.objects, built.running.revision
     with opened(name) as store:
-        if location.here(name).machine:
-            objects, revision = _followed_everywhere(store, objects, revision, deadline)
-        while (left := _waited_for(objects)) and time.monotonic() < deadline:
+        while True:
+            if location.here(name).machine:
+                objects, revision = _followed_everywhere(store, objects, revision, deadline)
+            left = _waited_for(objects)
+            if not left or time.monotonic() >= deadline:
+                break
             progress(f"waiting for {len(left)} pods, {left[0].metadata.name} first")
             store.wait(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
             objects, revision = refresh(store, objects, revision)
-        if location.here(name).machine:
-            objects, revision = _followed_everywhere(store, objects, revision, deadline)
     progress("")
     return msgspec.structs.replace(built, running=Running(name, objects, revision))
 

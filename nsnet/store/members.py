@@ -31,10 +31,12 @@ class Told(msgspec.Struct, frozen=True):
     """A machine's record. `id` is the installation's, so that one that starts again is not taken for another.
 
     `reached`: the last writing of objects (the fence's revision) that its kernel has followed.
+    `heard`: of who is in charge, the last record of another machine (its revision) that control has gone by.
     """
 
     id: str
     reached: int = 0
+    heard: int = 0
     listening: dict[str, list[tuple[str, int]]] = {}
 
 
@@ -49,7 +51,7 @@ class Member:
         self._lease = 0
         self._beaten = 0.0
         self._told: bytes = b""
-        self._reached = 0
+        self._reached = self._heard = 0
         self.claim: Claim | None = None  # with which control writes, while the charge is ours
 
     def due(self) -> bool:
@@ -105,7 +107,7 @@ class Member:
         written = self.store.written([FENCE]).get(FENCE, 0)
         said = {netns: sorted(ports) for netns, ports in sorted(listening.items())}
         self._reached = written if written <= revision else self._reached
-        value = msgspec.json.encode(Told(self.ident, self._reached, said))
+        value = msgspec.json.encode(Told(self.ident, self._reached, self._heard, said))
         if value == self._told or not self._lease:
             return
         self._told = value
@@ -115,12 +117,13 @@ class Member:
             self._lease = 0  # the others have given us up: the next beat joins again, and says it
 
     def heard(self, own: Listening) -> dict[str, frozenset[tuple[str, int]]]:
-        """Who listens where, on every machine that is there."""
+        """Who listens where, on every machine that is there. When next it tells, control has gone by that."""
         found = dict(own)
         for entry in self.store.list(MACHINES)[0]:
             told = _decoded(entry.value) if entry.key != self._key else None
             if told is not None:
                 found |= {netns: frozenset(ports) for netns, ports in told.listening.items()}
+                self._heard = max(self._heard, entry.mod_revision)
         return found
 
     def in_charge(self) -> bool:
@@ -152,11 +155,20 @@ def _decoded(value: bytes) -> Told | None:
 
 
 def behind(store: Store, expected: Collection[str] = ()) -> list[str]:
-    """The machines that have not followed what was written last: of those that are there, and of those expected."""
+    """The machines that have not followed what was written last: of those that are there, and of those expected.
+
+    Whoever is in charge has followed when control has gone by what all others say; while nobody is, no machine has.
+    """
     written = store.written([FENCE]).get(FENCE, 0)
-    each = {entry.key.removeprefix(MACHINES): _decoded(entry.value) for entry in store.list(MACHINES)[0]}
-    late = [name for name, told in each.items() if told is not None and told.reached < written]
-    return sorted({*late, *(name for name in expected if each.get(name) is None)})
+    charge = store.get(CHARGE)
+    entries = {entry.key.removeprefix(MACHINES): entry for entry in store.list(MACHINES)[0]}
+    each = {name: told for name, entry in entries.items() if (told := _decoded(entry.value)) is not None}
+    late = {name for name, told in each.items() if charge is None or told.reached < written}
+    holder = charge.value.decode() if charge else ""
+    others = [entries[name].mod_revision for name in each.keys() - {holder}]
+    if holder in each and each[holder].heard < max(others, default=0):
+        late.add(holder)
+    return sorted({*late, *(name for name in expected if name not in each)})
 
 
 def await_all(store: Store, timeout: float, expected: Collection[str] = ()) -> list[str]:

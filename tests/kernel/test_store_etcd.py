@@ -18,7 +18,7 @@ from nsnet.store import Compacted, Conflict, Store, Unreachable, redo
 from nsnet.store.etcd import EtcdStore, open_etcd
 from nsnet.store.keys import CHARGE
 from nsnet.store.location import parsed
-from nsnet.store.members import Member
+from nsnet.store.members import Member, behind
 from nsnet.store.objects import load_objects, save_objects
 from tests.etcds import Etcd, certificates, free_ports, running, until
 from tests.store_contract import Contract, Opener
@@ -282,6 +282,32 @@ def test_nothing_lands_of_who_was_in_charge(etcd: Etcd) -> None:
         objects, revision = load_objects(one)
         save_objects(one, objects, pods[1], revision, asleep.claim)
         assert load_objects(other)[0] == pods[1]
+
+
+def test_who_has_not_followed_yet(etcd: Etcd) -> None:
+    """Nobody has while nobody is in charge; then who has not told since the last writing, or was not gone by."""
+    with etcd.store("/behind") as one, etcd.store("/behind") as other, etcd.store("/behind") as asking:
+        first, second = Member(one, "a", "1"), Member(other, "b", "2")
+        for member, store in ((first, one), (second, other)):
+            member.beat()
+            member.tell({}, store.revision())
+        assert behind(asking, ["c"]) == ["a", "b", "c"]
+        assert first.in_charge()
+        assert behind(asking) == ["a"]  # what b says has not been gone by
+        first.heard({})
+        first.tell({}, one.revision())
+        assert behind(asking) == []
+        second.tell({"x": frozenset({("TCP", 80)})}, other.revision())
+        assert behind(asking) == ["a"]
+        assert first.heard({}) == {"x": frozenset({("TCP", 80)})}
+        revision = save_objects(one, {}, by_key([Pod(ObjectMeta(name="p", namespace="default"))]), one.revision())
+        first.tell({}, revision)
+        assert behind(asking) == ["b"]
+        second.tell({}, other.revision())
+        assert behind(asking) == ["a"]
+        first.heard({})
+        first.tell({}, revision)
+        assert behind(asking) == []
 
 
 def test_garbage_under_our_prefix_is_a_warning(etcd: Etcd) -> None:
