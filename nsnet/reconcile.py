@@ -470,10 +470,13 @@ class _Sync:
             try:
                 if not self.member.in_charge():
                     return None
-                listening = self.member.heard(listening)
+                everywhere = self.member.heard(listening)
             except Unreachable as error:
                 self.unreachable = error
                 return None
+            if everywhere is None:
+                return None
+            listening = everywhere
         return self._timed("control", self.rooms.complete, objects, listening)
 
     def _tell(self, listening: Listening, revision: int) -> None:

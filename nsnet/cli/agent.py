@@ -15,7 +15,7 @@ import click
 from nsnet import controller, model, reconcile
 from nsnet.cli import options, spread
 from nsnet.cli.context import changing, checked, waiting_for
-from nsnet.cli.output import out, progress
+from nsnet.cli.output import out, progress, warning
 from nsnet.cli.up import duration
 from nsnet.errors import InputError, NotReachedError
 from nsnet.render import machines
@@ -24,7 +24,7 @@ from nsnet.store.etcd import EtcdStore
 from nsnet.store.keys import CLUSTERS
 from nsnet.store.location import Here
 from nsnet.store.members import Member
-from nsnet.store.objects import update
+from nsnet.store.objects import entries_decoded, update
 
 
 @options.verb("agent")
@@ -45,20 +45,24 @@ def agent(store: str, machine: str, timeout: str, cluster: str | None) -> None:
     name = _found(place, cluster, time.monotonic() + duration(timeout))
     with settled(name, place, machine):
         with reconcile.lock(name, waiting=waiting_for(name, "agent")), opening.open_at(name, place) as there:
-            objects, revision = update(there, lambda stored: _joined(there, stored, machine))
+            cluster_ = _joined(there, name, machine)
+            revision = there.revision()
         progress(f"building what machine {machine} carries")
         changes = controller.build(name, revision)
     progress("")
-    nodes = ", ".join(_carried(model.cluster_of(objects), machine)) or "no node yet"
+    nodes = ", ".join(_carried(cluster_, machine)) or "no node yet"
     seconds = time.perf_counter() - started
     out(f"machine {machine} carries {nodes} of cluster {name}  ({changes} changes, {seconds:.2f} s)")
 
 
-def _joined(store: Store, stored: model.Objects, machine: str) -> model.Objects:
-    """The objects with our address. InputError where this cannot be that machine, or another one goes by its name."""
+def _joined(store: Store, name: str, machine: str) -> model.Cluster:
+    """The cluster, with our address. InputError where this cannot be that machine, or another one goes by its name."""
+    stored = entries_decoded(store.list(CLUSTERS)[0], warning)
     found = spread.at_home(stored, machine)
-    Member(store, machine, location.here(model.cluster_of(stored).metadata.name).id).check()
-    return found
+    Member(store, machine, location.here(name).id).check()
+    if found != stored:
+        found, _ = update(store, lambda stored: spread.at_home(stored, machine))
+    return model.cluster_of(found)
 
 
 def _carried(cluster: model.Cluster, machine: str) -> list[str]:
@@ -68,15 +72,15 @@ def _carried(cluster: model.Cluster, machine: str) -> list[str]:
 def _found(place: str, cluster: str | None, deadline: float) -> str:
     """The cluster in that etcd; waits until there is one."""
     with EtcdStore(location.parsed(place)) as store:
-        while not (found := [entry.key.removeprefix(CLUSTERS) for entry in store.list(CLUSTERS)[0]]):
+        while not (there := store.list(CLUSTERS))[0]:
             progress("waiting until there is a cluster")
             if time.monotonic() > deadline:
                 raise NotReachedError(
                     f"there is no cluster in {place}", "`nsnet up --store … --machine … FILE` makes it"
                 )
-            store.wait(1.0)
+            store.await_key(CLUSTERS, there[1], max(0.0, deadline - time.monotonic()))
     progress("")
-    name = checked(found[0])
+    name = checked(there[0][0].key.removeprefix(CLUSTERS))
     if cluster not in (None, name):
         raise InputError(f'{place} holds cluster "{name}"', "leave --cluster out, or say another prefix")
     return name

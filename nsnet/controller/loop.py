@@ -347,6 +347,8 @@ class Loop:
         elif whole:
             self.resync = now + max(self.pace.latest, self.cost / SHARE)
         self.due = min([self.due, *(now + seconds for seconds in self._ends())])
+        if self.member is not None and (left := self.member.patience()):
+            self.due = min(self.due, now + left)
 
     def _ends(self) -> list[float]:
         """In how many seconds faults end by themselves."""

@@ -12,6 +12,7 @@ Keys stand as the contract says them, after the location's prefix. What etcd has
 `changes` asks etcd for its revision and waits until the watch has come that far; see `watch.py` for why that is exact.
 """
 
+import contextlib
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -253,6 +254,11 @@ class EtcdStore:
                 return True
             if not came or time.monotonic() >= deadline:
                 return False
+
+    def await_key(self, prefix: str, since: int, timeout: float) -> None:
+        """Waits at most `timeout` seconds until a key that begins so is written, after that revision."""
+        with contextlib.closing(Watch(self.gateway, since, self.range_of(prefix))) as watch:
+            watch.pump(timeout)
 
     def fileno(self) -> int:
         return self._watching().fileno()

@@ -23,6 +23,7 @@ from nsnet.store.objects import Claim
 TTL = 10  # seconds a machine may be silent until its pods are no longer ready
 BEAT = 2.5
 GLANCE = 0.5
+FIRST_WORDS = 2.0
 
 Listening = Mapping[str, frozenset[tuple[str, int]]]
 
@@ -52,6 +53,8 @@ class Member:
         self._beaten = 0.0
         self._told: bytes = b""
         self._reached = self._heard = 0
+        self._patient = 0.0  # until when control may wait for machines that have said nothing yet
+        self._silent = False  # there are such
         self.claim: Claim | None = None  # with which control writes, while the charge is ours
 
     def due(self) -> bool:
@@ -116,21 +119,36 @@ class Member:
         except InputError:
             self._lease = 0  # the others have given us up: the next beat joins again, and says it
 
-    def heard(self, own: Listening) -> dict[str, frozenset[tuple[str, int]]]:
-        """Who listens where, on every machine that is there. When next it tells, control has gone by that."""
+    def heard(self, own: Listening) -> dict[str, frozenset[tuple[str, int]]] | None:
+        """Who listens where, on every machine that is there; None while control may wait (`patience`).
+
+        When next it tells, control has gone by that.
+        """
         found = dict(own)
-        for entry in self.store.list(MACHINES)[0]:
-            told = _decoded(entry.value) if entry.key != self._key else None
-            if told is not None:
-                found |= {netns: frozenset(ports) for netns, ports in told.listening.items()}
-                self._heard = max(self._heard, entry.mod_revision)
+        entries = [entry for entry in self.store.list(MACHINES)[0] if entry.key != self._key]
+        said = {entry.mod_revision: told for entry in entries if (told := _decoded(entry.value)) is not None}
+        self._silent = any(told.reached == 0 for told in said.values())
+        if self.patience():
+            return None
+        for told in said.values():
+            found |= {netns: frozenset(ports) for netns, ports in told.listening.items()}
+        self._heard = max(said, default=0)
         return found
 
     def in_charge(self) -> bool:
         """Whether control is ours to do; takes the charge where nobody has it."""
         taken = self._taken()
-        self.claim = Claim(self.machine, taken) if taken else None
+        had, self.claim = self.claim, Claim(self.machine, taken) if taken else None
+        if self.claim not in (None, had):
+            self._patient = time.monotonic() + FIRST_WORDS
         return taken > 0
+
+    def patience(self) -> float:
+        """For how many seconds control may still wait: who has just taken the charge lets others say their first words.
+
+        They are building what they carry, and for what they say then control would have to write once more.
+        """
+        return max(0.0, self._patient - time.monotonic()) if self._silent else 0.0
 
     def _taken(self) -> int:
         """The revision at which the charge became ours; 0 where it is not."""

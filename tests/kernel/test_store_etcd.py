@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nsnet.errors import InputError, MachineError, NsnetError
-from nsnet.model import Key, ObjectMeta, Pod, by_key
+from nsnet.model import Key, Object, ObjectMeta, Pod, by_key
 from nsnet.store import Compacted, Conflict, Store, Unreachable, redo
 from nsnet.store.etcd import EtcdStore, open_etcd
 from nsnet.store.keys import CHARGE
@@ -286,7 +286,9 @@ def test_nothing_lands_of_who_was_in_charge(etcd: Etcd) -> None:
 
 def test_who_has_not_followed_yet(etcd: Etcd) -> None:
     """Nobody has while nobody is in charge; then who has not told since the last writing, or was not gone by."""
+    pods: list[Object] = [Pod(ObjectMeta(name=name, namespace="default")) for name in "pq"]
     with etcd.store("/behind") as one, etcd.store("/behind") as other, etcd.store("/behind") as asking:
+        save_objects(one, {}, by_key(pods[:1]), one.revision())
         first, second = Member(one, "a", "1"), Member(other, "b", "2")
         for member, store in ((first, one), (second, other)):
             member.beat()
@@ -300,7 +302,7 @@ def test_who_has_not_followed_yet(etcd: Etcd) -> None:
         second.tell({"x": frozenset({("TCP", 80)})}, other.revision())
         assert behind(asking) == ["a"]
         assert first.heard({}) == {"x": frozenset({("TCP", 80)})}
-        revision = save_objects(one, {}, by_key([Pod(ObjectMeta(name="p", namespace="default"))]), one.revision())
+        revision = save_objects(one, by_key(pods[:1]), by_key(pods), one.revision())
         first.tell({}, revision)
         assert behind(asking) == ["b"]
         second.tell({}, other.revision())
@@ -308,6 +310,31 @@ def test_who_has_not_followed_yet(etcd: Etcd) -> None:
         first.heard({})
         first.tell({}, revision)
         assert behind(asking) == []
+
+
+def test_control_waits_a_moment_for_first_words(etcd: Etcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of machines that are there, and once: who has had the charge for longer waits for nobody."""
+    with etcd.store("/words") as one, etcd.store("/words") as other:
+        save_objects(one, {}, by_key([Pod(ObjectMeta(name="p", namespace="default"))]), one.revision())
+        first, second = Member(one, "a", "1"), Member(other, "b", "2")
+        monkeypatch.setattr("nsnet.store.members.FIRST_WORDS", 3600.0)
+        for member in (first, second):
+            member.beat()
+        assert first.in_charge()
+        assert first.heard({}) is None
+        assert first.patience() > 0
+        second.tell({"x": frozenset({("TCP", 80)})}, other.revision())
+        assert first.in_charge()
+        assert first.heard({}) == {"x": frozenset({("TCP", 80)})}
+        assert first.patience() == 0
+        second.leave()
+        monkeypatch.setattr("nsnet.store.members.FIRST_WORDS", 0.0)
+        first.leave()
+        second = Member(other, "b", "3")
+        for member in (first, second):
+            member.beat()
+        assert first.in_charge()
+        assert first.heard({}) == {}
 
 
 def test_garbage_under_our_prefix_is_a_warning(etcd: Etcd) -> None:
