@@ -115,7 +115,11 @@ def carry_out(store: "EtcdStore", commit: int) -> None:
     record = store.peek(COMMIT)
     if record is None or record.mod_revision != commit:
         return
-    written = _written.decode(record.value)
+    try:
+        written = _written.decode(record.value)
+    except msgspec.MsgspecError:  # not ours; nobody could write while it stood
+        store.commit({COMMIT: commit}, [store.operation(COMMIT, None)])
+        return
     for number in range(written.parts):
         part = store.peek(_name(written.id, number))
         if part is None:

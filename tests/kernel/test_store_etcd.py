@@ -284,6 +284,14 @@ def test_nothing_lands_of_who_was_in_charge(etcd: Etcd) -> None:
         assert load_objects(other)[0] == pods[1]
 
 
+def test_garbage_for_a_large_transaction_holds_up_nobody(etcd: Etcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nsnet.store.etcd.OTHERS_SECONDS", 0.05)
+    with etcd.store("/garbage-redo") as store:
+        store.gateway.ask("/v3/kv/put", {"key": store.name(redo.COMMIT), "value": b"\x00 none"}, dict)
+        store.txn({"/a": 0}, {"/a": b"1"})
+        assert [entry.key for entry in store.list("/")[0]] == ["/a"]
+
+
 def test_who_has_not_followed_yet(etcd: Etcd) -> None:
     """Nobody has while nobody is in charge; then who has not told since the last writing, or was not gone by."""
     pods: list[Object] = [Pod(ObjectMeta(name=name, namespace="default")) for name in "pq"]
