@@ -549,6 +549,7 @@ class _Sync:
 
     def _load(self, memory: Memory | None) -> tuple[dict[Key, Object], int]:
         self.progress("store", 0)
+        objects: Objects
         if memory is None:
             objects, revision = self._timed("store", load_objects, self.store, self.garbage.append)
         else:

@@ -62,9 +62,7 @@ def entries_decoded(
     return _with_metadata(objects, entries)
 
 
-def refresh(
-    store: Store, objects: dict[Key, Object], revision: int, warn: Warn = _silent
-) -> tuple[dict[Key, Object], int]:
+def refresh(store: Store, objects: Objects, revision: int, warn: Warn = _silent) -> tuple[Objects, int]:
     """The objects of `revision` brought up to date: reads only what changed, or everything if that is not known.
 
     The very same where no object has changed.
