@@ -509,6 +509,25 @@ class Conntrack(msgspec.Struct, frozen=True, tag=True):
         return self.answerer != socket_address(self.dst, self.dport)
 
 
+FILLERS = "198.18.0.0/16"
+"""Sources of the entries that fill a conntrack table: addresses for benchmarks, which nobody has (RFC 2544)."""
+
+
+class ConntrackTable(msgspec.Struct, frozen=True, tag=True):
+    """Conntrack's table of a node, where that is `full` (nothing new has room), or was `filled` on purpose.
+
+    How many entries have room is the machine's to say (`net.netfilter.nf_conntrack_max`), and each namespace counts its
+    own. One that is full of real connections is only ever observed.
+    """
+
+    full: bool = True
+    filled: bool = True
+
+    @property
+    def key(self) -> Key:
+        return ("tracking",)
+
+
 Value = (
     Netns
     | Loopback
@@ -541,6 +560,7 @@ Value = (
     | File
     | Listener
     | Conntrack
+    | ConntrackTable
 )
 Link = Bridge | Veth | Vxlan | Ipip | Tun | Wireguard | OtherLink
 
@@ -578,7 +598,7 @@ Scope = Mapping[str, frozenset[Key]]
 FILTER_KINDS = frozenset({"chain", "legacy", "nft", "ipset"})
 KINDS = FILTER_KINDS | {
     "netns", "link", "port", "address", "neighbour", "route", "fdb", "sysctl", "process", "file", "listener",
-    "wireguard", "offload",
+    "wireguard", "offload", "tracking",
 }  # fmt: skip
 """The first words of keys: what a look at everything reads."""
 
@@ -789,6 +809,8 @@ def _words(value: Value) -> Iterator[str]:
             yield f"# {protocol} {socket_address(address, port)} listens"
         case Conntrack():
             yield f"# {_entry(value)} is answered by {value.answerer}"
+        case ConntrackTable(filled=filled):
+            yield f"# conntrack's table is full{f' of entries from {FILLERS}' if filled else ''}"
 
 
 def _iptables(chain: Chain | LegacyChain) -> str:
@@ -912,6 +934,8 @@ def _delete(value: Value) -> Iterator[str]:
             yield f"# {protocol} {socket_address(address, port)} closes"
         case Conntrack():
             yield f"conntrack -D {_entry(value)}"
+        case ConntrackTable():
+            yield f"conntrack -D -s {FILLERS}"
 
 
 def _entry(value: Conntrack) -> str:

@@ -37,6 +37,38 @@ def wanted(objects: Mapping[Key, Object]) -> State:
     return faults.broken(render(faults.asked(objects)), objects)
 
 
+FAILURES = {  # what people debug, as the field's issues have it, and the kinds that make it
+    "MTU black hole": {"mtu-black-hole", "mtu"},
+    "br_netfilter off": {"bridge-nf-off"},
+    "FORWARD policy DROP, and rules in the other iptables": {"forward-drop", "legacy-forward-drop"},
+    "ip_forward off": {"ip-forward-off"},
+    "a pod cannot reach itself through its Service": {"hairpin-off", "hairpin-no-masquerade"},
+    "missing masquerade": {"no-masquerade", "no-egress-masquerade"},
+    "stale UDP conntrack": {"stale-conntrack"},
+    "DNS: 5-second delays and ndots": {"dns-slow", "ndots"},
+    "externalTrafficPolicy: Local without a local endpoint": {"local-policy"},
+    "rp_filter and asymmetric routing": {"rp-filter"},
+    "stale FDB or ARP after a VTEP changed": {"stale-vtep", "missing-fdb"},
+    "VNI or port mismatch, or 8472 blocked": {"vni-mismatch", "vxlan-port-mismatch", "vxlan-blocked"},
+    "VXLAN checksum offload": {"vxlan-checksum"},
+    "wrong targetPort, wrong selector, no ready endpoints": {"wrong-target-port", "no-endpoints", "pod-stopped"},
+    "overlapping CIDRs": {"overlapping-cidr"},
+    "conntrack INVALID, then RST": {"conntrack-invalid"},
+    "conntrack table full": {"conntrack-full"},
+    "a NetworkPolicy that forgets DNS": {"policy-forgets-dns"},
+    "pod default route missing": {"no-default-route"},
+    "duplicate pod IP": {"duplicate-ip"},
+    "double NAT": {"double-nat"},
+    "node has no route for the Service range": {"no-service-route"},
+}  # fmt: skip
+IMPAIRED = {"link-down", "loss", "delay", "rate", "duplicate", "reorder", "mtu", "partition", "node-down"}
+STOPPED = {"kube-proxy-stopped", "flanneld-stopped", "kubedns-stopped", "pod-stopped"}
+
+
+def test_every_failure_that_people_debug_can_be_made() -> None:
+    assert set(CATALOGUE) == set().union(*FAILURES.values()) | IMPAIRED | STOPPED | {"hands-off"}
+
+
 @pytest.mark.parametrize("kind", CATALOGUE)
 def test_every_kind_says_all_there_is_to_say_and_can_be(kind: str) -> None:
     known = CATALOGUE[kind]

@@ -16,6 +16,7 @@ something:
 - the older xtables beside nf_tables: where their tables are named, which no whole look at a pod asks.
 - queueing disciplines: the dump of links says their kind; only where it is one of a person's a process asks further.
 - conntrack entries: only where they are asked for by name; they are many, and no whole look needs them.
+- whether conntrack's table is full: of nodes, by two numbers.
 - processes and files: one walk for the whole cluster.
 - health: asked of every exechealthz, and of the balancer's checks, whenever listeners are looked at.
 
@@ -45,6 +46,7 @@ from nsnet.kernel import (
     rtnl,
     sockdiag,
     sysctl,
+    tracking,
 )
 from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request, attributes
 from nsnet.state import KINDS, SYSCTLS, Family, IpSet, Key, Listener, Netns, Scope, Sysctl, Value, Veth, far_end
@@ -113,6 +115,8 @@ def read(
                 more[name] += _read_legacy(name)
             if "ipset" in wanted[name] and (keys or names.kind_of(name) == "node"):
                 more[name] += _read_sets(name, keys)
+            if "tracking" in wanted[name] and names.kind_of(name) == "node":
+                more[name] += tracking.read(name)
             more[name] += conntrack.read(name, _protocols(keys)) if "conntrack" in wanted[name] else ()
         _add_files_and_processes(cluster, wanted, more)
         _add_links(cluster, looks, there, wanted, more, trusting=trusting)

@@ -17,6 +17,7 @@ from nsnet.state import (
     BridgePort,
     Chain,
     Conntrack,
+    ConntrackTable,
     Family,
     FdbEntry,
     IpSet,
@@ -80,6 +81,7 @@ class View(msgspec.Struct, frozen=True, eq=False):
     qdiscs: dict[str, Qdisc]
     offloads: dict[str, Offload]
     tracked: dict[tuple[str, str, int, str, int], Conntrack]  # protocol, source, destination: as the packet comes
+    tracks: bool = True  # is there room for what conntrack does not know yet?
     hooks: dict[str, list[tuple[int, bool, Any]]] = {}  # the chains that stand in each, as netfilter.py finds them
     behind: dict[tuple[str, str], str] = {}  # (bridge, MAC) → the port behind which it was last: where to look first
 
@@ -165,6 +167,7 @@ def view(every: frozenset[Value], family: Family = "ip", chains: Mapping[tuple[s
             for value in values
             if isinstance(value, Conntrack)
         },
+        tracks=not any(isinstance(value, ConntrackTable) and value.full for value in values),
     )
 
 

@@ -23,7 +23,9 @@ from nsnet.trace import netfilter, process, tunnels
 from nsnet.trace.values import Flow, Hop, Packet, Result, Trip, Way
 from nsnet.trace.view import BRIDGE_NF, FORWARDING, View, family_of, is_loopback, lookup, source, view
 
+STRAYS = "tcp sequence set"  # in a rule after which a segment is none of its connection's
 _TOLERATED = 4  # bytes above its MTU that a device still takes: room for a VLAN tag (is_skb_forwardable)
+BE_LIBERAL = "net.netfilter.nf_conntrack_tcp_be_liberal"
 ROUTE_LOCALNET = "net.ipv4.conf.all.route_localnet"
 
 
@@ -145,10 +147,18 @@ def _judged(state: State, way: Way, end: Way, start: str, asked: Packet) -> Way:
 
 
 def _past_conntrack(state: State, way: Way, end: Way) -> str:
-    """Why the answer was not translated back: it does not pass where the packet was, or is not shown to netfilter."""
+    """Why the answer was not translated back.
+
+    It does not pass where the packet was, or is not shown to netfilter, or is none that conntrack knows.
+    """
     place = next((flow.netns for flow in way.flows if flow.came.dst != flow.left.dst), "")
     if not place:
         return ""
+    stray = next((hop for hop in end.hops if STRAYS in hop.rule), None)
+    if stray is not None:
+        by = f"{stray.what} of {called(stray.netns)} moves its sequence number out of the window"
+        why = f"{by}, {BE_LIBERAL} is 0, and no rule drops what is INVALID"
+        return f": conntrack on {called(place)} takes it for INVALID and does not translate it back ({why})"
     here = view(state.get(place, frozenset()), family_of(end.packet.src))
     if any(hop.netns == place for hop in end.hops) and not here.shows_bridged:
         return f": {called(place)} bridges it past conntrack, {BRIDGE_NF[here.family]} is 0"
@@ -237,8 +247,9 @@ def _known(world: World, trip: Trip) -> Trip:
     """What conntrack says of it: an answer to a connection that passed here, or something new."""
     entries = (flow for flow in world.flows if flow.netns == trip.netns)
     entry = next((flow for flow in entries if netfilter.is_answer(trip.packet, flow.left)), None)
-    known = replace(trip, reply=entry, came=trip.packet, translated=False, entry=False)
-    return known if entry else _remembered(known, world.here(trip.netns))
+    here = world.here(trip.netns)
+    known = replace(trip, reply=entry, came=trip.packet, translated=False, entry=False, liberal=here.is_on(BE_LIBERAL))
+    return known if entry else _remembered(known, here)
 
 
 def _remembered(trip: Trip, here: View) -> Trip:
@@ -255,7 +266,12 @@ def _remembered(trip: Trip, here: View) -> Trip:
 
 def _noted(trip: Trip) -> Trip:
     """The connection as it leaves the namespace: what conntrack will need to recognise the answer."""
-    if trip.came is None or trip.reply is not None or any(flow.netns == trip.netns for flow in trip.flows[-1:]):
+    if (
+        trip.came is None
+        or trip.reply is not None
+        or trip.invalid
+        or any(flow.netns == trip.netns for flow in trip.flows[-1:])
+    ):
         return trip
     return replace(trip, flows=(*trip.flows, Flow(trip.netns, trip.came, trip.packet)))
 
@@ -381,7 +397,7 @@ def _next(trip: Trip, netns: str, dev: str, port: str = "") -> Trip:
     hops = (*trip.hops, Hop(netns, f"in {dev}"))
     return Trip(
         netns, trip.packet, dev_in=dev, port_in=port, hops=hops, flows=trip.flows, chance=trip.chance, ttl=trip.ttl,
-        size=trip.size, whole=trip.whole, error=trip.error,
+        size=trip.size, whole=trip.whole, error=trip.error, stray=trip.stray,
     )  # fmt: skip
 
 
