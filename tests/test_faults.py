@@ -12,10 +12,12 @@ from nsnet.cli import graph
 from nsnet.diff import diff
 from nsnet.errors import InputError, ObjectError
 from nsnet.faults import CATALOGUE
+from nsnet.faults.services import VALID
 from nsnet.model import Fault, FaultSpec, FaultStatus, Key, Object, ObjectMeta
 from nsnet.render import render
-from nsnet.state import SYSCTLS, Chain, Hold, Offload, State, Sysctl, Value, lines
+from nsnet.state import SYSCTLS, Chain, ConntrackTable, Hold, Offload, State, Sysctl, Value, lines
 from nsnet.trace import Packet, walk
+from nsnet.trace.further import lost_when_large
 from tests.controlled import up
 from tests.faulted import HERE, rows
 
@@ -187,6 +189,62 @@ def test_a_wrong_checksum_takes_an_offload_a_new_port_and_somebody_who_looks(
     keys = {value.key for value in values}
     state[NODE] = frozenset({*values, *(value for value in state[NODE] if value.key not in keys)})
     assert [way.result for way in walk(state, netns, packet)] == [result]
+
+
+# --- conntrack --------------------------------------------------------------------------------------------------------
+
+POD = names.pod_netns("demo", "default", "a")
+LIBERAL = "net.netfilter.nf_conntrack_tcp_be_liberal"
+STRANGE = "the answer comes from 10.244.2.2:80, which nobody asked: conntrack on node/node1 takes it for INVALID"
+DROPPED = Chain("filter", "FORWARD", (VALID.replace("--ctstate", "-m conntrack --ctstate"),), "ACCEPT")
+
+
+@pytest.mark.parametrize(
+    ("values", "netns", "packet", "said"),
+    [
+        ((), POD, TO_FAR, STRANGE),
+        ((), POD, Packet("tcp", "10.244.2.2", 80), ""),  # TCP copes with it where nothing is translated
+        ((), names.pod_netns("demo", "default", "e"), TO_FAR, ""),  # of another node
+        ((), POD, Packet("tcp", "10.96.0.101", 80), ""),  # it does not come from another node
+        ((), POD, Packet("udp", FAR, 5300), ""),
+        ((Sysctl(LIBERAL, "1"),), POD, TO_FAR, ""),
+        ((DROPPED,), POD, TO_FAR, ""),  # it is sent again
+    ],
+)
+def test_a_segment_out_of_the_window_is_not_translated_back(
+    values: tuple[Value, ...], netns: str, packet: Packet, said: str
+) -> None:
+    state = dict(wanted(with_(made("conntrack-invalid", "node/node1"))))
+    keys = {value.key for value in values}
+    state[NODE] = frozenset({*values, *(value for value in state[NODE] if value.key not in keys)})
+    lost = lost_when_large(state, netns, packet, walk(state, netns, packet))
+    assert said in (lost.reason if lost else "")
+    assert bool(lost) is bool(said)
+
+
+@pytest.mark.parametrize(
+    ("netns", "packet", "result"),
+    [
+        (POD, TO_FAR, "dropped"),
+        (POD, Packet("tcp", "10.244.1.3", 80), "dropped"),  # bridged, and shown to netfilter all the same
+        (NODE, PING, "dropped"),
+        (names.pod_netns("demo", "default", "c"), PING, "delivered"),
+        (names.pod_netns("demo", "default", "c"), Packet("tcp", "10.244.3.2", 80), "delivered"),
+    ],
+)
+@pytest.mark.parametrize("table", [ConntrackTable(), ConntrackTable(filled=False)])
+def test_through_a_full_table_nothing_new_comes(table: ConntrackTable, netns: str, packet: Packet, result: str) -> None:
+    state = {**STATE, NODE: STATE[NODE] | {table}}
+    assert {way.result for way in walk(state, netns, packet)} == {result}
+
+
+def test_a_table_that_is_full_of_real_connections_is_nobodys_to_empty() -> None:
+    full = {**STATE, NODE: STATE[NODE] | {ConntrackTable(filled=False)}}
+    assert diff(full, STATE) == []
+    filled = {**STATE, NODE: STATE[NODE] | {ConntrackTable(full=False)}}
+    assert [line for change in diff(filled, STATE) for line in lines(change)] == [
+        f"ip netns exec {NODE} conntrack -D -s 198.18.0.0/16"
+    ]
 
 
 # --- holds and lives --------------------------------------------------------------------------------------------------
