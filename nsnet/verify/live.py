@@ -75,10 +75,7 @@ def observe(
     try:
         one = everywhere.beacon(homes, netns, asked.protocol, asked.dst, asked.dport, asked.sport)
     except NotReachedError as failed:
-        why = failed.__cause__
-        if isinstance(why, OSError) and why.errno in _NO_ROUTE:
-            return Observed("kept", netns, (), (), words=why.strerror or "")
-        raise
+        return kept(netns, failed)
     there = sorted(state.there) if isinstance(state, Looking) else state
     places = [name for name in there if names.kind_of(name) != "pod" and name in state]
     places = list(dict.fromkeys([netns, *places, *ends]))
@@ -89,9 +86,17 @@ def observe(
         refused = hearing.send(one)
         seen = _watched(hearing, one, frozenset(backend.udp_ports))
         told, places_of = hearing.told()
-    found = _understood(state, one, seen, told, places_of, refused)
+    found = understood(state, one, seen, told, places_of, refused)
     entries = _connections(homes, one, found.sightings) if connections else ()
     return msgspec.structs.replace(found, connections=entries)
+
+
+def kept(netns: str, failed: NotReachedError) -> Observed:
+    """Where the namespace has no route for it. Raises NotReachedError again where it was something else."""
+    why = failed.__cause__
+    if isinstance(why, OSError) and why.errno in _NO_ROUTE:
+        return Observed("kept", netns, (), (), words=why.strerror or "")
+    raise failed
 
 
 def _has_rules(state: State, netns: str) -> bool:
@@ -118,7 +123,7 @@ def _is_sent(one: Beacon, frame: frames.Frame) -> bool:
     return inner.protocol == one.spoken and one.is_sent(inner.seq, inner.payload, inner.kind)
 
 
-def _understood(
+def understood(
     state: State,
     one: Beacon,
     seen: Sequence[tuple[Seen, frames.Frame]],
@@ -126,6 +131,7 @@ def _understood(
     places: Located,
     refused: str,
 ) -> Observed:
+    """What became of a packet: of what was seen of it and its answers, and the rules that were told."""
     sightings = unflooded(state, [_sighting(what, frame) for what, frame in seen if _is_sent(one, frame)])
     answers = [(what, frame.innermost) for what, frame in seen if not _is_sent(one, frame)]
     rules, dropped = _rules(state, told, places)
