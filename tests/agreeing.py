@@ -4,6 +4,7 @@ All are sent at once (`verify.volley`). One that fared otherwise than foretold i
 it matches: a kernel rations its ICMP errors, and alone it needs to share with nobody.
 """
 
+import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from nsnet.verify.world import Place, World
 
 TOPOLOGIES = Path(__file__).parents[1] / "topologies"
 Question = tuple[Target, Packet]
+UNRATIONED = ("net.ipv4.icmp_ratelimit", "net.ipv6.icmp.ratelimit")
 
 
 def document(topology: str, name: str, mode: str, backend: str = "vxlan") -> str:
@@ -88,6 +90,7 @@ def _to_host_ports(objects: Objects, world: World, family: Family, source: Place
 def differences(objects: Objects, state: State, questions: Iterable[Question], *, meant: bool = True) -> list[str]:
     """Where what is intended (if that is `meant`, too), predicted and observed part, in sentences."""
     every = list(questions)
+    _forget(state)
     look = trace.look_of(state, objects)
     ways = [trace.traced(state, start, packet) for start, packet in every]
     ends = {one.way.netns for found in ways for one in found}
@@ -99,6 +102,15 @@ def differences(objects: Objects, state: State, questions: Iterable[Question], *
             again = _alone(objects, state, question, foreseen)
             found.append(_parting(objects, look, question, foreseen, again, meant=meant))
     return [sentence for sentence in found if sentence]
+
+
+def _forget(state: State) -> None:
+    """No place rations its ICMP errors, nor remembers what it has learnt of its neighbours: the walk knows neither."""
+    for netns in state:
+        inside = ("ip", "netns", "exec", netns)
+        subprocess.run([*inside, "ip", "neigh", "flush", "all"], check=True, capture_output=True)
+        wanted = [f"{name}=0" for name in UNRATIONED if (Path("/proc/sys") / name.replace(".", "/")).exists()]
+        subprocess.run([*inside, "sysctl", "-qw", *wanted], check=True, capture_output=True)
 
 
 def _alone(objects: Objects, state: State, question: Question, foreseen: Sequence[Traced]) -> Observed:

@@ -328,7 +328,7 @@ def _onward(world: World, trip: Trip, here: View) -> Iterator[Way]:
         leaving = replace(trip, dev_out=dev, hops=(*trip.hops, what), chance=trip.chance / len(branches))
         for outcome, after in netfilter.hook("POSTROUTING", leaving, here, world.recent):
             if outcome != "accept":
-                yield _ended(outcome, after)
+                yield _ended(outcome, _unsent(after))
             else:
                 yield from _out(world, _noted(netfilter.back_from(after)), here, via)
 
@@ -336,7 +336,7 @@ def _onward(world: World, trip: Trip, here: View) -> Iterator[Way]:
 def _out(world: World, trip: Trip, here: View, via: str) -> Iterator[Way]:
     for lost, after in _queued(trip, here, trip.dev_out):
         if lost:
-            yield _end("dropped", after, lost)
+            yield _end("dropped", _unsent(after), lost)
         else:
             yield from _sent(world, after, here, via)
 
@@ -435,12 +435,25 @@ def _lost_on_wire(world: World, trip: Trip, here: View, mac: str | None, nexthop
             _unsent(trip),
             f"no carrier: {port} of {called(other)}, the other end of {trip.dev_out}, is down",
         )
+    if isinstance(link, Bridge) and not _has_carrier(world, here, trip.dev_out):
+        return _end("unreachable", _unsent(trip), f"no carrier: nothing is plugged into {trip.dev_out} that is up")
     bridge = there.bridge_of(port)
     if bridge is None or mac is None:
         lost = trip if mac else _unsent(trip)  # nobody answers ARP
         return _end("unreachable", lost, _nobody(world, here, trip.dev_out, mac, nexthop))
     arrived = replace(trip, netns=other, hops=(*trip.hops, Hop(other, f"in {port}")))
     return _end("unreachable", arrived, _nobody(world, there, bridge.bridge, mac, nexthop))
+
+
+def _has_carrier(world: World, here: View, bridge: str) -> bool:
+    """Is one of its ports up, and the other end of that cable?"""
+    for port in here.ports.values():
+        link = here.links.get(port.name)
+        if port.bridge == bridge and here.is_up(port.name):
+            other, _, dev = link.peer.rpartition("/") if isinstance(link, Veth) else ("", "", "")
+            if not other or world.here(other).is_up(dev):
+                return True
+    return False
 
 
 def _unsent(trip: Trip) -> Trip:
@@ -618,15 +631,20 @@ def _cross(world: World, trip: Trip, station: Station, left: Crossed) -> Iterato
     (netns, bridge, port_in, port_out), *rest = left
     hop = Hop(netns, f"bridge {bridge}, {port_in} → {port_out}")
     bridged = replace(trip, netns=netns, dev_in=bridge, dev_out=bridge, hops=(*trip.hops, hop), mark=0, looped=False)
+    only_in = Hop(netns, f"in {port_in}")  # what the bridge does not pass on leaves by no port
     for outcome, one in _bridged(world, bridged):
         if outcome != "accept":
-            yield _ended(outcome, one)
+            yield _ended(outcome, _instead(one, len(trip.hops), only_in))
             continue
         for lost, after in _queued(one, world.here(netns), port_out):
             if lost:
-                yield _end("dropped", after, lost)
+                yield _end("dropped", _instead(after, len(trip.hops), only_in), lost)
             else:
                 yield from _cross(world, after, station, tuple(rest))
+
+
+def _instead(trip: Trip, index: int, hop: Hop) -> Trip:
+    return replace(trip, hops=(*trip.hops[:index], hop, *trip.hops[index + 1 :]))
 
 
 def _bridged(world: World, trip: Trip) -> Iterable[netfilter.Step]:

@@ -21,7 +21,7 @@ from nsnet.kernel.iptables import is_nft
 from nsnet.kernel.nftables import TRACE
 from nsnet.kernel.ruletrace import ChainName, Located, Told
 from nsnet.model import Backend
-from nsnet.state import Chain, Looking, NftChain, State, Wireguard
+from nsnet.state import Chain, Looking, NftChain, State, Vxlan, Wireguard
 from nsnet.trace import Hop, Packet
 from nsnet.trace.observed import Sighting, hops, unflooded
 
@@ -80,15 +80,25 @@ def observe(
     places = [name for name in there if names.kind_of(name) != "pod" and name in state]
     places = list(dict.fromkeys([netns, *places, *ends]))
     ruled = [name for name in places if _has_rules(state, name)]
-    program = bpf.inner_too(bpf.compiled(one.filter), backend.port, backend.kind)
+    program, ports = looking_into(state, backend, one.filter)
     watched = [(name, "") for name in places]
     with Everywhere(watched, homes, program, 2048, Rules(ruled, one.number, one.matches)) as hearing:
         refused = hearing.send(one)
-        seen = _watched(hearing, one, frozenset(backend.udp_ports))
+        seen = _watched(hearing, one, ports)
         told, places_of = hearing.told()
     found = understood(state, one, seen, told, places_of, refused)
     entries = _connections(homes, one, found.sightings) if connections else ()
     return msgspec.structs.replace(found, connections=entries)
+
+
+def looking_into(state: State, backend: Backend, words: str) -> tuple[bpf.Program, frozenset[int]]:
+    """The filter, which finds its packets in tunnels, too; and the UDP ports of these: flannel's, and those there are."""
+    program, known = bpf.inner_too(bpf.compiled(words), backend.port, backend.kind), frozenset(backend.udp_ports)
+    nodes = (name for name in state if names.kind_of(name) == "node")
+    others = {value.port for name in nodes for value in state[name] if isinstance(value, Vxlan)} - known
+    for port in sorted(others):
+        program = bpf.inner_too(program, port)
+    return program, known | others
 
 
 def kept(netns: str, failed: NotReachedError) -> Observed:

@@ -16,7 +16,7 @@ from nsnet.kernel.capture import Capture, Seen
 from nsnet.model import Backend
 from nsnet.state import State
 from nsnet.trace import Packet
-from nsnet.verify.live import Observed, kept, understood
+from nsnet.verify.live import Observed, kept, looking_into, understood
 
 QUIET = 0.4  # s without any sign of any of them
 LONGEST = 10.0
@@ -43,7 +43,8 @@ def _volley(state: State, asked: Sequence[Asked], backend: Backend, ends: Sequen
     beacons = [one for one in aimed if isinstance(one, Beacon)]
     nodes = (name for name in state if names.kind_of(name) != "pod")
     places = list(dict.fromkeys([*(netns for netns, _ in asked), *nodes, *ends]))
-    heard, refused = _watched(places, beacons, backend) if beacons else ({}, {})
+    words = " or ".join(sorted({one.filter_of_all for one in beacons}))
+    heard, refused = _watched(places, beacons, *looking_into(state, backend, words)) if beacons else ({}, {})
     for one in aimed:
         if isinstance(one, Observed):
             yield one
@@ -73,10 +74,10 @@ def _free(netns: str, packet: Packet, cookie: bytes, taken: Collection[tuple[str
             return one
 
 
-def _watched(places: Sequence[str], beacons: Sequence[Beacon], backend: Backend) -> tuple[Heard, dict[bytes, str]]:
+def _watched(
+    places: Sequence[str], beacons: Sequence[Beacon], program: bpf.Program, ports: frozenset[int]
+) -> tuple[Heard, dict[bytes, str]]:
     """What was seen of each, and why it was refused, if it was."""
-    words = " or ".join(sorted({one.filter_of_all for one in beacons}))
-    program = bpf.inner_too(bpf.compiled(words), backend.port, backend.kind)
     heard: Heard = {one.cookie: [] for one in beacons}
     refused = {}
     with ExitStack() as opened, Capture([(name, "") for name in places], program, 2048) as hearing:
@@ -86,7 +87,7 @@ def _watched(places: Sequence[str], beacons: Sequence[Beacon], backend: Backend)
             if one.protocol == "tcp":
                 sock.close()
         for seen in _until_quiet(hearing):
-            frame = frames.decode(seen.data, frozenset(backend.udp_ports))
+            frame = frames.decode(seen.data, ports)
             cookie = next((word for word in _cookies(frame) if word in heard), b"")
             if cookie:
                 heard[cookie].append((seen, frame))
