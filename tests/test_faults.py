@@ -18,8 +18,9 @@ from nsnet.render import render
 from nsnet.state import SYSCTLS, Chain, ConntrackTable, Hold, Offload, State, Sysctl, Value, lines
 from nsnet.trace import Packet, walk
 from nsnet.trace.further import lost_when_large
+from nsnet.trace.observed import stations
 from tests.controlled import up
-from tests.faulted import HERE, rows
+from tests.faulted import HERE, netns_of, rows
 
 OBJECTS = up((HERE / "cluster.yaml").read_text().replace("name: faulted", "name: demo"))
 STATE = render(OBJECTS)
@@ -176,6 +177,7 @@ def _postrouting(*rules: str) -> Chain:
         ((Offload("eth0", ("tso",)),), NODE, TO_FAR, "delivered"),  # nobody looks at sums that nobody has computed
         ((_postrouting("-j MASQUERADE"),), NODE, TO_FAR, "delivered"),
         ((_postrouting("-j MARK --set-xmark 0x4000/0x0", "-j MASQUERADE --random-fully"),), NODE, TO_FAR, "delivered"),
+        ((), NODE, Packet("udp", "172.18.0.2", 30082), "dropped"),  # it goes by lo at first, which offloads
         ((), NODE, Packet("udp", FAR, 5300), "delivered"),  # the sum of the node's own UDP is made before eth0
         ((), names.host_netns("demo", "client"), Packet("udp", "172.18.0.2", 30082), "dropped"),
         ((), names.pod_netns("demo", "default", "a"), TO_FAR, "delivered"),  # not masqueraded
@@ -189,6 +191,36 @@ def test_a_wrong_checksum_takes_an_offload_a_new_port_and_somebody_who_looks(
     keys = {value.key for value in values}
     state[NODE] = frozenset({*values, *(value for value in state[NODE] if value.key not in keys)})
     assert [way.result for way in walk(state, netns, packet)] == [result]
+
+
+# --- where a packet is seen last --------------------------------------------------------------------------------------
+
+SIX = up((HERE / "dual-stack.yaml").read_text().replace("name: faulted", "name: demo"))
+B, B6 = Packet("tcp", "10.244.1.3", 80), Packet("tcp", "fd00:10:244:1::3", 80)
+
+
+@pytest.mark.parametrize(
+    ("objects", "fault", "netns", "packet", "last", "why"),
+    [
+        (OBJECTS, made("forward-drop", "node/node1"), "a", B, "node1 in cni0", "policy DROP"),
+        (OBJECTS, made("loss", "node/node2", options={"loss": "100%"}, means="statistic"), "c", B,
+         "node2 out flannel.1", "-o eth0 -j DROP"),
+        (OBJECTS, made("node-down", "node/node2"), "node2", Packet("tcp", "10.244.2.2", 80), "",
+         "no carrier: nothing is plugged into cni0 that is up"),
+        (SIX, made("forward-drop", "node/node1"), "a", B, "node1 in cni0", "policy DROP"),
+        (SIX, made("forward-drop", "node/node1"), "a", B6, "",
+         "nobody hears who asks for the neighbour fd00:10:244:1::3: dropped on node/node1 by filter FORWARD"),
+    ],
+)  # fmt: skip
+def test_what_is_not_let_through_goes_out_nowhere(
+    objects: Mapping[Key, Object], fault: Fault, netns: str, packet: Packet, last: str, why: str
+) -> None:
+    state = wanted({**objects, model.key_of(fault): fault})
+    (way,) = walk(state, netns_of(netns).replace("faulted.", "demo."), packet)
+    seen = [f"{names.called(place).rpartition('/')[2]} {how} {dev}" for place, how, dev in stations(state, way.hops)]
+    assert way.result in {"dropped", "unreachable"}
+    assert why in way.reason
+    assert (seen[-1] if seen else "") == last
 
 
 # --- conntrack --------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from random import SystemRandom
 from struct import Struct
 from typing import NamedTuple
 
@@ -112,13 +113,13 @@ class _Offsets(NamedTuple):
 
 
 def cookies(protocol: str, count: int) -> Iterator[bytes]:
-    """So many cookies (16,000 at most) that begin alike. No two stand one after the other.
+    """So many cookies (16,000 at most) that begin alike, and end as none of before (a ping's id is made of that).
 
-    A number beside one is that of an acknowledgement, or of the RST that follows it.
+    No two stand one after the other: a number beside one is that of an acknowledgement, or of the RST that follows it.
     """
     common = secrets.token_bytes(2)
-    for index in range(count):
-        cookie = common + (4 * index + 1).to_bytes(2, "big")
+    for number in SystemRandom().sample(range(1 << 14), count):
+        cookie = common + (4 * number + 1).to_bytes(2, "big")
         yield cookie if protocol == "tcp" else cookie.hex().encode()
 
 

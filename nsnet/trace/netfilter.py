@@ -55,7 +55,7 @@ def hook(name: str, trip: Trip, here: View, recent: Collection[tuple[str, str]] 
 def _tracked(step: Step) -> Step:
     """What a full conntrack table makes of a packet: without an entry it goes nowhere."""
     outcome, trip = step
-    known = trip.reply or trip.entry or trip.error or trip.looped
+    known = trip.reply or trip.entry or trip.error or trip.looped or trip.asks
     if outcome != "accept" or known:
         return step
     return "drop", replace(trip, hops=(*trip.hops, Hop(trip.netns, "conntrack", FULL)))
@@ -95,6 +95,7 @@ def _place(
         or trip.entry
         or trip.error
         or trip.invalid
+        or trip.asks
         or (trip.looped and name in {"PREROUTING", "INPUT"})
         or trip.packet != first.packet
     )

@@ -11,6 +11,7 @@ Two facts that decide real failures, found by sending packets (facts/FAILURES.md
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from ipaddress import ip_address
 from itertools import islice
 
 import msgspec
@@ -417,11 +418,31 @@ def _wire(world: World, trip: Trip, here: View, nexthop: str) -> Iterator[Way]:
         yield _end(
             "dropped", trip, f"{port} of {called(where)} takes {mtu} bytes, it has {trip.size}: dropped without a word"
         )
+    elif not mac and (unheard := _unheard(world, trip, found, nexthop)):
+        yield unheard
     elif _hairpin_missing(trip, here, found):
         why = f"hairpin is off on {trip.port_in}: a frame may not leave by the port it came in"
         yield _end("dropped", _unsent(trip), why)
     else:
         yield from _cross(world, trip, found, found.crossed)
+
+
+def _unheard(world: World, trip: Trip, station: Station, nexthop: str) -> Way | None:
+    """IPv6 asks for a neighbour by ICMP, which bridges show to netfilter as they show the packet itself.
+
+    What is not let through is not heard, and then nothing is sent. (ARP is shown to nobody.)
+    """
+    if world.family != "ip6":
+        return None
+    group = ip_address(int(ip_address("ff02::1:ff00:0")) | int(ip_address(nexthop)) & 0xFFFFFF)
+    for netns, bridge, *_ in station.crossed:
+        asking = Trip(netns, Packet("icmp", str(group), src=trip.packet.src), dev_in=bridge, dev_out=bridge, asks=True)
+        refused = next((one for outcome, one in _bridged(world, asking) if outcome != "accept"), None)
+        if refused is not None:
+            by = f"{refused.hops[-1].what}: {refused.hops[-1].rule}"
+            why = f"nobody hears who asks for the neighbour {nexthop}: dropped on {called(netns)} by {by}"
+            return _end("unreachable", _unsent(trip), why)
+    return None
 
 
 def _lost_on_wire(world: World, trip: Trip, here: View, mac: str | None, nexthop: str) -> Way:

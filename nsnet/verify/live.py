@@ -92,7 +92,7 @@ def observe(
 
 
 def looking_into(state: State, backend: Backend, words: str) -> tuple[bpf.Program, frozenset[int]]:
-    """The filter, which finds its packets in tunnels, too; and the UDP ports of these: flannel's, and those there are."""
+    """The filter, which finds its packets in tunnels, too; and the UDP ports of these: flannel's and all there are."""
     program, known = bpf.inner_too(bpf.compiled(words), backend.port, backend.kind), frozenset(backend.udp_ports)
     nodes = (name for name in state if names.kind_of(name) == "node")
     others = {value.port for name in nodes for value in state[name] if isinstance(value, Vxlan)} - known

@@ -18,7 +18,6 @@ from nsnet.cli import fault as cli
 from nsnet.cli import trace
 from nsnet.cli.impaired import equipped
 from nsnet.cli.target import Target, target
-from nsnet.cli.trace import foretold
 from nsnet.faults import CATALOGUE, check
 from nsnet.kernel.probe import Answer, Probe
 from nsnet.kernel.probe import probe as ask
@@ -28,8 +27,7 @@ from nsnet.state import Process, State, Value
 from nsnet.store.objects import load_objects, save_objects
 from nsnet.store.sqlite import SqliteStore, open_store
 from nsnet.trace import Packet
-from nsnet.verify import parted
-from nsnet.verify.live import observe
+from tests import agreeing
 
 HERE = Path(__file__).parent
 NAME = "faulted"
@@ -281,21 +279,10 @@ def said(objects: Objects, state: State, question: Question) -> str:
     return "\n".join(lines)
 
 
-def disagreement(objects: Objects, state: State, question: Question) -> str:
-    """Where the packet, sent and watched, fares otherwise than predicted; empty where it does not."""
-    start, packet = start_of(objects, question), packet_of(objects, question)
-    found = trace.traced(state, start, packet)
-    look = trace.look_of(state, objects)
-    seen = observe(
-        state,
-        start.netns,
-        packet,
-        model.cluster_of(objects).flannel.Backend,
-        [one.way.netns for one in found],
-        connections=False,
-    )
-    compared = parted.compared(state, None, [foretold(one, look) for one in found], seen, look.place)
-    return "" if compared.agree else f"{question}: {compared.sentence}"
+def disagreements(objects: Objects, state: State, questions: Sequence[Question]) -> list[str]:
+    """Which packets, sent and watched, fare otherwise than predicted, and where."""
+    asked = [(start_of(objects, question), packet_of(objects, question)) for question in dict.fromkeys(questions)]
+    return agreeing.differences(objects, state, asked, meant=False)
 
 
 def is_named(row: Row, words: str) -> bool:
@@ -328,13 +315,13 @@ def proved(cluster: Cluster, before: Mapping[str, str], row: Row) -> None:
         state, objects = kernel.observe(NAME), cluster.objects
         (outcome,), well = outcomes(objects, [row.question]), outcomes(objects, row.well, tries=3)
         words = said(objects, state, row.question)
-        apart = disagreement(objects, state, row.question)
+        apart = disagreements(objects, state, [row.question, *row.well])
     finally:
         cluster.clear()
     assert re.fullmatch(row.outcome, outcome), outcome
     assert well == ["ok"] * len(row.well)
     assert is_named(row, words), words
-    assert apart == "", apart
+    assert apart == []
     now = settled()
     assert {name: now[name] ^ had[name] for name in had if now[name] != had[name]} == {}
     assert changes(before, texts()) == []
