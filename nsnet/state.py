@@ -10,7 +10,7 @@ fallback tunnel devices, empty built-in chains with policy ACCEPT.
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 from shlex import quote
 from typing import Literal
 
@@ -212,10 +212,14 @@ class Segments(msgspec.Struct, frozen=True, tag=True):
 
 
 class Address(msgspec.Struct, frozen=True, tag=True):
-    """`cidr` is address and prefix length, `10.244.1.1/24`."""
+    """`cidr` is address and prefix length, `10.244.1.1/24`.
+
+    `routed`: the route to its subnet, which the kernel makes, is there (`connected`). Without it only the address is.
+    """
 
     dev: str
     cidr: str
+    routed: bool = True
 
     @property
     def key(self) -> Key:
@@ -244,6 +248,14 @@ class Route(msgspec.Struct, frozen=True, tag=True):
     @property
     def key(self) -> Key:
         return ("route", self.dst, str(self.metric))
+
+
+def connected(address: Address) -> "Route | None":
+    """The route that the kernel makes of an address on a device that is up; none of one that is alone in its subnet."""
+    interface = ip_interface(address.cidr)
+    if interface.network.prefixlen == interface.max_prefixlen:
+        return None
+    return Route(str(interface.network), address.dev, proto="kernel", src=str(interface.ip), scope="link")
 
 
 class Neighbour(msgspec.Struct, frozen=True, tag=True):
@@ -869,6 +881,9 @@ def _replace(change: Change) -> Iterator[str]:
                 yield f"ip link delete {value.name}"
             case Offload():
                 yield from _delete(change.old)
+            case Address() if (route := connected(value)) is not None:
+                yield f"ip route add {_route(route)}"
+                return
             case Chain() | LegacyChain():
                 yield f"{_iptables(value)} -t {value.table} -F {value.name}"
                 yield from list(_words(value))[0 if value.policy else 1 :]

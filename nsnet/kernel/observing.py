@@ -166,19 +166,20 @@ def _look(name: str, mark: str, kinds: frozenset[str]) -> tuple[Look | None, fro
         return look, sockdiag.listeners(diag)
 
 
-def _read_route(name: str, mark: str, route: Netlink, kinds: Collection[str]) -> Look | None:
+def _read_route(name: str, mark: str, route: Netlink, kinds: frozenset[str]) -> Look | None:
     if not _ROUTE_KINDS.intersection(kinds):
         lo = rtnl.interface(route.get(rtnl.GET_LO))
         return Look(name, {}, []) if lo.alias == mark else None
-    asked = [kind for kind in _DUMPS if kind in kinds]
+    asked = [kind for kind in _DUMPS if kind in kinds or (kind == "route" and "address" in kinds)]
     heard, *answers = route.dump([rtnl.GET_LINKS, *(_DUMPS[kind] for kind in asked)])
+    told = dict(zip(asked, answers, strict=True))
     links = rtnl.interfaces(heard)
     if links[rtnl.LO].alias != mark:
         return None
     values: list[Value] = [Netns(mark), *rtnl.ports(links), *rtnl.segments(links)]
     values += qdisc.read(name, {one.name for one in links.values() if one.qdisc in qdisc.OURS})
-    for kind, messages in zip(asked, answers, strict=True):
-        values += _decode(kind, messages, links)
+    for kind in kinds & told.keys():
+        values += _decode(kind, told, links)
     if "fdb" in kinds:
         tunnels = [rtnl.get_fdb(one.number) for one in links.values() if one.kind == "vxlan"]
         for messages in route.dump(tunnels) if tunnels else ():
@@ -186,14 +187,14 @@ def _read_route(name: str, mark: str, route: Netlink, kinds: Collection[str]) ->
     return Look(name, links, values)
 
 
-def _decode(kind: str, messages: list[Message], links: rtnl.Interfaces) -> Iterator[Value]:
+def _decode(kind: str, told: Mapping[str, list[Message]], links: rtnl.Interfaces) -> Iterator[Value]:
     match kind:
         case "address":
-            yield from rtnl.addresses(messages, links)
+            yield from rtnl.addresses(told["address"], told["route"], links)
         case "neighbour":
-            yield from rtnl.neighbours(messages, links)
+            yield from rtnl.neighbours(told["neighbour"], links)
         case _:
-            yield from rtnl.routes(messages, links)
+            yield from rtnl.routes(told["route"], links)
 
 
 def _devices(look: Look, kinds: Collection[str]) -> Iterator[Value]:

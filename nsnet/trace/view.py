@@ -136,14 +136,16 @@ def view(every: frozenset[Value], family: Family = "ip", chains: Mapping[tuple[s
     """
     values = frozenset(value for value in every if _family(value) in ("", family))
     links = {_name(value): value for value in values if isinstance(value, Link)}
+    owned = sorted((value for value in values if isinstance(value, Address)), key=lambda item: item.cidr)
     addresses: dict[str, list[str]] = {}
-    for value in sorted((value for value in values if isinstance(value, Address)), key=lambda item: item.cidr):
+    for value in owned:
         addresses.setdefault(value.dev, []).append(value.cidr)
     peers: dict[str, list[WireguardPeer]] = {}
     for peer in (value for value in values if isinstance(value, WireguardPeer)):
         peers.setdefault(peer.dev, []).append(peer)
     said = [value for value in values if isinstance(value, Route)]
-    routes = [route for route in [*said, *_connected(addresses)] if _works(route, links)]
+    made = [route for value in owned if value.routed and (route := state.connected(value)) is not None]
+    routes = [route for route in [*said, *made] if _works(route, links)]
     return View(
         family=family,
         links=links,
@@ -197,14 +199,6 @@ def _legacy(values: frozenset[Value]) -> Iterator[Chain]:
 
 def _name(link: Link) -> str:
     return "lo" if isinstance(link, Loopback) else link.name
-
-
-def _connected(addresses: dict[str, list[str]]) -> Iterator[Route]:
-    for dev, cidrs in addresses.items():
-        for cidr in cidrs:
-            interface = ip_interface(cidr)
-            if interface.network.prefixlen < interface.max_prefixlen:
-                yield Route(str(interface.network), dev=dev, proto="kernel", src=str(interface.ip), scope="link")
 
 
 def _works(route: Route, links: dict[str, Link]) -> bool:
