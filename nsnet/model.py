@@ -9,7 +9,7 @@ and comes back out of `to_doc` unchanged. Whoever changes an object makes a new 
 import base64
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -1205,13 +1205,14 @@ def indexed(objects: Objects) -> Indexed:
     return objects if isinstance(objects, Indexed) else Indexed(objects)
 
 
-def once(objects: Objects, compute: Callable[[Objects], T]) -> T:
-    """`compute(objects)`; of an `Indexed` it is computed once."""
+def once(objects: Objects, compute: Callable[..., T], *more: Hashable) -> T:
+    """`compute(objects, *more)`; of an `Indexed` it is computed once."""
     if not isinstance(objects, Indexed):
-        return compute(objects)
-    if compute not in objects.kept:
-        objects.kept[compute] = compute(objects)
-    found: T = objects.kept[compute]
+        return compute(objects, *more)
+    key = (compute, *more)
+    if key not in objects.kept:
+        objects.kept[key] = compute(objects, *more)
+    found: T = objects.kept[key]
     return found
 
 

@@ -8,7 +8,7 @@ flannel `pkg/backend/vxlan` (a random local VTEP MAC; here it is a hash, so that
 import hashlib
 import re
 from base64 import b32encode
-from ipaddress import IPv4Address, ip_address
+from ipaddress import ip_address
 from pathlib import Path
 
 CLUSTER = re.compile(r"[a-z0-9]([-a-z0-9]{0,18}[a-z0-9])?")  # a DNS label of at most 20 characters
@@ -141,9 +141,11 @@ def mac(address: str, prefix: str = "0a:58") -> str:
 
     Of an IPv6 address the four bytes are a hash's: its own last four may be another's, too.
     """
-    there = ip_address(address)
-    four = there.packed if isinstance(there, IPv4Address) else hashlib.sha256(there.packed).digest()[:4]
-    return prefix + "".join(f":{byte:02x}" for byte in four)
+    if ":" in address:
+        four = hashlib.sha256(ip_address(address).packed).digest()[:4]
+    else:
+        four = bytes(map(int, address.split(".")))
+    return f"{prefix}:{four.hex(':')}"
 
 
 def vtep_mac(cluster: str, node: str, vni: int) -> str:

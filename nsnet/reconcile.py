@@ -37,7 +37,6 @@ One writer: whoever holds the cluster's `lock`. It is a lock on a file outside t
 
 import contextlib
 import fcntl
-import gc
 import os
 import shutil
 import time
@@ -53,6 +52,7 @@ import msgspec
 
 from nsnet import names
 from nsnet.errors import MachineError, NotReachedError
+from nsnet.garbage import uncollected
 from nsnet.model import LACKS, Fault, Key, Object, Objects, cluster_of, indexed, key_of, of
 from nsnet.state import (
     FILTER_KINDS,
@@ -386,20 +386,8 @@ def sync(
     the objects since can touch. Raises NotReachedError where the kernel refuses the same change twice or nothing
     settles; and what control raises.
     """
-    with _uncollected():
+    with uncollected():
         return _Sync(store, cluster, using or rooms(), progress, member).run(only, memory)
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """A sync makes a hundred thousand values, none of them in a cycle: going through them for garbage is in vain."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 class _Sync:

@@ -604,6 +604,10 @@ class Looking(Mapping[str, frozenset[Value]]):
     def has_tables(self, netns: str) -> bool:
         """Has it any of iptables' or ip6tables' tables?"""
 
+    @abstractmethod
+    def ahead(self, nodes: Iterable[str], family: Family) -> None:
+        """Their chains will be asked for, in this order: they may be read meanwhile."""
+
 
 Scope = Mapping[str, frozenset[Key]]
 """What a look is limited to: namespace → keys. An empty set of keys means the whole namespace."""

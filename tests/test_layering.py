@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "nsnet"
 
 FLOORS = {
-    "errors": -1, "model": 0, "state": 0, "names": 0, "routes": 0.5,
+    "errors": -1, "garbage": -1, "ondemand": -1, "model": 0, "state": 0, "names": 0, "routes": 0.5,
     "manifests": 1, "store": 1, "control": 1, "render": 1, "diff": 1, "kernel": 1, "programs": 1, "trace": 1,
     "faults": 1,
     "reconcile": 2, "verify": 2, "labs": 2,
@@ -62,6 +62,7 @@ ALLOWED = {
 }
 SPEAKING_ROOMS = {"cli", "programs", "controller", "__main__"}
 ENDING = {
+    "cli.main": "a verb leaves its hundred thousand objects to the kernel, which is faster than taking them apart",
     "kernel.probe": "a forked child ends by os._exit, or it would run its parent's clean-up",
     "kernel.rootless": "and so do the processes between a verb and its namespaces",
     "kernel.holder": "process 1 of a home, a program of its own",

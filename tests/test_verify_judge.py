@@ -9,8 +9,8 @@ import pytest
 from nsnet.kernel.probe import Answer
 from nsnet.state import Change, Neighbour, Route
 from nsnet.verify import Expectation, report
+from nsnet.verify.asking import drift, parts, question
 from nsnet.verify.judge import Result, judge
-from nsnet.verify.run import drift, parts, question
 
 WEB = Expectation(
     group="service",

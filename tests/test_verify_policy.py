@@ -10,8 +10,8 @@ from nsnet.control import policy
 from nsnet.kernel.probe import Answer
 from nsnet.model import Pod
 from nsnet.verify import Expectation, describe
+from nsnet.verify.asking import question
 from nsnet.verify.judge import judge
-from nsnet.verify.run import question
 from tests.controlled import up
 from tests.deciding import pod, written
 from tests.verifying import Objects, cluster

@@ -21,8 +21,8 @@ from nsnet.kernel import sandbox
 from nsnet.model import Cluster, KubeProxyConfiguration, Object, Objects, OwnerReference
 from nsnet.store.objects import load_objects, update
 from nsnet.verify import compare, modes
+from nsnet.verify.asking import ask
 from nsnet.verify.expect import Expectation
-from nsnet.verify.run import ask
 
 
 def under(objects: Objects, mode: str, name: str) -> dict[model.Key, Object]:

@@ -19,7 +19,7 @@ from nsnet.errors import InputError, NotReachedError
 from nsnet.render import machines
 from nsnet.store import location
 from nsnet.verify import Expectation, Result, report
-from nsnet.verify.run import PAUSE
+from nsnet.verify.asking import PAUSE
 from nsnet.verify.why import explained
 
 SHOWN = 20

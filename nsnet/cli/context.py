@@ -12,7 +12,8 @@ import msgspec
 
 from nsnet import names
 from nsnet.errors import InputError, MachineError
-from nsnet.model import Key, Object
+from nsnet.garbage import kept
+from nsnet.model import Indexed, Objects
 from nsnet.store import Store
 
 BRIEF = 1.0  # s for an etcd that the controller has missed already
@@ -22,7 +23,7 @@ class Running(msgspec.Struct, frozen=True):
     """A cluster as its store has it: all objects, and the revision they stand for."""
 
     cluster: str
-    objects: dict[Key, Object]
+    objects: Objects
     revision: int = 0
 
 
@@ -118,14 +119,16 @@ def running(verb: str, name: str | None, *, to_read: bool = False) -> Running:
     cluster = chosen(name)
     decoded = decode_to_read if to_read else decode
     try:
-        with opened(cluster, patience=BRIEF if known.is_there(cluster) else PATIENCE) as store:
-            return Running(cluster, *load_objects(store, warning, decoded))
+        patience = BRIEF if known.is_there(cluster) else PATIENCE
+        with opened(cluster, patience=patience) as store, kept():
+            objects, revision = load_objects(store, warning, decoded)
     except Unreachable as error:
         last = known.last(cluster, warning, decoded)
         if last is None:
             raise
-        warning(f"{error}: this goes by what was known last, revision {last[1]}")
-        return Running(cluster, *last)
+        objects, revision = last
+        warning(f"{error}: this goes by what was known last, revision {revision}")
+    return Running(cluster, Indexed(objects), revision)
 
 
 def waiting_for(cluster: str, verb: str) -> Callable[[int], None]:

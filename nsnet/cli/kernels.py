@@ -184,6 +184,9 @@ class Looking(state.Looking):
             return self._near.has_tables(name)
         return any(isinstance(value, Chain) for value in self.get(name, frozenset()))
 
+    def ahead(self, nodes: Iterable[str], family: Family) -> None:
+        self._near.ahead((name for name in nodes if self._of(name) is self._near), family)
+
 
 class _Chains(dict[tuple[str, str], Chain]):
     """Of one namespace and family; what is made of them is kept by which they are."""

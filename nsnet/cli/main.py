@@ -146,8 +146,10 @@ def nsnet(ctx: click.Context, cluster: str | None, rootless: bool, version: bool
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Runs the command and exits with its code."""
-    sys.exit(run(list(sys.argv[1:] if args is None else args)))
+    """Runs the command and exits with its code, without taking apart all that it read."""
+    code = run(list(sys.argv[1:] if args is None else args))
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def run(args: list[str]) -> int:

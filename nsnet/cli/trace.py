@@ -25,8 +25,8 @@ from nsnet.cli.sentences import sentence
 from nsnet.cli.target import Target, target
 from nsnet.control import policy
 from nsnet.errors import InputError, NotReachedError
-from nsnet.model import Objects, Pod, Service
-from nsnet.state import State, socket_address
+from nsnet.model import Objects, Pod, Service, family_of
+from nsnet.state import Looking, State, socket_address
 from nsnet.trace import Hop, Packet, Way, answer, policy_of, service_of, walk
 from nsnet.trace.further import stale
 from nsnet.trace.listening import is_open
@@ -213,6 +213,9 @@ def looked(
     that keeps its port is led by them, whatever the rules say by now.
     """
     state = _look(now, kernels, "udp" if asked.protocol == "udp" else "")
+    family = family_of(asked.dst)
+    for nodes in _passed(now.objects, start, asked):
+        state.ahead(nodes, family)
     if start.netns not in state:
         if kernels:
             kernels.home(start.netns)  # which says it, if a machine cannot be reached
@@ -220,7 +223,16 @@ def looked(
     return state, traced(state, start, asked, most)
 
 
-def _look(now: Running, kernels: "Kernels | None", tracked: str = "") -> State:
+def _passed(objects: Objects, start: Target, asked: Packet) -> Iterator[list[str]]:
+    """The nodes that the packet should pass, its own before the others are known; where it does go says the walk."""
+    cluster = model.cluster_of(objects).metadata.name
+    own = start.pod.spec.nodeName if start.pod else start.label.removeprefix("node/")
+    yield [names.node_netns(cluster, own)]
+    intent = promise(objects, start.netns, asked)
+    yield [names.node_netns(cluster, node) for node in sorted(intent.nodes if intent else ())]
+
+
+def _look(now: Running, kernels: "Kernels | None", tracked: str = "") -> Looking:
     expected = _stations(now.objects)
     return kernels.look(tracked, expected) if kernels else kernel.look(now.cluster, tracked, expected)
 

@@ -30,7 +30,7 @@ from nsnet.cli.target import pods_of
 from nsnet.errors import InputError, MachineError, NotReachedError
 from nsnet.kernel import features, files, rootless
 from nsnet.manifests import Loaded
-from nsnet.model import Event, HTTPRoute, Ingress, Key, Node, Object, Objects, Pod, Service
+from nsnet.model import Event, HTTPRoute, Ingress, Node, Objects, Pod, Service
 from nsnet.reconcile import Memory, Report
 from nsnet.store import Store, location, members, opening
 from nsnet.store.keys import CLUSTERS, NET_CONF, net_conf
@@ -269,9 +269,7 @@ def until_ready(built: Built, seconds: float) -> Built:
     return msgspec.structs.replace(built, running=Running(name, objects, revision))
 
 
-def _followed_everywhere(
-    store: Store, objects: dict[Key, Object], revision: int, deadline: float
-) -> tuple[dict[Key, Object], int]:
+def _followed_everywhere(store: Store, objects: Objects, revision: int, deadline: float) -> tuple[Objects, int]:
     """Waits for every machine of the cluster: until then nobody has seen whether its pods are ready."""
     expected = [machine.name for machine in model.cluster_of(objects).underlay.machines]
     progress(f"waiting for machines {', '.join(expected)}")

@@ -11,8 +11,9 @@ once made it is in the object and stays. There is no clock and no kernel here: b
 Answers are remembered per object (`_kept`, `_judged` …) only to be found again by `is`; the memory may go at any time.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from nsnet import ondemand
 
 if TYPE_CHECKING:
     from nsnet.control.admission import admit, remove
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Facts", "admit", "complete", "remove"]
 
-_ROOMS = {"Facts": "facts", "admit": "admission", "complete": "completing", "remove": "admission"}
-
-
-def __getattr__(name: str) -> Any:
-    """Loaded when it is asked for: who asks one room (policy, say) does not pay for all controllers."""
-    if name not in _ROOMS:
-        raise AttributeError(name)
-    globals()[name] = found = getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
-    return found
+__getattr__ = ondemand.attributes(
+    __name__, {"Facts": "facts", "admit": "admission", "complete": "completing", "remove": "admission"}
+)

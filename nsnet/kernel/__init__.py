@@ -21,8 +21,9 @@ cluster, without knowing what was wanted of it. The rooms behind them:
 Nothing here remembers anything between two calls, and nothing here knows what a Service is.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from nsnet import ondemand
 
 if TYPE_CHECKING:
     from nsnet.kernel.applying import apply
@@ -32,12 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["apply", "destroy", "look", "observe"]
 
-_ROOMS = {"apply": "applying", "destroy": "teardown", "look": "looking", "observe": "observing"}
-
-
-def __getattr__(name: str) -> Any:
-    """Loaded when it is asked for: who only looks does not pay for writing."""
-    if name not in _ROOMS:
-        raise AttributeError(name)
-    globals()[name] = found = getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
-    return found
+__getattr__ = ondemand.attributes(
+    __name__, {"apply": "applying", "destroy": "teardown", "look": "looking", "observe": "observing"}
+)

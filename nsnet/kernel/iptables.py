@@ -25,7 +25,7 @@ import subprocess
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from nsnet.errors import MachineError
@@ -158,7 +158,7 @@ def _list_some(asked: Mapping[str, list[str]], family: Family) -> list[Chain]:
     if done.returncode:
         return [*_read_each(family, every)]
     listings = zip(every, _blocks(done.stdout), strict=True)
-    return [chain for (table, _), block in listings for chain in _listed(block, table, family)]
+    return [chain for (table, _), block in listings for chain in _listed_before(block, table, family)]
 
 
 def _blocks(text: str) -> list[str]:
@@ -178,6 +178,12 @@ def _listed(text: str, table: str, family: Family) -> Iterator[Chain]:
     chain = Chain(table, name, tuple(_rule_of(line) for line in lines), "".join(policy), family)
     if not _is_void(chain):
         yield chain
+
+
+@lru_cache(maxsize=1 << 8)
+def _listed_before(text: str, table: str, family: Family) -> tuple[Chain, ...]:
+    """Of what many nodes print alike."""
+    return tuple(_listed(text, table, family))
 
 
 def parse(text: str, family: Family = "ip") -> frozenset[Chain]:

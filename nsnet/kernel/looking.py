@@ -11,7 +11,7 @@ What a packet's way asks of it is what `observe` gives: tests compare the two.
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import cached_property
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from nsnet import names, state
 from nsnet.errors import MachineError
@@ -19,6 +19,7 @@ from nsnet.kernel import netns, observing
 from nsnet.state import KINDS, Chain, Family, Key, Value
 
 _NOT_OF = {"pod": {"nft", "legacy", "ipset", "offload"}, "node": set[str]()}  # as `observe` has it
+_AT_ONCE = 2  # nodes whose chains are read ahead
 _LEADS_ON = re.compile(r"-[jg] (\S+)")
 _ONE_CASE = re.compile(r"-d [0-9a-f.:]+/(?:32|128) |--dport \d+ ")
 _NAME = re.compile(r"[^\s\"']+")
@@ -42,11 +43,13 @@ class Looking(state.Looking):
     def __init__(self, cluster: str, tracked: str, expected: Mapping[str, str]) -> None:
         self._cluster, self._tracked, self._expected = cluster, tracked, expected
         self.there = frozenset(netns.candidates(cluster))
-        self._links: dict[str, observing.Look] = {}
+        self._seen = observing.Seen(cluster)
         self._macs: dict[str, dict[str, str]] = {}
         self._known: dict[str, frozenset[Value] | None] = {}
         self._chains: dict[tuple[str, Family], _Chains] = {}
-        self._alike: dict[tuple[str, Family], dict[str, set[str]]] = {}
+        self._ahead: dict[tuple[str, Family], Future[_Chains]] = {}
+        self._pool = ThreadPoolExecutor(_AT_ONCE, "ahead")
+        self._alike: dict[tuple[str, Family], _Alike] = {}
 
     def __getitem__(self, name: str) -> frozenset[Value]:
         if name not in self._known and name in self.there:
@@ -59,7 +62,7 @@ class Looking(state.Looking):
     def _read(self, name: str) -> frozenset[Value] | None:
         try:
             wanted = {name: _kinds(name, self._tracked)}
-            return observing.read(self._cluster, wanted, self.there, self._links, trusting=True).get(name)
+            return observing.read(self._cluster, wanted, self.there, self._seen, trusting=True).get(name)
         except FileNotFoundError:  # it went away
             return None
         except PermissionError as error:
@@ -73,15 +76,29 @@ class Looking(state.Looking):
 
     def chains(self, name: str, family: Family) -> Mapping[tuple[str, str], Chain]:
         """The chains of a namespace by table and name."""
-        if (name, family) not in self._chains:
-            kind = names.kind_of(name)
-            alike = self._alike.setdefault((kind, family), {})
-            self._chains[name, family] = _Chains(name, family, alike, there=name in self and kind != "pod")
-        return self._chains[name, family]
+        key = name, family
+        if key not in self._chains:
+            there = name in self and names.kind_of(name) != "pod"
+            if there and key in self._ahead:
+                self._chains[key] = self._ahead[key].result()
+            else:
+                self._chains[key] = _Chains(name, family, self._alike_of(name, family), there=there)
+        return self._chains[key]
+
+    def _alike_of(self, name: str, family: Family) -> "_Alike":
+        return self._alike.setdefault((names.kind_of(name), family), {})
+
+    def ahead(self, nodes: Iterable[str], family: Family) -> None:
+        """Beside all else, at first one alone: that tells what is asked for on the others."""
+        for name in nodes:
+            if name in self.there and names.kind_of(name) != "pod" and (name, family) not in self._ahead:
+                first = next((read for (_, other), read in self._ahead.items() if other == family), None)
+                chains = _Chains(name, family, self._alike_of(name, family), there=True)
+                self._ahead[name, family] = self._pool.submit(chains.begun, first)
 
     def mac(self, name: str, dev: str) -> str:
         if name not in self._macs:
-            found = self._links.get(name) if name in self else None
+            found = self._seen.looks.get(name) if name in self else None
             self._macs[name] = {one.name: one.mac for one in found.links.values()} if found else {}
         return self._macs[name].get(dev, "")
 
@@ -99,28 +116,47 @@ def _kinds(name: str, tracked: str) -> frozenset[Key]:
     return frozenset((kind,) for kind in (KINDS | {"qdisc", "segments"}) - left_out) | flows
 
 
+_Alike = dict[str, frozenset[str]]
+"""By table the further chains that the built-in ones led to in namespaces of one kind."""
+
+
 class _Chains(Mapping[tuple[str, str], Chain]):
     """Of one namespace and family. Built-in chains are read together, others when they are asked for.
 
-    `alike`: by table the further chains that those led to in namespaces of this kind. Nodes are alike, so these are
-    read with the first ones; where there is none of that name it costs a little more.
+    Nodes are alike, so what the first one's led to is read with them; where there is none of that name it costs a
+    little more.
     """
 
     __hash__ = object.__hash__  # what is made of them is kept by that
 
-    def __init__(self, name: str, family: Family, alike: dict[str, set[str]], *, there: bool) -> None:
+    def __init__(self, name: str, family: Family, alike: _Alike, *, there: bool) -> None:
         self._netns, self._family, self._alike, self._there = name, family, alike, there
         self._known: dict[tuple[str, str], Chain | None] = {}
+        self._tables_there: frozenset[str] | None = None
 
-    @cached_property
+    @property
     def _tables(self) -> frozenset[str]:
+        """Not a `cached_property`: that has one lock for all, and a thread reads others ahead."""
+        if self._tables_there is None:
+            self._tables_there = self._begin()
+        return self._tables_there
+
+    def _begin(self) -> frozenset[str]:
         from nsnet.kernel import iptables
 
         found = observing.tables(self._netns, self._family) if self._there else frozenset[str]()
         self._learn({table: {*iptables.HOOKS[table], *self._alike.get(table, ())} for table in found})
-        for table, name in self._known:
-            self._alike.setdefault(table, set()).add(name)
+        for table in found:
+            learnt = {name for where, name in self._known if where == table}
+            self._alike[table] = self._alike.get(table, frozenset()) | learnt
         return found
+
+    def begun(self, after: "Future[_Chains] | None") -> "_Chains":
+        """Itself, with the built-in chains read, `after` those of another one."""
+        if after:
+            after.exception()  # waits; what went wrong there is told to whoever asks for it
+        _ = self._tables
+        return self
 
     def __getitem__(self, key: tuple[str, str]) -> Chain:
         if key[0] in self._tables and key not in self._known and _may_be_chain(key[1]):

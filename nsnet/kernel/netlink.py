@@ -128,14 +128,23 @@ def inner(payload: bytes) -> dict[int, bytes]:
     return attributes(payload, 0, len(payload))
 
 
+def first(payload: bytes, wanted: int) -> bytes:
+    """The first attribute of that type inside an attribute, looked for no further; empty where there is none."""
+    return next((body for kind, body in _each(payload) if kind == wanted), b"")
+
+
 def listed(payload: bytes) -> Iterator[bytes]:
     """The payloads of a list: attributes whose types say nothing, or all the same."""
+    return (body for _, body in _each(payload))
+
+
+def _each(payload: bytes) -> Iterator[tuple[int, bytes]]:
     start, unpack = 0, _ATTRIBUTE.unpack_from
     while start + 4 <= len(payload):
-        length, _ = unpack(payload, start)
+        length, kind = unpack(payload, start)
         if length < 4:
             break
-        yield payload[start + 4 : start + length]
+        yield kind & NLA_TYPE_MASK, payload[start + 4 : start + length]
         start += (length + 3) & ~3
 
 

@@ -28,6 +28,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import cached_property
 from struct import Struct
 from typing import NamedTuple
 
@@ -49,7 +50,21 @@ from nsnet.kernel import (
     tracking,
 )
 from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request, attributes
-from nsnet.state import KINDS, SYSCTLS, Family, IpSet, Key, Listener, Netns, Scope, Sysctl, Value, Veth, far_end
+from nsnet.state import (
+    KINDS,
+    SYSCTLS,
+    Family,
+    IpSet,
+    Key,
+    Listener,
+    Netns,
+    Process,
+    Scope,
+    Sysctl,
+    Value,
+    Veth,
+    far_end,
+)
 
 _LINKS = {"netns", "link", "port", "qdisc", "segments"}
 _DUMPS: Mapping[str, Request] = {
@@ -75,6 +90,18 @@ class Look(NamedTuple):
     values: list[Value]
 
 
+class Seen:
+    """What several calls of `read` share: the links of namespaces that were looked at, and who runs in all of them."""
+
+    def __init__(self, cluster: str) -> None:
+        self._cluster = cluster
+        self.looks: dict[str, Look] = {}
+
+    @cached_property
+    def programs(self) -> dict[str, frozenset[Process]]:
+        return process.observe(self._cluster)
+
+
 def observe(cluster: str, only: Scope | None = None) -> dict[str, frozenset[Value]]:
     """The cluster's namespaces that bear its mark, each with its values.
 
@@ -82,19 +109,20 @@ def observe(cluster: str, only: Scope | None = None) -> dict[str, frozenset[Valu
     kind), and no more is read than that takes. Raises MachineError without the rights to enter namespaces.
     """
     try:
-        return read(cluster, only, netns.candidates(cluster), {})
+        return read(cluster, only, netns.candidates(cluster), Seen(cluster))
     except FileNotFoundError:  # a namespace went away while we looked: once more, without it
-        return read(cluster, only, netns.candidates(cluster), {})
+        return read(cluster, only, netns.candidates(cluster), Seen(cluster))
     except PermissionError as error:
         raise MachineError(f"cannot look into network namespaces: {error.strerror}", "run it as root") from error
 
 
 def read(
-    cluster: str, only: Scope | None, there: Collection[str], looks: dict[str, Look], *, trusting: bool = False
+    cluster: str, only: Scope | None, there: Collection[str], seen: Seen, *, trusting: bool = False
 ) -> dict[str, frozenset[Value]]:
-    """`observe` among the namespaces that are `there`; `looks` keeps what further calls need of this one's links.
+    """`observe` among the namespaces that are `there`; `seen` takes part in what is known, and adds to it.
 
-    `trusting`: of what is behind a bridge's port its own word is taken, and nobody looks at the other end.
+    `trusting`: of what is behind a bridge's port its own word is taken, and nobody looks at the other end; nor at the
+    port's sysctls, for a packet comes in by the bridge.
     """
     wanted = {name: _kinds(only, name) for name in there if only is None or name in only}
     more: dict[str, list[Value]] = {}
@@ -104,13 +132,14 @@ def read(
             look, further = _look(name, names.mark(cluster), wanted[name])
             if look is None:
                 continue
-            looks[name], more[name] = look, [*further, *_devices(look, wanted[name])]
+            seen.looks[name], more[name] = look, [*further, *_devices(look, wanted[name])]
             keys = frozenset() if only is None else only[name]
             if "chain" in wanted[name] and (families := _families(name, keys)):
                 filters.append((name, pool.submit(_read_chains, name, keys, families)))
             if "nft" in wanted[name] and (keys or names.kind_of(name) != "pod"):
                 filters.append((name, pool.submit(_read_nft, name, keys)))
-            more[name] += _sysctls(name, keys) if "sysctl" in wanted[name] else ()
+            if "sysctl" in wanted[name]:
+                more[name] += _sysctls(name, keys, [one.name for one in look.links.values() if trusting and one.port])
             if "legacy" in wanted[name] and (keys or names.kind_of(name) != "pod"):
                 more[name] += _read_legacy(name)
             if "ipset" in wanted[name] and (keys or names.kind_of(name) == "node"):
@@ -118,11 +147,11 @@ def read(
             if "tracking" in wanted[name] and names.kind_of(name) == "node":
                 more[name] += tracking.read(name)
             more[name] += conntrack.read(name, _protocols(keys)) if "conntrack" in wanted[name] else ()
-        _add_files_and_processes(cluster, wanted, more)
-        _add_links(cluster, looks, there, wanted, more, trusting=trusting)
+        _add_files_and_processes(cluster, seen, wanted, more)
+        _add_links(cluster, seen.looks, there, wanted, more, trusting=trusting)
         for name, future in filters:
             more[name] += future.result()
-    return {name: _chosen(looks[name].values + values, only, name) for name, values in more.items()}
+    return {name: _chosen(seen.looks[name].values + values, only, name) for name, values in more.items()}
 
 
 def _kinds(only: Scope | None, name: str) -> frozenset[str]:
@@ -210,11 +239,11 @@ def _devices(look: Look, kinds: Collection[str]) -> Iterator[Value]:
         yield from ethtool.read(look.netns, {*set(cables) & set(by_kind["veth"]), *by_kind["vxlan"]})
 
 
-def _sysctls(name: str, keys: frozenset[Key]) -> frozenset[Sysctl]:
+def _sysctls(name: str, keys: frozenset[Key], but: Collection[str]) -> frozenset[Sysctl]:
     some = [key[1] for key in keys if key[0] == "sysctl" and len(key) > 1]
     all_of_them = not keys or len(some) < _count(keys, "sysctl")
     wanted = (*SYSCTLS.get(names.kind_of(name), ()), *sysctl.further(name)) if all_of_them else some
-    return sysctl.read(name, wanted) if wanted else frozenset()
+    return sysctl.read(name, wanted, but) if wanted else frozenset()
 
 
 def _count(keys: Iterable[Key], kind: str) -> int:
@@ -304,7 +333,9 @@ def _protocols(keys: frozenset[Key]) -> frozenset[str]:
 # --- the whole cluster ------------------------------------------------------------------------------------------------
 
 
-def _add_files_and_processes(cluster: str, wanted: Mapping[str, frozenset[str]], more: dict[str, list[Value]]) -> None:
+def _add_files_and_processes(
+    cluster: str, seen: Seen, wanted: Mapping[str, frozenset[str]], more: dict[str, list[Value]]
+) -> None:
     heard = [name for name in more if "listener" in wanted[name] and names.kind_of(name) == "node"]
     for name, ports in health.balanced(cluster).items() if heard else ():
         if name in heard:
@@ -313,7 +344,7 @@ def _add_files_and_processes(cluster: str, wanted: Mapping[str, frozenset[str]],
     proxies = {name for name in more if "listener" in wanted[name] and refusals.may_be(name)}
     asked = {name for name in more if "process" in wanted[name]}
     if asked or listened or proxies:
-        programs = process.observe(cluster)
+        programs = seen.programs
         for name in asked & programs.keys():
             more[name] += programs[name]
         for name, well in health.observe({name: programs[name] for name in listened & programs.keys()}).items():

@@ -30,6 +30,7 @@ from nsnet.kernel.netlink import (
     Request,
     attribute,
     attributes,
+    first,
     inner,
     nested,
     text,
@@ -466,7 +467,7 @@ def interface(message: Message) -> Interface:
     found = attributes(data, start + 16, end)
     info = inner(found.get(IFLA_LINKINFO, b""))
     port = info.get(IFLA_INFO_SLAVE_KIND, b"").rstrip(b"\0") == b"bridge"
-    slave = inner(info.get(IFLA_INFO_SLAVE_DATA, b"")) if port else {}
+    mode = first(info.get(IFLA_INFO_SLAVE_DATA, b""), IFLA_BRPORT_MODE) if port else b""
     return Interface(
         number=number,
         name=_string(found[IFLA_IFNAME]),
@@ -478,7 +479,7 @@ def interface(message: Message) -> Interface:
         peer=_number(found.get(IFLA_LINK)),
         master=_number(found.get(IFLA_MASTER)),
         port=port,
-        hairpin=slave.get(IFLA_BRPORT_MODE, b"\0") != b"\0",
+        hairpin=bool(mode.strip(b"\0")),
         data=info.get(IFLA_INFO_DATA, b""),
         qdisc=_string(found.get(IFLA_QDISC, b"\0")),
         segments=_number(found[IFLA_GSO_MAX_SEGS]) if IFLA_GSO_MAX_SEGS in found else SEGMENTS,

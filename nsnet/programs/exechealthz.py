@@ -233,9 +233,7 @@ async def watch(settings: Settings) -> None:
     ended = asyncio.Event()
     await serve(pages(probes, settings, ended), settings.port)
     workers = [asyncio.create_task(work(probe, settings)) for probe in probes]
-    start.heed_signals(lambda: None, ended)
-    start.tell_ready()
-    await ended.wait()
+    await start.until_told(lambda: None, ended)
     for worker in workers:
         worker.cancel()
     await asyncio.gather(*workers, return_exceptions=True)

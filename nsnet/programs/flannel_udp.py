@@ -22,7 +22,6 @@ import contextlib
 import os
 import socket
 import struct
-import sys
 from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -31,7 +30,7 @@ from typing import NamedTuple
 import msgspec
 
 from nsnet.kernel import tun
-from nsnet.programs import start
+from nsnet.programs import lines, start
 
 AT_ONCE = 64  # packets taken from one side before the other gets its turn
 LARGEST = 65535
@@ -237,19 +236,10 @@ def _bound(listen: tuple[str, int]) -> socket.socket:
 
 async def run(path: Path) -> None:
     carrier = Carrier(path)
-    await start.take_reloads(path, carrier.reload)
-    ended = asyncio.Event()
-    tasks: set[asyncio.Task[str]] = set()
-    start.heed_signals(lambda: tasks.add(asyncio.ensure_future(carrier.reload())), ended)
+    await lines.take_reloads(path, carrier.reload)
     await carrier.begin()
-    start.tell_ready()
-    await ended.wait()
-
-
-def main() -> None:
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(run(Path(sys.argv[1])))
+    await start.until_told(carrier.reload)
 
 
 if __name__ == "__main__":
-    main()
+    start.with_config(run)

@@ -14,9 +14,7 @@ Sources: Kubernetes `pkg/proxy/healthcheck/{proxy_health,service_health}.go` (1.
 """
 
 import asyncio
-import contextlib
 import socket
-import sys
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -163,18 +161,8 @@ async def run(path: Path) -> None:
     server = Server(path)
     await lines.listen(path, server.answer)
     await server.reload()
-    ended = asyncio.Event()
-    tasks: set[asyncio.Task[str]] = set()
-    start.heed_signals(lambda: tasks.add(asyncio.ensure_future(server.reload())), ended)
-    start.tell_ready()
-    await ended.wait()
-
-
-def main() -> None:
-    start.all_descriptors()
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(run(Path(sys.argv[1])))
+    await start.until_told(server.reload)
 
 
 if __name__ == "__main__":
-    main()
+    start.with_config(run)

@@ -29,13 +29,13 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
 
-from nsnet.programs import start
+from nsnet.programs import lines, start
 
 HAPROXY = "haproxy"
 TIMEOUT = 10.0  # s until a new worker must live by the file
@@ -276,29 +276,15 @@ class Log:
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
-class Control:
-    """The socket beside the file."""
-
-    def __init__(self, proxy: Proxy) -> None:
-        self.proxy = proxy
-
-    async def listen(self) -> None:
-        await asyncio.start_unix_server(self._told, f"{self.proxy.config}.sock")
-
-    async def _told(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, ValueError, asyncio.CancelledError):  # a line without an end; our own end
-            while line := await reader.readline():
-                writer.write(f"{await self._answer(line)}\n".encode())
-                await writer.drain()
-        writer.close()
-
-    async def _answer(self, line: bytes) -> str:
-        if line == b"reload\n":
-            await self.proxy.reload()
-            return "ok"
-        if line == b"status\n":
-            return self.proxy.refused or "ok"
-        return "error: say reload or status"
+async def _answer(proxy: Proxy, line: str) -> AsyncIterator[str]:
+    """What is said on the socket beside the file."""
+    if line == "reload":
+        await proxy.reload()
+        yield "ok"
+    elif line == "status":
+        yield proxy.refused or "ok"
+    else:
+        yield "error: say reload or status"
 
 
 async def _mind_log() -> None:
@@ -313,18 +299,10 @@ async def _mind_log() -> None:
 async def run(config: Path) -> None:
     """Serves until SIGTERM."""
     proxy = Proxy(config)
-    await Control(proxy).listen()
+    await lines.listen(config, partial(_answer, proxy))
     await proxy.reload()
-    ended = asyncio.Event()
     tasks = [asyncio.create_task(minding) for minding in (proxy.keep_alive(), proxy.log.keep(), _mind_log())]
-    again: set[asyncio.Task[None]] = set()
-
-    def hangup() -> None:
-        again.add(asyncio.create_task(proxy.reload()))
-
-    start.heed_signals(hangup, ended)
-    start.tell_ready()
-    await ended.wait()
+    await start.until_told(proxy.reload)
     await proxy.end()
     proxy.log.write()
     for task in tasks:

@@ -13,8 +13,6 @@ false}} as JSON; `watch` → a line at once and whenever a word of that has chan
 """
 
 import asyncio
-import contextlib
-import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from itertools import count
@@ -162,18 +160,8 @@ async def run(path: Path) -> None:
     checker = Checker(path)
     await lines.listen(path, checker.answer)
     await checker.reload()
-    ended = asyncio.Event()
-    reloads: set[asyncio.Task[str]] = set()
-    start.heed_signals(lambda: reloads.add(asyncio.ensure_future(checker.reload())), ended)
-    start.tell_ready()
-    await ended.wait()
-
-
-def main() -> None:
-    start.all_descriptors()
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(run(Path(sys.argv[1])))
+    await start.until_told(checker.reload)
 
 
 if __name__ == "__main__":
-    main()
+    start.with_config(run)

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 Answer = Callable[[str], AsyncIterator[str]]
@@ -10,7 +12,7 @@ Answer = Callable[[str], AsyncIterator[str]]
 
 
 async def listen(config: Path, answer: Answer) -> None:
-    """Opens the socket; asyncio removes the one of a program that died. Raises OSError."""
+    """Opens the socket. Raises OSError."""
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, ValueError, asyncio.CancelledError):  # a line without an end; our own end
@@ -24,4 +26,28 @@ async def listen(config: Path, answer: Answer) -> None:
                     break
         writer.close()
 
-    await asyncio.start_unix_server(converse, f"{config}.sock")
+    await asyncio.start_unix_server(converse, sock=_beside(config))
+
+
+async def take_reloads(config: Path, reload: Callable[[], Awaitable[str]]) -> None:
+    """Listens for lines `reload`, which are answered by what `reload` says."""
+
+    async def answer(line: str) -> AsyncIterator[str]:
+        if line == "reload":
+            yield await reload()
+
+    await listen(config, answer)
+
+
+def _beside(config: Path) -> socket.socket:
+    """Bound by its directory, since paths of unix sockets end at 108 bytes; one of a program that died goes."""
+    name = f"{config.name}.sock"
+    with contextlib.suppress(FileNotFoundError):
+        config.with_name(name).unlink()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    directory = os.open(config.parent, os.O_PATH | os.O_CLOEXEC)
+    try:
+        sock.bind(f"/proc/self/fd/{directory}/{name}")
+    finally:
+        os.close(directory)
+    return sock

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import inspect
 import os
 import resource
 import signal
-import socket
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any, NoReturn
 
 ANY, ANY6 = "0.0.0.0", "::"  # noqa: S104 - all addresses of the pod's own namespace
 _ADDRESSES = Path("/proc/self/net/if_inet6")  # one line per IPv6 address
@@ -41,36 +43,28 @@ def tell_ready() -> None:
         os.close(int(fd))
 
 
-def heed_signals(on_hangup: Callable[[], object], ended: asyncio.Event) -> None:
-    """SIGHUP calls, SIGTERM and SIGINT set `ended`. To be done before `tell_ready`: SIGHUP may come right after."""
+async def until_told(reload: Callable[[], object], ended: asyncio.Event | None = None) -> None:
+    """Tells that we are ready; SIGHUP reloads from then on. Returns after SIGTERM or SIGINT, or when `ended` is set.
+
+    `reload` may be a coroutine function.
+    """
+    ended = ended or asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    reloads: set[asyncio.Future[object]] = set()
+
+    def hangup() -> None:
+        answer = reload()
+        if inspect.isawaitable(answer):
+            reloads.add(asyncio.ensure_future(answer))
+
+    loop.add_signal_handler(signal.SIGHUP, hangup)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
+    tell_ready()  # SIGHUP may come right after
+    await ended.wait()
 
 
-async def take_reloads(config: Path, reload: Callable[[], Awaitable[str]]) -> None:
-    """Listens on the unix socket CONFIG.sock: a client that sends a line `reload` gets what `reload` says as a line."""
-
-    async def told(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, ValueError, asyncio.CancelledError):  # a line without an end; our own end
-            while await reader.readline() == b"reload\n":
-                writer.write(f"{await reload()}\n".encode())
-                await writer.drain()
-        writer.close()
-
-    await asyncio.start_unix_server(told, sock=_beside(config))
-
-
-def _beside(config: Path) -> socket.socket:
-    """Bound by its directory, since paths of unix sockets end at 108 bytes; one of a program that died goes."""
-    name = f"{config.name}.sock"
-    with contextlib.suppress(FileNotFoundError):
-        config.with_name(name).unlink()
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    directory = os.open(config.parent, os.O_PATH | os.O_CLOEXEC)
-    try:
-        sock.bind(f"/proc/self/fd/{directory}/{name}")
-    finally:
-        os.close(directory)
-    return sock
+def with_config(run: Callable[[Path], Coroutine[Any, Any, int | None]]) -> NoReturn:
+    """`main` of a program that takes one word, its file, and ends with the code that `run` returns."""
+    all_descriptors()
+    sys.exit(asyncio.run(run(Path(sys.argv[1]))))

@@ -22,7 +22,6 @@ import asyncio
 import contextlib
 import socket
 import struct
-import sys
 from asyncio import AbstractEventLoop, BaseTransport, Transport
 from collections import OrderedDict
 from functools import partial
@@ -32,7 +31,7 @@ from typing import NamedTuple, cast
 
 import msgspec
 
-from nsnet.programs import start
+from nsnet.programs import lines, start
 
 DIAL = (0.25, 0.5, 1.0, 2.0)  # s
 BACKLOG = 1024
@@ -472,21 +471,12 @@ class Proxy:
 async def run(path: Path) -> int:
     """Serves until SIGTERM; 1 where the file cannot be read at the start."""
     proxy = Proxy()
-    await start.take_reloads(path, lambda: proxy.reload(path))
+    await lines.take_reloads(path, lambda: proxy.reload(path))
     if await proxy.reload(path) != "ok":
         return 1
-    ended = asyncio.Event()
-    tasks: set[asyncio.Task[str]] = set()
-    start.heed_signals(lambda: tasks.add(asyncio.ensure_future(proxy.reload(path))), ended)
-    start.tell_ready()
-    await ended.wait()
+    await start.until_told(lambda: proxy.reload(path))
     return 0
 
 
-def main() -> None:
-    start.all_descriptors()
-    sys.exit(asyncio.run(run(Path(sys.argv[1]))))
-
-
 if __name__ == "__main__":
-    main()
+    start.with_config(run)

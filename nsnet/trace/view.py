@@ -3,10 +3,12 @@
 Made from its values alone, once for each set of values. What is of the other family is not there.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -24,10 +26,6 @@ from nsnet.state import (
     LegacyChain,
     Loopback,
     Neighbour,
-    NftChain,
-    NftElement,
-    NftSet,
-    NftTable,
     Offload,
     OtherLink,
     Qdisc,
@@ -120,10 +118,6 @@ class View(msgspec.Struct, frozen=True, eq=False):
         return self.ports.get(dev)
 
 
-def family_of(address: str) -> Family:
-    return "ip6" if ":" in address else "ip"
-
-
 def is_loopback(address: str) -> bool:
     return address.startswith("127.") or address == "::1"
 
@@ -134,67 +128,81 @@ def view(every: frozenset[Value], family: Family = "ip", chains: Mapping[tuple[s
 
     `chains`: those of iptables, where they are not among the values.
     """
-    values = frozenset(value for value in every if _family(value) in ("", family))
-    links = {_name(value): value for value in values if isinstance(value, Link)}
-    owned = sorted((value for value in values if isinstance(value, Address)), key=lambda item: item.cidr)
+    values = _Sorted(every, family)
+    links = {_name(value): value for kind in _LINKS for value in values.of(kind)}
+    owned = sorted(values.of(Address), key=lambda item: item.cidr)
     addresses: dict[str, list[str]] = {}
     for value in owned:
         addresses.setdefault(value.dev, []).append(value.cidr)
     peers: dict[str, list[WireguardPeer]] = {}
-    for peer in (value for value in values if isinstance(value, WireguardPeer)):
+    for peer in values.of(WireguardPeer):
         peers.setdefault(peer.dev, []).append(peer)
-    said = [value for value in values if isinstance(value, Route)]
     made = [route for value in owned if value.routed and (route := state.connected(value)) is not None]
-    routes = [route for route in [*said, *made] if _works(route, links)]
+    routes = [route for route in [*values.of(Route), *made] if _works(route, links)]
     return View(
         family=family,
         links=links,
-        ports={value.name: value for value in values if isinstance(value, BridgePort)},
+        ports={value.name: value for value in values.of(BridgePort)},
         addresses=addresses,
         local=frozenset(cidr.partition("/")[0] for cidrs in addresses.values() for cidr in cidrs),
         entries=sorted(map(_entry, routes), key=lambda entry: (-entry.length, entry.route.metric)),
-        neighbours={(value.dev, value.ip): value.mac for value in values if isinstance(value, Neighbour)},
-        fdb={(value.dev, value.mac): value.dst for value in values if isinstance(value, FdbEntry)},
-        keys={value.dev: value for value in values if isinstance(value, WireguardKey)},
+        neighbours={(value.dev, value.ip): value.mac for value in values.of(Neighbour)},
+        fdb={(value.dev, value.mac): value.dst for value in values.of(FdbEntry)},
+        keys={value.dev: value for value in values.of(WireguardKey)},
         peers=peers,
-        sysctls={value.name: value.value for value in values if isinstance(value, Sysctl)},
-        chains=_by_name(values) if chains is None else chains,
-        legacy={(chain.table, chain.name): chain for chain in _legacy(values)},
-        nft=tables(values),
-        sets={value.name: value for value in values if isinstance(value, IpSet)},
-        qdiscs={value.dev: value for value in values if isinstance(value, Qdisc)},
-        offloads={value.dev: value for value in values if isinstance(value, Offload)},
+        sysctls={value.name: value.value for value in values.of(Sysctl)},
+        chains={(value.table, value.name): value for value in values.of(Chain)} if chains is None else chains,
+        legacy={(chain.table, chain.name): chain for chain in map(_legacy, values.of(LegacyChain))},
+        nft=tables([value for kind in _NFT for value in values.of(kind)]),
+        sets={value.name: value for value in values.of(IpSet)},
+        qdiscs={value.dev: value for value in values.of(Qdisc)},
+        offloads={value.dev: value for value in values.of(Offload)},
         tracked={
-            (value.protocol, value.src, value.sport, value.dst, value.dport): value
-            for value in values
-            if isinstance(value, Conntrack)
+            (value.protocol, value.src, value.sport, value.dst, value.dport): value for value in values.of(Conntrack)
         },
-        tracks=not any(isinstance(value, ConntrackTable) and value.full for value in values),
+        tracks=not any(value.full for value in values.of(ConntrackTable)),
     )
 
 
-def _by_name(values: frozenset[Value]) -> dict[tuple[str, str], Chain]:
-    return {(value.table, value.name): value for value in values if isinstance(value, Chain)}
+_LINKS: tuple[type[Link], ...] = get_args(Link)
+_NFT: tuple[type[state.Nft], ...] = get_args(state.Nft)
+T = TypeVar("T")
+
+
+class _Sorted:
+    """The values of one family, and what both have, by their kinds."""
+
+    def __init__(self, every: Iterable[Value], family: Family) -> None:
+        self._kinds: defaultdict[type, list[Any]] = defaultdict(list)
+        for value in every:
+            if _family(value) in ("", family):
+                self._kinds[type(value)].append(value)
+
+    def of(self, kind: type[T]) -> list[T]:
+        return self._kinds[kind]
+
+
+def family_of(address: str) -> Family:
+    return "ip6" if ":" in address else "ip"
+
+
+_FAMILY: Mapping[type, Callable[[Any], str]] = {
+    Address: lambda one: family_of(one.cidr),
+    Route: lambda one: family_of(one.dst),
+    Neighbour: lambda one: family_of(one.ip),
+    **dict.fromkeys((Chain, LegacyChain, *_NFT), attrgetter("family")),
+}
+"""Of what has one."""
 
 
 def _family(value: Value) -> str:
     """Empty for what both have."""
-    match value:
-        case Address(_, cidr):
-            return family_of(cidr)
-        case Route(dst):
-            return family_of(dst)
-        case Neighbour(_, ip):
-            return family_of(ip)
-        case Chain() | LegacyChain() | NftChain() | NftSet() | NftElement() | NftTable():
-            return value.family
-    return ""
+    said = _FAMILY.get(type(value))
+    return said(value) if said else ""
 
 
-def _legacy(values: frozenset[Value]) -> Iterator[Chain]:
-    for value in values:
-        if isinstance(value, LegacyChain):
-            yield Chain(f"{LEGACY}{value.table}", value.name, value.rules, value.policy, value.family)
+def _legacy(value: LegacyChain) -> Chain:
+    return Chain(f"{LEGACY}{value.table}", value.name, value.rules, value.policy, value.family)
 
 
 def _name(link: Link) -> str:

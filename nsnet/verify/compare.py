@@ -15,9 +15,9 @@ from nsnet.kernel.probe import Answer
 from nsnet.model import Objects
 from nsnet.verify import modes
 from nsnet.verify import world as worlds
-from nsnet.verify.checks import checks
 from nsnet.verify.expect import Expectation, Want, expectations
 from nsnet.verify.judge import SIDE_BY_SIDE, met
+from nsnet.verify.own import checks
 from nsnet.verify.world import Place, World
 
 UNUSED = 65432  # a port that hardly any Service has; the next lower ones where one does

@@ -10,8 +10,8 @@ from typing import Literal
 
 import msgspec
 
-from nsnet import model
-from nsnet.model import Family, Objects, Service, ServicePort, family_of
+from nsnet import model, names
+from nsnet.model import EndpointSlice, Objects, Pod, Service, ServicePort, family_of
 from nsnet.trace import Packet
 from nsnet.verify import balanced, hostports
 from nsnet.verify import world as worlds
@@ -19,7 +19,7 @@ from nsnet.verify.world import Backend, Place, World
 
 
 class Intent(msgspec.Struct, frozen=True):
-    """`places` are the labels (`pod/default/web-0`) that may answer, by their namespaces; `words` say it.
+    """`places` are the labels (`pod/default/web-0`) that may answer, by their namespaces and nodes; `words` say it.
 
     `service`: by which Service; `seen_as`: the address that the receiver shall see, where it shall see a certain one.
     """
@@ -28,13 +28,18 @@ class Intent(msgspec.Struct, frozen=True):
     words: str
     places: frozenset[str] = frozenset()
     netns: frozenset[str] = frozenset()
+    nodes: frozenset[str] = frozenset()
     service: str = ""
     seen_as: str = ""
 
 
 def intended(objects: Objects, netns: str, packet: Packet) -> Intent | None:
     """What shall become of the first packet of a connection that a process in `netns` opens."""
-    world = _world(objects, family_of(packet.dst))
+    return model.once(objects, _intended, netns, packet)
+
+
+def _intended(objects: Objects, netns: str, packet: Packet) -> Intent | None:
+    world = worlds.world(_concerned(objects, netns, packet), family_of(packet.dst))
     places = (*world.pods, *world.nodes, *world.hosts)
     source = next((place for place in places if place.netns == netns), None)
     if source is None:
@@ -61,25 +66,50 @@ def intended(objects: Objects, netns: str, packet: Packet) -> Intent | None:
     return msgspec.structs.replace(found, seen_as=_own(source, packet.dst)) if both else found
 
 
+_MANY = ("Service", "EndpointSlice", "Pod", "Event")
+
+
+def _concerned(objects: Objects, netns: str, packet: Packet) -> Objects:
+    """Of the kinds of which there are thousands those that can count: a world of them is made in no time."""
+    services = [one for one in model.of(objects, Service) if _is_asked(one, packet)]
+    named = {(one.metadata.namespace, one.metadata.name) for one in services}
+    slices = [one for one in model.of(objects, EndpointSlice) if worlds.service_of(one) in named]
+    ends = (endpoint.addresses for one in slices for endpoint in one.endpoints or ())
+    addresses = {packet.dst, *chain.from_iterable(ends)}
+    own = model.cluster_of(objects).metadata.name
+    pods = [
+        pod
+        for pod in model.of(objects, Pod)
+        if not addresses.isdisjoint(model.pod_ips(pod))
+        or pod.spec.hostNetwork
+        or names.pod_netns(own, pod.metadata.namespace, pod.metadata.name) == netns
+        or any(port.hostPort for port in model.container_ports(pod))
+    ]
+    few = {key: obj for key, obj in objects.items() if key.kind not in _MANY}
+    return few | model.by_key([*services, *slices, *pods])
+
+
+def _is_asked(service: Service, packet: Packet) -> bool:
+    spec = service.spec
+    addresses = (*model.cluster_ips(spec), *(spec.externalIPs or ()), *model.balanced_addresses(service))
+    return packet.dst in addresses or any(port.nodePort == packet.dport for port in spec.ports or () if port.nodePort)
+
+
 def _own(source: Place, other: str) -> str:
     """The source's address of that family; none where the place has only another."""
     return source.address if (":" in source.address) == (":" in other) else ""
 
 
-_LAST: list[tuple[Objects, World]] = []
-
-
-def _world(objects: Objects, family: Family) -> World:
-    """That of the same objects as last time is made once; it may be forgotten at any time."""
-    if not _LAST or _LAST[0][0] is not objects or _LAST[0][1].family != family:
-        _LAST[:] = [(objects, worlds.world(objects, family))]
-    return _LAST[0][1]
-
-
 def _reach(places: Sequence[Place]) -> Intent:
-    names = [_short(place) for place in places]
-    words = " or ".join(names[:3]) + (f" or {len(names) - 3} more" if len(names) > 3 else "")
-    return Intent("reach", words, frozenset(names), frozenset(place.netns for place in places))
+    labels = [_short(place) for place in places]
+    words = " or ".join(labels[:3]) + (f" or {len(labels) - 3} more" if len(labels) > 3 else "")
+    return Intent(
+        "reach",
+        words,
+        places=frozenset(labels),
+        netns=frozenset(place.netns for place in places),
+        nodes=frozenset(place.node for place in places),
+    )
 
 
 def _short(place: Place) -> str:

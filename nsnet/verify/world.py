@@ -183,8 +183,13 @@ def _slices(objects: Objects, family: Family) -> dict[tuple[str, str], tuple[End
     for item in model.of(objects, EndpointSlice):
         labels = item.metadata.labels
         if item.addressType == API_FAMILIES[family] and not any(label in labels for label in NOT_PROXIED):
-            found.setdefault((item.metadata.namespace, labels.get(SERVICE_NAME, "")), []).append(item)
+            found.setdefault(service_of(item), []).append(item)
     return {key: tuple(items) for key, items in found.items()}
+
+
+def service_of(item: EndpointSlice) -> tuple[str, str]:
+    """Namespace and name of the Service whose endpoints these are."""
+    return item.metadata.namespace, item.metadata.labels.get(SERVICE_NAME, "")
 
 
 # --- who may answer ---------------------------------------------------------------------------------------------------

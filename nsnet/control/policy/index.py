@@ -85,6 +85,10 @@ class Index(msgspec.Struct, frozen=True):
 
 def index(objects: Objects) -> Index:
     """The index of objects as `control.complete` left them. Raises InputError where there is no Cluster."""
+    return model.once(objects, _index)
+
+
+def _index(objects: Objects) -> Index:
     cluster = model.cluster_of(objects)
     nodes = model.of(objects, Node)
     own = [pod for pod in model.of(objects, Pod) if not pod.spec.hostNetwork and pod.status.phase not in ENDED]

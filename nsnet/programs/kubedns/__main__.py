@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from nsnet.programs import start, web
+from nsnet.programs import lines, start, web
 from nsnet.programs.kubedns import config as configuration
 from nsnet.programs.kubedns.answers import Answers
 from nsnet.programs.kubedns.config import Config
@@ -98,15 +98,12 @@ async def run(path: Path, port: int, http: int) -> None:
     """Serves until SIGTERM. Raises OSError when the DNS port cannot be opened."""
     server = Server(Answers(Upstream()))
     control = Control(path, server, http)
-    await start.take_reloads(path, control.reloaded)
+    await lines.take_reloads(path, control.reloaded)
     control.reload()
     await server.listen(port)
     if control.opening:
         await control.opening
-    ended = asyncio.Event()
-    start.heed_signals(control.reload, ended)
-    start.tell_ready()
-    await ended.wait()
+    await start.until_told(control.reload)
 
 
 def main() -> None:
