@@ -7,6 +7,7 @@ process; nothing here knows what a fault does.
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from difflib import unified_diff
 from pathlib import Path
 
@@ -36,6 +37,7 @@ SERVICES = {
     "near": "10.96.0.101", "far": "10.96.0.102", "dns": "10.96.0.10", "near/6": "fd00:10:96::101",
     "far/6": "fd00:10:96::102",
 }  # fmt: skip
+WORKERS = 4  # tools at once
 PATIENCE = 0.9  # s; after one a SYN is sent again, which may fare better
 LARGE = 8000  # bytes of a request that fills several packets
 QUERY = dns.message.make_query("kubernetes.default.svc.cluster.local", "A", id=1).to_wire()
@@ -137,13 +139,14 @@ class Cluster:
 
 def texts() -> dict[str, str]:
     """What the kernel's own tools print of every namespace, without numbers that only count."""
-    found = {}
-    for netns in sorted(kernel.observe(NAME, only=dict.fromkeys(_names(), frozenset({("netns",)})))):
-        said = [
-            _printed(netns, words) for words in _TOOLS if names.kind_of(netns) != "pod" or words[0] in {"ip", "bridge"}
-        ]
-        found[netns] = "\n".join(said)
-    return found
+    there = sorted(kernel.observe(NAME, only=dict.fromkeys(_names(), frozenset({("netns",)}))))
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return dict(zip(there, pool.map(_text, there), strict=True))
+
+
+def _text(netns: str) -> str:
+    tools = (words for words in _TOOLS if names.kind_of(netns) != "pod" or words[0] in {"ip", "bridge"})
+    return "\n".join(_printed(netns, words) for words in tools)
 
 
 def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
@@ -313,9 +316,12 @@ def proved(cluster: Cluster, before: Mapping[str, str], row: Row) -> None:
     try:
         cluster.add(row.words)
         state, objects = kernel.observe(NAME), cluster.objects
-        (outcome,), well = outcomes(objects, [row.question]), outcomes(objects, row.well, tries=3)
-        words = said(objects, state, row.question)
-        apart = disagreements(objects, state, [row.question, *row.well])
+        with ThreadPoolExecutor(1) as beside:  # what hangs, hangs, while others are asked
+            symptom = beside.submit(outcomes, objects, [row.question])
+            well = outcomes(objects, row.well, tries=3)
+            words = said(objects, state, row.question)
+            apart = disagreements(objects, state, [row.question, *row.well])
+            (outcome,) = symptom.result()
     finally:
         cluster.clear()
     assert re.fullmatch(row.outcome, outcome), outcome
