@@ -22,6 +22,7 @@ End = Literal["accept", "drop", "reject", "return", "on"]
 
 _HOOK = re.compile(r"type (\w+) hook (\w+) priority (-?\d+); policy (\w+);")
 _DEEPEST = 64
+SMALL = 60  # bytes of a packet that is no large one: a SYN
 
 
 class Base(msgspec.Struct, frozen=True):
@@ -69,13 +70,13 @@ def _bases(chains: Mapping[Place, NftChain]) -> dict[str, tuple[Base, ...]]:
 _WORD = re.compile(r'"[^"]*"|[{},]|[^\s{},]+')
 _FIELDS = {
     "ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr", "meta l4proto", "th sport", "th dport", "iifname", "oifname",
-    "meta mark", "ct state", "ct status", "fib saddr", "fib daddr",
+    "meta mark", "ct state", "ct status", "fib saddr", "fib daddr", "ip length", "ip6 length",
 }  # fmt: skip
 _VERDICTS = {"accept", "drop", "reject", "return", "jump", "goto", "continue"}
 
 
 class Statement(msgspec.Struct, frozen=True):
-    """`what` is match, vmap, mark, verdict, dnat, masquerade, update, or unknown.
+    """`what` is match, choice, vmap, mark, stray, verdict, dnat, masquerade, update, or unknown.
 
     `fields` are looked at, `values` are what they are compared with: words, or one `@set`; `pairs` a map written out.
     """
@@ -157,6 +158,10 @@ def _statements(words: _Words) -> Iterator[Statement]:
         elif words.skip("numgen", "random", "mod"):
             words.take()
             yield Statement("vmap", ("numgen",), pairs=_pairs(words))
+        elif words.skip("numgen", "inc", "mod"):
+            yield Statement("choice", values=(words.take(), words.take()))
+        elif words.skip("tcp", "sequence", "set"):
+            yield Statement("stray", values=tuple(words.take() for _ in ("tcp", "sequence", "^", "bits")))
         else:
             yield _match(words)
 
@@ -254,6 +259,12 @@ def _rule(chain: NftChain, rule: str, trip: Trip, facts: Facts, depth: int) -> I
                 return
             case "mark":
                 changed = _hopped(_marked(statement, changed), hop)
+            case "choice":
+                share = 1 / int(statement.values[0])
+                yield "on", replace(changed, chance=changed.chance * (1 - share))
+                changed = replace(changed, chance=changed.chance * share)
+            case "stray":
+                changed = replace(_hopped(changed, hop), stray=True)
             case "unknown":
                 break
     yield "on", changed
@@ -342,6 +353,8 @@ def _field(field: str, trip: Trip, facts: Facts) -> str:
             return packet.dst
         case "meta l4proto":
             return packet.protocol
+        case "ip length" | "ip6 length":
+            return str(trip.size or SMALL)
         case "th sport":
             return str(packet.sport)
         case "th dport":

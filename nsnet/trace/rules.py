@@ -206,7 +206,7 @@ def _one(match: Match, trip: Trip, facts: Facts) -> float:
         case "icmp", "--icmp-type":
             return values[0] in (("3/4", "3") if trip.error else ("8", "8/0") if not trip.reply else ("0", "0/0"))
         case "icmp6", "--icmpv6-type":
-            return values[0] in (("2", "2/0") if trip.error else ("128",) if not trip.reply else ("129",))
+            return values[0] in _ICMP6_TYPES[trip.error, trip.asks, bool(trip.reply)]
         case "tcp", "--tcp-flags":
             return _has_flags(trip, *(set(part.split(",")) for part in values))
         case "cluster", _:
@@ -259,6 +259,10 @@ def _jhash(word: int, seed: int) -> int:
     return b
 
 
+_ICMP6_TYPES = {  # of an error, of who asks for a neighbour, of an answer
+    (True, False, False): ("2", "2/0"), (False, True, False): ("135", "135/0"), (False, False, True): ("129",),
+    (False, False, False): ("128",), (True, False, True): ("2", "2/0"), (False, True, True): ("135", "135/0"),
+}  # fmt: skip
 _WORD = 0xFFFFFFFF
 _SAY_NOTHING = {("statistic", "--mode"), ("nfacct", "--nfacct-name")}
 
