@@ -148,7 +148,7 @@ class Loop:
         self.revision = -1  # reached by the last good sync
         self.error: NsnetError | None = None
         self.failures = 0
-        self.drift = 0
+        self.changes = self.drift = 0
         self.syncs = self.looks = 0  # of these syncs, those that looked at everything
         self.started = _now()
         self.cost = 0.0  # processor seconds of the last look
@@ -314,6 +314,7 @@ class Loop:
             if line not in self.garbage:
                 _log(self.cluster, f"warning: skipped what is no object of ours: {line}")
         self.garbage.update(report.garbage)
+        self.changes += report.changes
         if report.revision == self.revision:
             self.drift += report.changes
         if report.changes:
@@ -346,6 +347,8 @@ class Loop:
         elif whole:
             self.resync = now + max(self.pace.latest, self.cost / SHARE)
         self.due = min([self.due, *(now + seconds for seconds in self._ends())])
+        if self.member is not None and (left := self.member.patience()):
+            self.due = min(self.due, now + left)
 
     def _ends(self) -> list[float]:
         """In how many seconds faults end by themselves."""
@@ -361,7 +364,7 @@ class Loop:
 
     def _outcome(self) -> dict[str, Any]:
         if self.error is None:
-            return {"ok": True, "revision": self.revision}
+            return {"ok": True, "revision": self.revision, "changes": self.changes}
         return {"error": str(self.error), "hint": self.error.hint, "exit_code": self.error.exit_code}
 
     # --- what is watched ----------------------------------------------------------------------------------------------
@@ -500,6 +503,7 @@ class Loop:
             "pid": os.getpid(),
             "started": self.started,
             "revision": self.revision,
+            "changes": self.changes,
             "error": str(self.error or ""),
             "drift": self.drift,
             "syncs": self.syncs,
