@@ -1,7 +1,7 @@
 """`agent`: this machine takes its part of a cluster that several carry.
 
-It finds the cluster in the etcd, remembers which machine it is, brings its own nodes and pods into being and leaves a
-controller that looks after them. Nothing else of the machine is touched; the other machines reach it at the address
+It finds the cluster in the etcd, remembers which machine it is and starts the controller that brings its nodes and
+pods into being and looks after them. Nothing else of the machine is touched; the other machines reach it at the address
 that the Cluster document says, by VXLAN, which has no authentication: that is for networks one trusts.
 """
 
@@ -16,7 +16,7 @@ from nsnet import controller, model, reconcile
 from nsnet.cli import options, spread
 from nsnet.cli.context import changing, checked, waiting_for
 from nsnet.cli.output import out, progress, warning
-from nsnet.cli.up import duration
+from nsnet.cli.up import duration, going_on
 from nsnet.errors import InputError, NotReachedError
 from nsnet.render import machines
 from nsnet.store import Store, location, opening
@@ -43,7 +43,7 @@ def agent(store: str, machine: str, timeout: str, cluster: str | None) -> None:
         raise InputError(f"{place} is one machine's own store", "--store etcd://HOST:2379, which every machine reaches")
     started = time.perf_counter()
     name = _found(place, cluster, time.monotonic() + duration(timeout))
-    with settled(name, place, machine):
+    with going_on(name, on="nsnet agent"), settled(name, place, machine):
         with reconcile.lock(name, waiting=waiting_for(name, "agent")), opening.open_at(name, place) as there:
             cluster_ = _joined(there, name, machine)
             revision = there.revision()

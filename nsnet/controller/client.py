@@ -61,12 +61,13 @@ def build(cluster: str, revision: int) -> int:
     One that lives already follows to `revision`. One that was started for it and cannot reach that is stopped: it would
     try for ever. Raises as `converge`.
     """
-    before = status(cluster)
+    lived = bool(living(cluster))
+    before = status(cluster) if lived else None
     start(cluster)
     try:
         answer = _converged(cluster, revision, BUILD_SECONDS)
     except NsnetError:
-        if before is None:
+        if not lived:
             stop(cluster)
         raise
     if answer is None:

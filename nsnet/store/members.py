@@ -96,6 +96,7 @@ class Member:
         except Conflict:
             self._lease = 0
             self.store.revoke(lease)
+            self._record()  # says whose it is by now
             raise
         self._lease, self._beaten = lease, time.monotonic()
 

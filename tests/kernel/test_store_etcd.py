@@ -292,6 +292,30 @@ def test_garbage_for_a_large_transaction_holds_up_nobody(etcd: Etcd, monkeypatch
         assert [entry.key for entry in store.list("/")[0]] == ["/a"]
 
 
+def test_a_name_is_one_machines(etcd: Etcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is refused, also where both look before either joins; a machine that starts again is no second."""
+    with etcd.store("/name") as one, etcd.store("/name") as other:
+        first, second = Member(one, "a", "1"), Member(other, "a", "2")
+        looks = iter([first.beat, second._record])
+
+        def look() -> object:
+            return next(looks)()
+
+        with monkeypatch.context() as both_look:
+            both_look.setattr(second, "_record", look)
+            with pytest.raises(InputError, match="another machine goes by the name a"):
+                second.beat()
+        for refused in (second.check, second.beat):
+            with pytest.raises(InputError, match="another machine goes by the name a"):
+                refused()
+        again = Member(one, "a", "1")
+        again.beat()
+        again.leave()
+        second.beat()
+        with pytest.raises(InputError, match="another machine goes by the name a"):
+            first.check()
+
+
 def test_who_has_not_followed_yet(etcd: Etcd) -> None:
     """Nobody has while nobody is in charge; then who has not told since the last writing, or was not gone by."""
     pods: list[Object] = [Pod(ObjectMeta(name=name, namespace="default")) for name in "pq"]
