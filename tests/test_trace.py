@@ -284,7 +284,7 @@ def test_does_a_rule_match(rule: str, expected: float) -> None:
     assert likelihood(parse(rule), TRIP, facts, number(packet.src), number(packet.dst)) == expected
 
 
-def node(*chains: Chain) -> State:
+def node(*chains: Chain | NftChain) -> State:
     """A lonely namespace that sends to itself."""
     return {"n": frozenset([Loopback(), Bridge("eth0", ""), Address("eth0", "10.0.0.5/24"), *chains])}
 
