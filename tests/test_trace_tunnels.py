@@ -91,7 +91,11 @@ DAMAGES: list[tuple[str, str, Damage, str, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("backend", "netns", "damage", "result", "why"), DAMAGES, ids=lambda item: str(item)[:40])
+@pytest.mark.parametrize(
+    ("backend", "netns", "damage", "result", "why"),
+    DAMAGES,
+    ids=lambda item: getattr(item, "__qualname__", str(item))[:40],
+)
 def test_what_stops_a_packet_is_named(backend: str, netns: str, damage: Damage, result: str, why: str) -> None:
     whole = VARIANTS[backend]
     left = frozenset(value for value in map(damage, whole[netns]) if value is not None)

@@ -1,4 +1,6 @@
-"""Which kernel tests ran on which kernel, from pytest's JUnit files (`-o junit_family=xunit1`: with file names).
+"""Which kernel tests ran on which kernel, from pytest's JUnit files.
+
+`-o junit_family=xunit1` has it write file names, `-o junit_suite_name` the kernel's release.
 
 ran.py skipped FILE         the tests that were skipped there, one a line, as pytest takes them
 ran.py report FILE…         what was skipped on each kernel and why; exit code 1 when a test ran on none
@@ -18,7 +20,7 @@ ABSENT = "is not on this machine"
 def read(path: str) -> tuple[str, set[str], Skips]:
     """The kernel's release, the tests that ran, and those that were skipped."""
     root = ET.parse(path).getroot()  # noqa: S314  (written by pytest a moment ago)
-    kernel = root.find(".//property[@name='kernel']")
+    suite = root.find("testsuite")
     ran: set[str] = set()
     skips: Skips = {}
     for case in root.iter("testcase"):
@@ -27,7 +29,7 @@ def read(path: str) -> tuple[str, set[str], Skips]:
             ran.add(_name(case))
         else:
             skips[_name(case)] = skipped.get("message", "")
-    return "?" if kernel is None else kernel.get("value", "?"), ran, skips
+    return "?" if suite is None else suite.get("name", "?"), ran, skips
 
 
 def _name(case: ET.Element) -> str:

@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,12 +38,6 @@ def _is_mount(path: str) -> bool:
 
 if not _in_sandbox():
     pytest.exit("tests/kernel runs inside scripts/sandbox only; `sudo scripts/test` does that", 4)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _says_its_kernel(record_testsuite_property: Callable[[str, object], None]) -> None:
-    """In JUnit's file: scripts/vm/ran.py compares what ran on which kernel."""
-    record_testsuite_property("kernel", os.uname().release)
 
 
 @pytest.fixture(scope="module", autouse=True)
