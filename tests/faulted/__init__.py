@@ -160,7 +160,7 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
 
 
 def settled() -> State:
-    """What the kernel has; a child that a program has just forked is no second copy of it, and who asks serves nobody."""
+    """What the kernel has; a child that a program has just forked is no second copy of it, and who asks listens not."""
     state = kernel.observe(NAME)
     return {netns: frozenset(_single(value) for value in values if not _asks(value)) for netns, values in state.items()}
 
