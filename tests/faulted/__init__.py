@@ -24,7 +24,7 @@ from nsnet.kernel.probe import Answer, Probe
 from nsnet.kernel.probe import probe as ask
 from nsnet.model import Fault, FaultSpec, Key, ObjectMeta, Objects
 from nsnet.reconcile import Memory
-from nsnet.state import Process, State, Value
+from nsnet.state import Listener, Process, State, Value
 from nsnet.store.objects import load_objects, save_objects
 from nsnet.store.sqlite import SqliteStore, open_store
 from nsnet.trace import Packet
@@ -38,6 +38,7 @@ SERVICES = {
     "far/6": "fd00:10:96::102",
 }  # fmt: skip
 WORKERS = 4  # tools at once
+EPHEMERAL = 32768  # ports from here on are given to who asks for any (net.ipv4.ip_local_port_range)
 PATIENCE = 0.9  # s; after one a SYN is sent again, which may fare better
 LARGE = 8000  # bytes of a request that fills several packets
 QUERY = dns.message.make_query("kubernetes.default.svc.cluster.local", "A", id=1).to_wire()
@@ -159,9 +160,14 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
 
 
 def settled() -> State:
-    """What the kernel has; a child that a program has just forked is no second copy of it."""
+    """What the kernel has; a child that a program has just forked is no second copy of it, and who asks listens not."""
     state = kernel.observe(NAME)
-    return {netns: frozenset(map(_single, values)) for netns, values in state.items()}
+    return {netns: frozenset(_single(value) for value in values if not _asks(value)) for netns, values in state.items()}
+
+
+def _asks(value: Value) -> bool:
+    """A socket of a resolver that waits for its answer looks like one that listens."""
+    return isinstance(value, Listener) and value.protocol == "UDP" and value.port >= EPHEMERAL
 
 
 def _single(value: Value) -> Value:

@@ -116,7 +116,13 @@ def test_where_an_fdb_entry_is_missing() -> None:
     fdb = ("bridge", "-n", "live.node.node1", "fdb")
     listed = subprocess.run((*fdb, "show", "dev", "flannel.1"), capture_output=True, text=True, check=True).stdout
     (entry,) = [line.split()[0] for line in listed.splitlines() if " dst 172.18.0.3" in line]
+    before = kernel.observe("live")
     subprocess.run((*fdb, "del", entry, "dev", "flannel.1", "dst", "172.18.0.3"), check=True)
+    every = list(agreeing.asked(objects, everybody=True))
+    assert agreeing.differences(objects, kernel.observe("live"), every, meant=False) == []
+    wrong = agreeing.differences(objects, before, every, meant=False)
+    assert wrong, "who goes by a state of before is told"
+    assert {sentence.rpartition("; ")[2] for sentence in wrong} == {"it never came out eth0 of node/node1"}
     near, far = pods["node1"].metadata.name, pods["node2"].metadata.name
     said = nsnet("trace", near, f"pod/{far}", "--live", code=1).splitlines()
     assert said[-2] == "observed:  lost, last seen in node/node1"
