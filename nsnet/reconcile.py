@@ -603,8 +603,11 @@ class _Sync:
         """Writes what control made of it; where somebody else wrote meanwhile, takes that instead."""
         claim = self.member.claim if self.member else None
         try:
-            revision = self._timed("store", save_differences, self.store, before, puts, revision, claim)
-            return indexed(after), revision
+            written = self._timed("store", save_differences, self.store, before, puts, revision, claim)
+            if written > revision + 1:  # others may have written in between what no fence guards: a flanneld, a person
+                now = self._timed("store", refresh, self.store, after, revision, self.garbage.append, puts)
+                return indexed(now[0]), now[1]
+            return indexed(after), written
         except Conflict:
             objects, revision = self._timed("store", refresh, self.store, before, revision, self.garbage.append)
             return indexed(objects), revision

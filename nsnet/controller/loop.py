@@ -25,7 +25,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -353,7 +352,7 @@ class Loop:
     def _ends(self) -> list[float]:
         """In how many seconds faults end by themselves."""
         objects = self.memory.objects if self.memory else {}
-        return [max(0.0, datetime.fromisoformat(end).timestamp() - time.time()) for end in faults.ends(objects)]
+        return [max(0.0, end.timestamp() - time.time()) for end in faults.ends(objects)]
 
     def _answer(self) -> None:
         """Tells those whose revision is reached; where the sync failed all: what they wrote was there when it began."""

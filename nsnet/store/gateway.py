@@ -31,8 +31,12 @@ T = TypeVar("T")
 CONNECT_SECONDS = 1.5
 ANSWER_SECONDS = 8.0  # etcd gives up by itself after about 7
 PAUSE_FIRST, PAUSE_LAST = 0.05, 1.0
-NOT_FOUND, EXHAUSTED, PRECONDITION, ABORTED, OUT_OF_RANGE = 5, 8, 9, 10, 11
-CALL_AGAIN = {1, 4, 14}  # cancelled, deadline exceeded, unavailable: no leader, leader changed, timed out, stopped
+NOT_FOUND, PRECONDITION, UNAVAILABLE = 5, 9, 14
+CALL_AGAIN = {
+    1,
+    4,
+    UNAVAILABLE,
+}  # cancelled, deadline exceeded, unavailable: no leader, leader changed, timed out, stopped
 
 
 class Refused(NsnetError):  # noqa: N818 - what etcd did
@@ -197,6 +201,9 @@ def context(location: Location) -> ssl.SSLContext | None:
 
 # --- answers and errors -----------------------------------------------------------------------------------------------
 
+_OF_A_PROXY = {HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT}
+"""What stands before an etcd says so in its own words where it does not reach it."""
+
 
 def _answer(status: int, body: bytes, kind: type[T]) -> T:
     try:
@@ -204,6 +211,8 @@ def _answer(status: int, body: bytes, kind: type[T]) -> T:
             return msgspec.json.decode(body, type=kind, strict=False)
         told = msgspec.json.decode(body, type=_Error, strict=False)
     except msgspec.MsgspecError as error:
+        if status in _OF_A_PROXY:
+            raise Refused(UNAVAILABLE, f"HTTP {status}") from error
         raise _no_etcd(body) from error
     raise Refused(told.code, told.message or told.error)
 

@@ -114,27 +114,25 @@ class Member:
         value = msgspec.json.encode(Told(self.ident, self._reached, self._heard, said))
         if value == self._told or not self._lease:
             return
-        self._told = value
         try:
             self.store.txn({}, {self._key: value}, lease=self._lease)
         except InputError:
             self._lease = 0  # the others have given us up: the next beat joins again, and says it
+        self._told = value
 
     def heard(self, own: Listening) -> dict[str, frozenset[tuple[str, int]]] | None:
         """Who listens where, on every machine that is there; None while control may wait (`patience`).
 
         When next it tells, control has gone by that.
         """
-        found = dict(own)
         entries = [entry for entry in self.store.list(MACHINES)[0] if entry.key != self._key]
         said = {entry.mod_revision: told for entry in entries if (told := _decoded(entry.value)) is not None}
         self._silent = any(told.reached == 0 for told in said.values())
         if self.patience():
             return None
-        for told in said.values():
-            found |= {netns: frozenset(ports) for netns, ports in told.listening.items()}
         self._heard = max(said, default=0)
-        return found
+        others = (told.listening.items() for told in said.values())
+        return {netns: frozenset(ports) for each in others for netns, ports in each} | dict(own)
 
     def in_charge(self) -> bool:
         """Whether control is ours to do; takes the charge where nobody has it."""

@@ -62,15 +62,19 @@ def entries_decoded(
     return _with_metadata(objects, entries)
 
 
-def refresh(store: Store, objects: Objects, revision: int, warn: Warn = _silent) -> tuple[Objects, int]:
+def refresh(
+    store: Store, objects: Objects, revision: int, warn: Warn = _silent, ours: Mapping[str, bytes | None] | None = None
+) -> tuple[Objects, int]:
     """The objects of `revision` brought up to date: reads only what changed, or everything if that is not known.
 
-    The very same where no object has changed.
+    The very same where no object has changed. `ours`: what we wrote since, and is among the objects already.
     """
     try:
         events, now = store.changes("/", revision)
     except Compacted:
         return load_objects(store, warn)
+    if ours:
+        events = [event for event in events if event.key not in ours or ours[event.key] != event.value]
     if any(event.key.startswith((LEASES, LEASE_META)) for event in events):
         return load_objects(store, warn)  # rare, and their two records belong together
     last = {event.key: event for event in events if not event.key.startswith(PRIVATE)}

@@ -153,13 +153,28 @@ def test_nobody_is_there() -> None:
         EtcdStore(parsed(f"etcd://127.0.0.1:{port}"), 0.2)
 
 
-def test_what_answers_is_no_etcd() -> None:
-    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        thread = threading.Thread(target=server.handle_request)
-        thread.start()
-        with pytest.raises(MachineError, match="not an etcd with a v3 JSON gateway"):
-            EtcdStore(parsed(f"etcd://127.0.0.1:{server.server_port}"), 0.2)
-        thread.join()
+class _Proxy(BaseHTTPRequestHandler):
+    """What reaches no etcd."""
+
+    def do_POST(self) -> None:
+        self.send_error(503)
+
+
+@pytest.mark.parametrize(
+    ("who", "kind", "said"),
+    [
+        (BaseHTTPRequestHandler, MachineError, "not an etcd with a v3 JSON gateway"),
+        (_Proxy, Unreachable, "HTTP 503"),
+    ],
+)
+def test_what_answers_is_no_etcd(who: type[BaseHTTPRequestHandler], kind: type[NsnetError], said: str) -> None:
+    with HTTPServer(("127.0.0.1", 0), who) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        try:
+            with pytest.raises(kind, match=said):
+                EtcdStore(parsed(f"etcd://127.0.0.1:{server.server_port}"), 0.2)
+        finally:
+            server.shutdown()
 
 
 @pytest.mark.parametrize(
