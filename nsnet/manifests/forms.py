@@ -12,6 +12,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, 
 
 from nsnet.manifests.problems import At, nearest
 from nsnet.manifests.reading import shown
+from nsnet.names import DEVICE
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -82,6 +83,13 @@ def port_name(at: At) -> None:
             f'"{shown(text)}" is not a port name',
             "lower-case letters, digits and single -, at least one letter, at most 15 characters",
         )
+
+
+def device(at: At) -> None:
+    """A network device that is ours to name: none that a shell, or a rule, could read as anything else."""
+    if at.value and not DEVICE.fullmatch(at.value):
+        hint = "letters, digits, -, _ and ., beginning with a letter or digit, at most 15 characters"
+        at.wrong(f'"{shown(at.value)}" is not a device name', hint)
 
 
 def hostname(at: At) -> None:

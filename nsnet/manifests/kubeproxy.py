@@ -7,11 +7,10 @@ embeds, written down here since the API's OpenAPI models, of which `schema.json`
 metrics server, ipvs, Windows …) is taken, checked for its type and kept.
 """
 
-import re
 from collections.abc import Mapping
 
 from nsnet import model
-from nsnet.manifests.forms import address_of, one_of, subnet, subnet_of, within
+from nsnet.manifests.forms import address_of, device, one_of, subnet, subnet_of, within
 from nsnet.manifests.problems import At
 from nsnet.manifests.reading import shown
 
@@ -73,7 +72,6 @@ _DURATIONS = (
     *(("ipvs", name) for name in ("tcpTimeout", "tcpFinTimeout", "udpTimeout")),
     *(("conntrack", name) for name in TYPES["KubeProxyConntrackConfiguration"] if name.endswith("Timeout")),
 )
-_DEVICE = re.compile(r"[^\s/:]{1,15}")
 
 
 def configuration(doc: At) -> None:
@@ -108,8 +106,8 @@ def _local_detection(doc: At) -> None:
         at = doc["detectLocal"][name]
         if doc["detectLocalMode"].value == mode and not at.value:
             doc["detectLocalMode"].wrong(f"{mode} needs detectLocal.{name}", f"add `detectLocal: {{{name}: …}}`")
-        elif at.value and not _DEVICE.fullmatch(at.value):
-            at.wrong(f'"{shown(at.value)}" is not a device name', "at most 15 characters, neither / nor : nor space")
+        else:
+            device(at)
 
 
 def _cluster_cidr(at: At) -> None:

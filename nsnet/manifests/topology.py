@@ -14,6 +14,7 @@ from nsnet.manifests.forms import (
     address_of,
     address_v4,
     count,
+    device,
     dns_label,
     dns_subdomain,
     exact_subnet,
@@ -37,7 +38,6 @@ FLAVOURS = ("coredns", "kube-dns")
 POD_RECORDS = ("disabled", "insecure", "verified")
 EXPECTATIONS = ("ok", "refused", "timeout")
 
-_DEVICE = re.compile(r"[^\s/:]{1,15}")
 _DELAY = re.compile(r"[0-9]+(\.[0-9]+)?(s|secs?|ms|msecs?|us|usecs?)")
 _LOSS = re.compile(r"[0-9]+(\.[0-9]+)?%")
 _RATE = re.compile(r"[0-9]+(\.[0-9]+)?([kmgt]i?)?(bit|bps)", re.IGNORECASE)
@@ -54,7 +54,7 @@ def check(doc: At) -> None:
     annotations(doc["metadata"]["annotations"])
     networking(doc["networking"])
     flannel(doc["flannel"])
-    form(doc["bridge"], _DEVICE, "is not a device name", "at most 15 characters, neither / nor : nor space")
+    device(doc["bridge"])
     for item in doc["loadBalancer"]["addresses"].each():
         address_range(item)
     one_of(doc["loadBalancer"]["mode"], ("nodeport", "vip"))
