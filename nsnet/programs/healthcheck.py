@@ -116,20 +116,25 @@ class Server:
         self.path = path
         self.told: dict[Place, Node | Check] = {}
         self.servers: dict[Place, asyncio.Server] = {}
+        self.reloading = asyncio.Lock()
 
     async def reload(self) -> str:
         """`ok`, or what is wrong with the file."""
-        try:
-            config = msgspec.json.decode(self.path.read_bytes(), type=Config)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            log(f"{self.path}: {error}")
-            return f"error: {error}"
+        async with self.reloading:
+            try:
+                config = msgspec.json.decode(self.path.read_bytes(), type=Config)
+            except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+                log(f"{self.path}: {error}")
+                return f"error: {error}"
+            await self._use(config)
+            return "ok"
+
+    async def _use(self, config: Config) -> None:
         self.told = wanted(config)
         for place in self.servers.keys() - self.told.keys():
             self.servers.pop(place).close()
         for place, sock in _opened(sorted(self.told.keys() - self.servers.keys())):
             self.servers[place] = await serve(self._pages(place), sock=sock)
-        return "ok"
 
     def _pages(self, place: Place) -> Pages:
         def page(path: str, _client: str) -> Page | None:
@@ -149,9 +154,11 @@ def _opened(places: list[Place]) -> Iterator[tuple[Place, socket.socket]]:
     for place in places:
         try:
             with inside(place.netns):
-                yield place, socket.create_server((place.address, place.port), backlog=BACKLOG)
+                sock = socket.create_server((place.address, place.port), backlog=BACKLOG)
         except OSError as error:
             log(f"{place.netns}: {place.address}:{place.port}: {error}; tried again at the next reload")
+        else:
+            yield place, sock  # at home again: whoever takes it may wait there
 
 
 # --- the program ------------------------------------------------------------------------------------------------------
