@@ -18,6 +18,7 @@ _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _SERVICE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+MOST_PODS = 100_000  # of one workload; Kubernetes is built for 150,000 in all
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 
 _LABEL_RULE = "lower-case letters, digits and -, beginning and ending with a letter or digit, at most 63 characters"
@@ -163,6 +164,11 @@ def within(at: At, low: int, high: int) -> None:
 def count(at: At) -> None:
     """A number of things: none is fine, fewer is not."""
     within(at, 0, 2**31 - 1)
+
+
+def pods(at: At) -> None:
+    """How many pods a workload asks for. They are made before anyone counts addresses, so there is an end to it."""
+    within(at, 0, MOST_PODS)
 
 
 def port(at: At, low: int = 1) -> None:

@@ -13,7 +13,6 @@ from nsnet.manifests.forms import (
     address,
     address_of,
     address_v4,
-    count,
     device,
     dns_label,
     dns_subdomain,
@@ -23,6 +22,7 @@ from nsnet.manifests.forms import (
     label_value,
     labels,
     one_of,
+    pods,
     proposed,
     subnet_of,
     within,
@@ -59,7 +59,7 @@ def check(doc: At) -> None:
         address_range(item)
     one_of(doc["loadBalancer"]["mode"], ("nodeport", "vip"))
     dns(doc["dns"])
-    count(doc["ingress"]["replicas"])
+    pods(doc["ingress"]["replicas"])
     one_of(doc["ingress"]["externalTrafficPolicy"], ("Cluster", "Local"))
     underlay(doc["underlay"])
     nodes(doc["nodes"])

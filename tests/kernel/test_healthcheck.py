@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +28,7 @@ def test_reloads_that_overlap_leave_the_process_at_home(tmp_path: Path) -> None:
     config.write_text(json.dumps({"nodes": [{"netns": name, "healthz": ["127.0.0.1", 10256]} for name in NODES]}))
 
     def where() -> int:
-        return os.stat("/proc/thread-self/ns/net").st_ino
+        return Path("/proc/thread-self/ns/net").stat().st_ino
 
     async def overlapping() -> set[int]:
         server, seen = Server(config), set()
