@@ -161,8 +161,8 @@ def build(nodes: int, pods: int) -> dict[str, float]:
 
 
 def destroy() -> None:
-    """Drops every name; the kernel does the rest."""
-    for path in NETNS.iterdir():
+    """Drops every name of `build`; the kernel does the rest."""
+    for path in NETNS.glob("floor.*"):
         LIBC.umount2(str(path).encode(), 2)
         path.unlink()
 
