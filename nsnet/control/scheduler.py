@@ -275,9 +275,12 @@ def _top(table: Table, pod: Pod) -> tuple[Key, str]:
 # --- one pod and one node ---------------------------------------------------------------------------------------------
 
 
-def why_not(spec: PodSpec, node: Node) -> str:
-    """What rules the node out for pods of this spec, whatever else runs there; empty where nothing does."""
-    taint = _untolerated(spec, node)
+def why_not(spec: PodSpec, node: Node, *, running: bool = False) -> str:
+    """What rules the node out for pods of this spec, whatever else runs there; empty where nothing does.
+
+    `running`: what ends a pod that is there already, for which of all taints only NoExecute counts.
+    """
+    taint = _untolerated(spec, node, ("NoExecute",) if running else ("NoSchedule", "NoExecute"))
     if taint:
         return taint
     labels = node.metadata.labels
@@ -302,12 +305,12 @@ def _all(requirements: Iterable[Requirement], labels: Mapping[str, str]) -> bool
     return all(meets(requirement, labels) for requirement in requirements)
 
 
-def _untolerated(spec: PodSpec, node: Node) -> str:
+def _untolerated(spec: PodSpec, node: Node, effects: Collection[str]) -> str:
     taints = node.spec.taints
     if node.spec.unschedulable:
         taints = (*taints, Taint("node.kubernetes.io/unschedulable", "NoSchedule"))
     for taint in taints:
-        if taint.effect != "PreferNoSchedule" and not tolerated(taint, spec.tolerations or ()):
+        if taint.effect in effects and not tolerated(taint, spec.tolerations or ()):
             if taint.key == "node.kubernetes.io/unschedulable":
                 return "node(s) were unschedulable"
             return f"node(s) had untolerated taint {{{taint.key}: {taint.value}}}"

@@ -344,12 +344,13 @@ def _daemon(table: Table, key: Key, workload: DaemonSet, owned: list[Pod]) -> No
     if spec.hostNetwork:
         tolerations += (Toleration("node.kubernetes.io/network-unavailable", "Exists", effect="NoSchedule"),)
     spec = msgspec.structs.replace(spec, tolerations=tolerations)
-    places = [name for (_, _, name), node in sorted(of(table, Node).items()) if not scheduler.why_not(spec, node)]
-    served = _one_per_node(table, owned, set(places), current)
+    nodes = {name: node for (_, _, name), node in sorted(of(table, Node).items()) if spec.nodeName in {"", name}}
+    stays = {name for name, node in nodes.items() if not scheduler.why_not(spec, node, running=True)}
+    served = _one_per_node(table, owned, stays, current)
     mould = _Mould(workload, {REVISION: current}, spec)
-    for node in places:
-        if node not in served:
-            _put_daemon(table, mould, f"{key.name}", f"{key.name}/{current}/{node}", node)
+    for name, node in nodes.items():
+        if name not in served and not scheduler.why_not(spec, node):
+            _put_daemon(table, mould, key.name, f"{key.name}/{current}/{name}", name)
 
 
 def _one_per_node(table: Table, owned: list[Pod], places: set[str], current: str) -> set[str]:
