@@ -71,7 +71,7 @@ async def ask(check: Check, room: asyncio.Semaphore) -> bool | None:
                     writer.close()
         except (OSError, TimeoutError, ValueError):
             return None
-    return status.split(b" ", 2)[1] == b"200" if status.startswith(b"HTTP/") else None
+    return status.split(b" ", 2)[1:2] == [b"200"] if status.startswith(b"HTTP/") else None
 
 
 class Checker:
