@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from nsnet import control, model
-from nsnet.control import Facts
+from nsnet.control import Facts, workloads
 from nsnet.errors import InputError
 from nsnet.model import Key, Objects, Pod, ReplicaSet
 from tests.controlled import (
@@ -247,6 +247,13 @@ def test_the_same_template_in_other_words_changes_nothing() -> None:
         "containerPort: 80", "containerPort: 80, protocol: TCP"
     )
     assert pods(apply(stored, wordy)) == pods(stored)
+
+
+def test_hashes_of_templates_go_with_their_workloads() -> None:
+    stored = up(workload("Deployment") + workload("DaemonSet", name="ds"))
+    after = delete(stored, "DaemonSet/ds")
+    control.complete(after)
+    assert workloads._hashes.keys() <= after.keys()
 
 
 @pytest.mark.parametrize("kind", ["StatefulSet", "DaemonSet"])

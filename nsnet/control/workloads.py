@@ -64,6 +64,8 @@ _hashes: dict[Key, tuple[WorkloadSpec, str]] = {}  # the last answer for each wo
 
 def expand(table: Table) -> None:
     """Every pod that a workload wants is there afterwards, and none that no workload wants any more."""
+    for key in [key for key in _hashes if key not in table[key.kind]]:
+        del _hashes[key]
     sets = _owned(of(table, ReplicaSet).values())
     pods = _owned(of(table, Pod).values())
     for key, deployment in ordered(table, Deployment):
