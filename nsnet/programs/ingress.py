@@ -251,7 +251,8 @@ class Log:
     def __init__(self) -> None:
         self.reading, self.end = os.pipe()
         os.set_blocking(self.reading, False)
-        fcntl.fcntl(self.end, fcntl.F_SETPIPE_SZ, LOG_PIPE)
+        with contextlib.suppress(OSError):  # who is not root has a share of pipes, and it may be used up
+            fcntl.fcntl(self.end, fcntl.F_SETPIPE_SZ, LOG_PIPE)
         self.rest = b""
 
     async def keep(self) -> None:
