@@ -24,6 +24,7 @@ from nsnet.control.kubernetes import of_the_cluster
 from nsnet.control.table import Table, controller_of, of
 from nsnet.errors import ObjectError
 from nsnet.model import (
+    ENDED,
     Condition,
     Key,
     Node,
@@ -52,7 +53,6 @@ AFFINITY = "node(s) didn't match Pod's node affinity/selector"
 PORTS = "node(s) didn't have free ports for the requested pod ports"
 ANTI = "node(s) didn't match pod anti-affinity rules"
 ELSEWHERE = "node(s) didn't have the address that nsnet/ip asks for"
-ENDED = ("Succeeded", "Failed")
 ANY = ("", "0.0.0.0", "::")  # noqa: S104 - a hostIP that clashes with every other
 
 HostPort = tuple[str, str, int]  # hostIP, protocol, port

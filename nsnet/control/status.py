@@ -14,10 +14,10 @@ import msgspec
 
 from nsnet import model, names
 from nsnet.control.facts import Facts, Listening
-from nsnet.control.scheduler import ENDED
 from nsnet.control.table import Table, controller_of, of
 from nsnet.control.workloads import REVISION, active, revision, template_hash
 from nsnet.model import (
+    ENDED,
     Cluster,
     Condition,
     DaemonSet,

@@ -24,6 +24,7 @@ from nsnet.control import scheduler
 from nsnet.control.lifecycle import end
 from nsnet.control.table import Table, controller_of, of, ordered, owner, with_meta, with_spec
 from nsnet.model import (
+    ENDED,
     DaemonSet,
     Deployment,
     Job,
@@ -49,7 +50,6 @@ REVISION = "controller-revision-hash"
 NUMBER = "deployment.kubernetes.io/revision"
 HISTORY = 10  # old ReplicaSets that are kept (revisionHistoryLimit)
 LONGEST = 58  # of a generated name's base, so that the whole is a DNS label (apiserver names.SimpleNameGenerator)
-ENDED = ("Succeeded", "Failed")
 DAEMON_TOLERATIONS = tuple(
     Toleration(f"node.kubernetes.io/{taint}", "Exists", effect=effect)
     for taint, effect in (

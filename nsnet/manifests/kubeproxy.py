@@ -61,7 +61,6 @@ TYPES: Mapping[str, dict[str, str]] = {
     "JSONOptions": _OUTPUT,
 }  # fmt: skip
 
-MODES = ("iptables", "nftables", "userspace")
 LOCAL_MODES = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 PRIMARY = "primary"
 
@@ -95,9 +94,9 @@ def configuration(doc: At) -> None:
 
 def _mode(at: At) -> None:
     if at.value in {"ipvs", "kernelspace"}:
-        at.wrong(f"{at.value} is not emulated", f"one of {', '.join(MODES)}")
+        at.wrong(f"{at.value} is not emulated", f"one of {', '.join(model.PROXY_MODES)}")
     else:
-        one_of(at, MODES)
+        one_of(at, model.PROXY_MODES)
 
 
 def _local_detection(doc: At) -> None:

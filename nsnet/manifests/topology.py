@@ -29,9 +29,9 @@ from nsnet.manifests.forms import (
 )
 from nsnet.manifests.problems import At
 from nsnet.manifests.reading import shown
+from nsnet.model import PROXY_MODES
 from nsnet.names import CLUSTER
 
-MODES = ("iptables", "nftables", "userspace")
 BACKENDS = ("vxlan", "host-gw", "ipip", "wireguard", "udp")
 WIREGUARD_MODES = ("separate", "auto", "ipv4", "ipv6")
 FLAVOURS = ("coredns", "kube-dns")
@@ -113,7 +113,7 @@ def networking(at: At) -> None:
     subnets(at["podSubnet"])
     subnets(at["serviceSubnet"])
     dns_subdomain(at["dnsDomain"])
-    one_of(at["kubeProxyMode"], MODES)
+    one_of(at["kubeProxyMode"], PROXY_MODES)
     address(at["clusterDNS"])
     _port_range(at["nodePortRange"])
 

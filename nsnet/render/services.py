@@ -22,14 +22,12 @@ from typing import Any
 import msgspec
 
 from nsnet import model, names
-from nsnet.model import API_FAMILIES, Endpoint, EndpointSlice, Family, Node, Objects, Service
+from nsnet.model import API_FAMILIES, SERVICE_NAME, ZONE, Endpoint, EndpointSlice, Family, Node, Objects, Service
 
 AFFINITY_SECONDS = 10800  # the API's default for ClientIP
 
-SERVICE_NAME = "kubernetes.io/service-name"
 PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 HEADLESS = "service.kubernetes.io/headless"
-ZONE = "topology.kubernetes.io/zone"
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):

@@ -314,7 +314,7 @@ def _pods_by_node(objects: model.Objects, cluster: str, dns: model.Service | Non
 
 def has_network(pod: model.Pod) -> bool:
     """A pod that is placed, has its address and has not ended."""
-    return bool(pod.spec.nodeName and pod.status.podIP) and pod.status.phase not in {"Succeeded", "Failed"}
+    return bool(pod.spec.nodeName and pod.status.podIP) and pod.status.phase not in model.ENDED
 
 
 def _pod(cluster: str, pod: model.Pod, services: "_ByPair", dns: model.Service | None, taken: set[str]) -> Pod:
