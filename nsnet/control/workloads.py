@@ -13,8 +13,7 @@ ReplicaSet, ReplicationController and Job leave existing pods alone, as Kubernet
 Sources: `pkg/controller/{deployment,replicaset,statefulset,daemon,job}`.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -22,7 +21,7 @@ import msgspec
 from nsnet import names
 from nsnet.control import scheduler
 from nsnet.control.lifecycle import end
-from nsnet.control.table import Table, controller_of, of, ordered, owner, with_meta, with_spec
+from nsnet.control.table import Table, by_owner, of, ordered, owner, with_meta, with_spec
 from nsnet.model import (
     ENDED,
     DaemonSet,
@@ -42,6 +41,7 @@ from nsnet.model import (
     WorkloadSpec,
     is_ready,
     is_terminating,
+    key_of,
     to_doc,
 )
 
@@ -58,7 +58,7 @@ DAEMON_TOLERATIONS = tuple(
     )
 )  # fmt: skip
 
-Owned = Mapping[tuple[str, str, str], list[Any]]  # owner's key → what it owns
+Owned = Mapping[tuple[str, str, str], list[Pod]]  # owner's key → its pods
 _hashes: dict[Key, tuple[WorkloadSpec, str]] = {}  # the last answer for each workload, found again by `is`
 
 
@@ -66,8 +66,8 @@ def expand(table: Table) -> None:
     """Every pod that a workload wants is there afterwards, and none that no workload wants any more."""
     for key in [key for key in _hashes if key not in table[key.kind]]:
         del _hashes[key]
-    sets = _owned(of(table, ReplicaSet).values())
-    pods = _owned(of(table, Pod).values())
+    sets = by_owner(of(table, ReplicaSet).values())
+    pods = by_owner(of(table, Pod).values())
     for key, deployment in ordered(table, Deployment):
         _deployment(table, key, deployment, sets.get(key, []), pods)
     for key, item in ordered(table, ReplicaSet):
@@ -80,14 +80,6 @@ def expand(table: Table) -> None:
         _daemon(table, key, daemon, pods.get(key, []))
     for key, job in ordered(table, Job):
         _job(table, key, job, pods.get(key, []))
-
-
-def _owned(objects: Iterable[Any]) -> Owned:
-    found: defaultdict[tuple[str, str, str], list[Any]] = defaultdict(list)
-    for obj in objects:
-        if obj.metadata.ownerReferences and (key := controller_of(obj.metadata)) is not None:
-            found[key].append(obj)
-    return found
 
 
 def active(pods: Iterable[Pod]) -> list[Pod]:
@@ -207,7 +199,13 @@ def _replicas(table: Table, key: Key, workload: ReplicaSet | ReplicationControll
 # --- Deployment -------------------------------------------------------------------------------------------------------
 
 
-def _deployment(table: Table, key: Key, deployment: Deployment, sets: list[ReplicaSet], pods: Owned) -> None:
+def _deployment(
+    table: Table,
+    key: Key,
+    deployment: Deployment,
+    sets: list[ReplicaSet],
+    pods: Owned,
+) -> None:
     current = _current(table, key, deployment, sets)
     want = wanted(deployment)
     old = sorted((item for item in sets if item.metadata.name != current.metadata.name), key=_age)
@@ -220,13 +218,9 @@ def _deployment(table: Table, key: Key, deployment: Deployment, sets: list[Repli
         left -= kept
         _scale(table, item, kept)
     _scale(table, current, want)
-    empty = [item for item in old if not table["ReplicaSet"][_set_key(item)].spec.replicas]
+    empty = [item for item in old if not table["ReplicaSet"][key_of(item)].spec.replicas]
     for item in empty[:-HISTORY]:
-        del table["ReplicaSet"][_set_key(item)]
-
-
-def _set_key(item: ReplicaSet) -> Key:
-    return Key("ReplicaSet", item.metadata.namespace, item.metadata.name)
+        del table["ReplicaSet"][key_of(item)]
 
 
 def _number(item: ReplicaSet) -> int:
@@ -240,13 +234,13 @@ def _age(item: ReplicaSet) -> tuple[int, str]:
 
 def _scale(table: Table, item: ReplicaSet, replicas: int) -> None:
     if item.spec.replicas != replicas:
-        table["ReplicaSet"][_set_key(item)] = with_spec(item, replicas=replicas)
+        table["ReplicaSet"][key_of(item)] = with_spec(item, replicas=replicas)
 
 
 def _current(table: Table, key: Key, deployment: Deployment, sets: list[ReplicaSet]) -> ReplicaSet:
     """The ReplicaSet of the template as it is now: one that is there, the newest if there are several, or a new one."""
     wanted_hash = template_hash(key, deployment)
-    same = [item for item in sets if template_hash(_set_key(item), item) == wanted_hash]
+    same = [item for item in sets if template_hash(key_of(item), item) == wanted_hash]
     highest = max(map(_number, sets), default=0)
     if not same:
         return _new_set(table, key, deployment, wanted_hash, highest + 1)
@@ -254,7 +248,7 @@ def _current(table: Table, key: Key, deployment: Deployment, sets: list[ReplicaS
     if _number(found) < highest or not _number(found):  # a rollback: an old template is the newest again
         number = str(highest + 1)
         found = with_meta(found, annotations={**found.metadata.annotations, NUMBER: number})
-        table["ReplicaSet"][_set_key(found)] = found
+        table["ReplicaSet"][key_of(found)] = found
     return found
 
 
@@ -285,7 +279,7 @@ def _new_set(table: Table, key: Key, deployment: Deployment, template: str, numb
     )
     raw = _raw(deployment, "spec", "template")
     found = ReplicaSet(meta, spec, raw={"spec": {"template": raw}} if raw else {})
-    table["ReplicaSet"][_set_key(found)] = found
+    table["ReplicaSet"][key_of(found)] = found
     return found
 
 
@@ -299,11 +293,11 @@ def _with_hash(deployment: Deployment, label: str) -> dict[str, Any]:
 
 def rolling(table: Table) -> bool:
     """Is there a Deployment that waits for new pods to become ready before old ones go?"""
-    several = [sets for sets in _owned(of(table, ReplicaSet).values()).values() if len(sets) > 1]
+    several = [sets for sets in by_owner(of(table, ReplicaSet).values()).values() if len(sets) > 1]
     if not several:
         return False
-    pods = _owned(of(table, Pod).values())
-    return any(sum(bool(active(pods.get(_set_key(item), []))) for item in sets) > 1 for sets in several)
+    pods = by_owner(of(table, Pod).values())
+    return any(sum(bool(active(pods.get(key_of(item), []))) for item in sets) > 1 for sets in several)
 
 
 # --- StatefulSet, DaemonSet, Job --------------------------------------------------------------------------------------
@@ -403,14 +397,3 @@ def _job(table: Table, key: Key, job: Job, owned: list[Pod]) -> None:
     running = active(there)
     for pod in _spare(running, key.name, len(there) - want) if len(there) > want else ():
         end(table, pod)
-
-
-def workload_of(table: Table, pod: Pod) -> Iterator[Any]:
-    """The objects above a pod, the nearest first: its ReplicaSet, then the Deployment."""
-    meta = pod.metadata
-    while (key := controller_of(meta)) is not None:
-        obj = table[key[0]].get(Key(*key))
-        if obj is None:
-            return
-        yield obj
-        meta = obj.metadata

@@ -6,7 +6,7 @@ must be there is the schema's business. They run on values whose types are right
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
@@ -235,6 +235,18 @@ def subnet(at: At) -> None:
         host = address_of(at.value) is not None and not at.value.endswith(".0")
         near = f": {at.value}/{128 if ':' in at.value else 32}" if host else ", as 10.244.0.0/16"
         at.wrong(f'"{shown(at.value)}" is not a subnet', f"an address, a slash and the prefix length{near}")
+
+
+def one_of_each(
+    at: At, parts: Sequence[str], check: Callable[[At], None], read: Callable[[str], Address | Subnet | None], what: str
+) -> None:
+    """One value, or one of each family; they stood with a comma between."""
+    for part in parts:
+        check(At(part, at.path, at.found))
+    versions = [found.version for part in parts if (found := read(part))]
+    if len(set(versions)) < len(versions):
+        example = "10.244.1.9,fd00:10:244:1::9" if read is address_of else "10.244.0.0/16,fd00:10:244::/56"
+        at.wrong(f'"{shown(at.value)}" is not a pair of one IPv4 and one IPv6 {what}', f"as {example}")
 
 
 def exact_subnet(at: At) -> None:

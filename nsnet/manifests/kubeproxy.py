@@ -10,7 +10,7 @@ metrics server, ipvs, Windows …) is taken, checked for its type and kept.
 from collections.abc import Mapping
 
 from nsnet import model
-from nsnet.manifests.forms import address_of, device, one_of, subnet, subnet_of, within
+from nsnet.manifests.forms import address_of, device, one_of, one_of_each, subnet, subnet_of, within
 from nsnet.manifests.problems import At
 from nsnet.manifests.reading import shown
 
@@ -110,13 +110,7 @@ def _local_detection(doc: At) -> None:
 
 
 def _cluster_cidr(at: At) -> None:
-    parts = at.value.split(",") if at.value else []
-    for part in parts:
-        subnet(At(part, at.path, at.found))
-    versions = [found.version for part in parts if (found := subnet_of(part))]
-    if len(parts) > 2 or len(set(versions)) != len(versions):
-        hint = "as 10.244.0.0/16,fd00:10:244::/56"
-        at.wrong(f'"{shown(at.value)}" is not a pair of one IPv4 and one IPv6 subnet', hint)
+    one_of_each(at, (at.value or "").split(","), subnet, subnet_of, "subnet")
 
 
 def _node_port_addresses(at: At) -> None:

@@ -22,6 +22,7 @@ from nsnet.manifests.forms import (
     label_value,
     labels,
     one_of,
+    one_of_each,
     pods,
     proposed,
     subnet_of,
@@ -120,14 +121,7 @@ def networking(at: At) -> None:
 
 def subnets(at: At) -> None:
     """One subnet, or a pair with a comma: dual stack."""
-    parts = at.value.split(",") if at.value else []
-    for part in parts:
-        exact_subnet(At(part.strip(), at.path, at.found))
-    versions = [found.version for part in parts if (found := subnet_of(part.strip()))]
-    if len(parts) > 2 or (len(parts) == 2 and len(set(versions)) != len(versions)):
-        at.wrong(
-            f'"{shown(at.value)}" is not a pair of one IPv4 and one IPv6 subnet', "as 10.244.0.0/16,fd00:10:244::/56"
-        )
+    one_of_each(at, [part.strip() for part in (at.value or "").split(",")], exact_subnet, subnet_of, "subnet")
 
 
 def _port_range(at: At) -> None:

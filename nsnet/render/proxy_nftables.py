@@ -31,6 +31,7 @@ from nsnet import names
 from nsnet.model import Family, Node, Objects, family_of, subnets
 from nsnet.render import kubeproxy, services
 from nsnet.render.kubeproxy import PRIMARY, LocalDetector, Told
+from nsnet.render.ranges import united
 from nsnet.render.services import Joined, Place, Port, ServicePortInfo, Target
 from nsnet.state import Key, Nft, NftChain, NftElement, NftSet, NftTable, nft_interval
 
@@ -274,16 +275,10 @@ def _marking(told: Settings) -> str:
 
 def _among(cidrs: Iterable[str]) -> str:
     """Addresses as the kernel keeps them: sorted, what touches or overlaps merged, one alone without braces."""
-    ranges: list[tuple[int, int]] = []
     networks = [ip_network(cidr, strict=False) for cidr in cidrs]
-    for network in sorted(networks, key=lambda item: int(item.network_address)):
-        first, last = int(network.network_address), int(network.broadcast_address)
-        if ranges and first <= ranges[-1][1] + 1:
-            ranges[-1] = (ranges[-1][0], max(last, ranges[-1][1]))
-        else:
-            ranges.append((first, last))
+    ends = united((int(network.network_address), int(network.broadcast_address)) for network in networks)
     kind = type(networks[0].network_address)
-    spelled = [nft_interval(str(kind(first)), str(kind(last))) for first, last in ranges]
+    spelled = [nft_interval(str(kind(first)), str(kind(last))) for first, last in ends]
     return spelled[0] if len(spelled) == 1 else f"{{ {', '.join(spelled)} }}"
 
 
