@@ -30,7 +30,7 @@ from typing import NamedTuple
 import msgspec
 
 from nsnet.kernel import tun
-from nsnet.programs import lines, start
+from nsnet.programs import lines, plain, start
 
 AT_ONCE = 64  # packets taken from one side before the other gets its turn
 LARGEST = 65535
@@ -41,7 +41,7 @@ PATIENCE = 5.0  # s that who reloads waits for another device
 IP_FREEBIND = 15
 IPPROTO_ICMP, UNREACHABLE, NET_UNREACHABLE = 1, 3, 0
 
-log = partial(start.log, "flannel_udp")
+log = partial(plain.log, "flannel_udp")
 
 
 class Config(msgspec.Struct, frozen=True):

@@ -35,7 +35,7 @@ from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
 
-from nsnet.programs import lines, start
+from nsnet.programs import lines, plain, start
 
 HAPROXY = "haproxy"
 TIMEOUT = 10.0  # s until a new worker must live by the file
@@ -50,7 +50,7 @@ NOBODY = 65534
 _DIGEST = re.compile(r"^ *description:? (.*)$", re.MULTILINE | re.IGNORECASE)
 _LINE = re.compile(r"^(backend|    server) (\S+)(?: (\S+))?", re.MULTILINE)
 
-log = partial(start.log, "ingress")
+log = partial(plain.log, "ingress")
 
 Servers = dict[tuple[str, str], str]
 """(backend, server) → address and port."""
@@ -311,7 +311,7 @@ async def run(config: Path) -> None:
 
 
 def main() -> None:
-    start.all_descriptors()
+    plain.all_descriptors()
     os.environ["NSNET_NOBODY"] = str(nobody(Path("/proc/self/uid_map").read_text()))
     if len(sys.argv) != 2:
         sys.exit("usage: python -m nsnet.programs.ingress CONFIG")

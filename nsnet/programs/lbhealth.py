@@ -20,13 +20,13 @@ from pathlib import Path
 
 import msgspec
 
-from nsnet.programs import lines, start
+from nsnet.programs import lines, plain, start
 
 PERIOD, PATIENCE = 2.0, 3.0  # s
 FAILURES = 2
 SETTLED, AGAIN = 3.0, 0.1  # s
 AT_ONCE = 64  # questions under way
-log = partial(start.log, "lbhealth")
+log = partial(plain.log, "lbhealth")
 
 
 class Check(msgspec.Struct, frozen=True):

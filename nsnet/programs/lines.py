@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
-import os
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
+
+from nsnet.programs.plain import beside
 
 Answer = Callable[[str], AsyncIterator[str]]
 """From a line that was said to the lines that answer it, as they come; none hangs up."""
@@ -25,7 +25,7 @@ async def listen(config: Path, answer: Answer) -> asyncio.Server:
         coming.cancel()
         writer.close()
 
-    return await asyncio.start_unix_server(converse, sock=_beside(config))
+    return await asyncio.start_unix_server(converse, sock=beside(config))
 
 
 async def _say(answer: AsyncIterator[str], writer: asyncio.StreamWriter, coming: asyncio.Future[bytes]) -> bool:
@@ -60,17 +60,3 @@ async def take_reloads(config: Path, reload: Callable[[], Awaitable[str]]) -> No
             yield await reload()
 
     await listen(config, answer)
-
-
-def _beside(config: Path) -> socket.socket:
-    """Bound by its directory, since paths of unix sockets end at 108 bytes; one of a program that died goes."""
-    name = f"{config.name}.sock"
-    with contextlib.suppress(FileNotFoundError):
-        config.with_name(name).unlink()
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    directory = os.open(config.parent, os.O_PATH | os.O_CLOEXEC)
-    try:
-        sock.bind(f"/proc/self/fd/{directory}/{name}")
-    finally:
-        os.close(directory)
-    return sock

@@ -31,7 +31,7 @@ from typing import NamedTuple, cast
 
 import msgspec
 
-from nsnet.programs import lines, start
+from nsnet.programs import lines, plain, start
 
 DIAL = (0.25, 0.5, 1.0, 2.0)  # s
 BACKLOG = 1024
@@ -42,7 +42,7 @@ LARGEST = 65535
 IP_PKTINFO = 8  # not in Python's socket module before 3.14
 ANYWHERE = "0.0.0.0"  # noqa: S104 - upstream's default, every address of the node
 
-log = partial(start.log, "userproxy")
+log = partial(plain.log, "userproxy")
 
 
 class Service(msgspec.Struct, frozen=True):
