@@ -28,7 +28,7 @@ from typing import NamedTuple
 import msgspec
 
 from nsnet import names
-from nsnet.model import Family, Node, Objects, family_of, subnets
+from nsnet.model import Family, Node, family_of, subnets
 from nsnet.render import kubeproxy, services
 from nsnet.render.kubeproxy import PRIMARY, LocalDetector, Told
 from nsnet.render.ranges import united
@@ -71,12 +71,7 @@ _WORDS: Mapping[str, _Words] = {
 }
 
 
-def settings(objects: Objects, family: Family = "ip") -> Settings:
-    """What kube-proxy is told, so far as it is the same on every node, and the cluster's Service range."""
-    return settings_on(None, kubeproxy.told(objects), family)
-
-
-def settings_on(node: Node | None, said: Told, family: Family = "ip") -> Settings:
+def settings_on(node: Node, said: Told, family: Family = "ip") -> Settings:
     """What the kube-proxy of a node makes of it. Unlike in iptables mode, nothing said means the primary address."""
     every = subnets(said.cluster.networking.serviceSubnet)
     primary = said.config.nodePortAddresses in ((), PRIMARY)
@@ -90,14 +85,8 @@ def settings_on(node: Node | None, said: Told, family: Family = "ip") -> Setting
     )
 
 
-def values(objects: Objects, node: Node, said: Settings | None = None) -> frozenset[Nft]:
-    """kube-proxy's whole table on this node."""
-    told = said or settings_on(node, kubeproxy.told(objects))
-    return node_values(services.join(objects), services.place(node, told.family), told)
-
-
 def node_values(every: Iterable[Joined], where: Place, told: Settings) -> frozenset[Nft]:
-    """The same, where many nodes share one `services.join`."""
+    """kube-proxy's whole table on this node; nodes share what is joined."""
     spelled = [_kept(joined, where, told) for joined in every]
     dispatched: dict[Key, NftElement] = {}
     for item in reversed(spelled):

@@ -172,5 +172,4 @@ if __name__ == "__main__":
 
     spent = build(int(sys.argv[1]), int(sys.argv[2]))
     print({name: round(value, 3) for name, value in spent.items()}, round(sum(spent.values()), 3))
-    if "keep" not in sys.argv:
-        destroy()
+    destroy()
