@@ -1,10 +1,10 @@
 """Which node a pod runs on: what rules nodes out is kube-scheduler's, what chooses among the rest is simpler.
 
 Ruled out: nodeSelector, required node affinity, taints, cordoned nodes, host ports that clash, required pod
-anti-affinity (of the pod, and of those that are there), a subnet without a free address. Of the rest the node with the
-fewest pods, then the first by name; one with a PreferNoSchedule taint only where there is no other, then one near what
-the pod's preferred anti-affinity names. A pod that has a
-node stays there. `nodeName` in a manifest passes all this by, as in Kubernetes.
+anti-affinity (of the pod, and of those that are there), a subnet without a free address. Of the rest those without a
+PreferNoSchedule taint come first, then those away from what the pod's preferred anti-affinity names, then those with
+the fewest pods, then the first by name. A pod that has a node stays there. `nodeName` in a manifest passes all this by,
+as in Kubernetes.
 
 A pod that fits nowhere is no error: it stays Pending with kube-scheduler's sentence. Except where addresses run out:
 that is a topology that is too small, and it is refused.
