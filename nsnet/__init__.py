@@ -23,7 +23,7 @@ sees a Service; only `kernel/` (and `programs/`, which run inside) make system c
 namespace. Nothing remembers: there are the objects in the store and the kernel, and no third thing.
 
 The store is a file, or an etcd that several machines share: then every machine runs the same controller, renders
-what is its own (`render/machines.py`) and tells the others who listens there (`store/members.py`); one at a time does
+what is its own (`render/spread.py`) and tells the others who listens there (`store/members.py`); one at a time does
 control, and its writes carry the charge as a fencing token. Verbs that look ask every machine's kernel by ssh
 (`cli/kernels.py`, `kernel/beside.py`).
 """

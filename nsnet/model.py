@@ -1021,6 +1021,9 @@ class Cluster(msgspec.Struct, frozen=True):
 # --- what is broken on purpose ----------------------------------------------------------------------------------------
 
 
+SERVICE_NAME = "kubernetes.io/service-name"  # label of an EndpointSlice: the Service it belongs to
+ZONE = "topology.kubernetes.io/zone"  # label of a Node
+PROXY_MODES = ("iptables", "nftables", "userspace")  # of kube-proxy
 LAB = "nsnet/lab"  # the lab that a Cluster is, and that a Fault belongs to
 
 
@@ -1345,6 +1348,9 @@ def meets(requirement: Requirement, labels: Mapping[str, str]) -> bool:
 def condition(conditions: tuple[Condition, ...], kind: str) -> bool:
     """Is the condition of this type there and True?"""
     return any(item.type == kind and item.status == "True" for item in conditions)
+
+
+ENDED = frozenset({"Succeeded", "Failed"})  # phases of a pod whose containers run no more
 
 
 def is_ready(pod: Pod) -> bool:

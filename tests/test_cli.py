@@ -155,7 +155,7 @@ WRONG = [
     ("delete", 2, "either -f FILE or KIND NAME", "`nsnet delete --help` shows how it is used"),
     ("delete pod", 2, "pod: the name is missing", "write KIND NAME or KIND/NAME"),
     ("scale deploy --replicas 3", 2, "deploy: the name is missing", "write KIND/NAME or KIND NAME"),
-    ("scale deploy/web --replicas -1", 2, "Invalid value for '--replicas': -1 is not in the range x>=0",
+    ("scale deploy/web --replicas -1", 2, "Invalid value for '--replicas': -1 is not in the range 0<=x<=100000",
      "`nsnet scale --help` shows how it is used"),
     ("scale deployd/web --replicas 1", 2, 'there is no kind "deployd" (did you mean deploy?)', "words are kubectl's"),
     ("label pod/web app", 2, '"app" is neither KEY=VALUE nor KEY-', "for example: label pod/web app=web old-"),

@@ -21,6 +21,7 @@ from nsnet.cli.kinds import kind_and_name, kind_named, plural, resource, scoped
 from nsnet.cli.output import note, out, warning
 from nsnet.errors import InputError, NotReachedError
 from nsnet.manifests import Loaded, Source
+from nsnet.manifests.forms import MOST_PODS
 from nsnet.model import Key, Object, Objects
 from nsnet.store import location, members
 from nsnet.store.objects import differences, update
@@ -191,7 +192,7 @@ def _keys(what: tuple[str, ...], namespace: str) -> list[Key]:
 @options.verb("scale")
 @click.argument("what", metavar="KIND/NAME")
 @click.argument("name", required=False, metavar="[NAME]")
-@click.option("--replicas", type=click.IntRange(min=0), required=True, metavar="N", help="How many.")
+@click.option("--replicas", type=click.IntRange(0, MOST_PODS), required=True, metavar="N", help="How many.")
 @options.namespace
 @options.cluster
 def scale(what: str, name: str | None, replicas: int, namespace: str, cluster: str | None) -> None:

@@ -268,7 +268,7 @@ def _checked(doc: dict[str, Any], kind: str, scoped: frozenset[str], said: list[
 def _metadata(value: Any, kind: str, scoped: frozenset[str], said: list[Problem]) -> dict[str, Any]:
     """The metadata, with a name and with the namespace it means."""
     clean = schema.check({} if value is None else value, "ObjectMeta", ("metadata",), said)
-    if kind not in EMULATED:
+    if kind not in EMULATED and len(said) < ENOUGH:  # else not all of it has been looked at
         said[:] = [problem for problem in said if not problem.key]  # whoever defined the kind knows its fields
     if said:
         return {}

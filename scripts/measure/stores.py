@@ -62,7 +62,11 @@ def relist(store: Store, count: int = 10_000) -> float:
 
 def lines() -> Iterator[Line]:
     """The stores alone, then a change on its way to another machine."""
-    directory = Path(tempfile.mkdtemp())
+    with tempfile.TemporaryDirectory() as name:
+        yield from _lines(Path(name))
+
+
+def _lines(directory: Path) -> Iterator[Line]:
     with sqlite.open_file(directory / "store.db") as store:
         rate = writes(store)
         yield "SQLite: writes", f"{rate:,.0f} /s", ">= 10,000", rate >= 10_000
