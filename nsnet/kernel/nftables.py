@@ -203,7 +203,7 @@ def _one_set(netfilter: Netlink, family: str, table: str, name: str) -> nftnl.Se
 
 
 def _one_element(netfilter: Netlink, owner: nftnl.Set, words: str) -> Iterator[NftElement]:
-    if owner.flags & nftnl.INTERVAL:  # its key may be a part of an interval
+    if owner.flags & nftnl.INTERVAL or words == nftnl.CATCH_ALL:  # a part of an interval, or no key at all
         yield from (
             one for one in nftnl.values(owner, iter(_listed(netfilter, [owner])[owner.name])) if one.element == words
         )
