@@ -34,7 +34,7 @@ from nsnet.control.flannel import lease_name
 from nsnet.controller.client import log_path, socket_path
 from nsnet.controller.leases import Keeper
 from nsnet.controller.pace import RESYNC, Pace, pace
-from nsnet.errors import NsnetError
+from nsnet.errors import InputError, NsnetError
 from nsnet.kernel import health, notify, process
 from nsnet.kernel.netns import identity
 from nsnet.model import Node, cluster_of, of
@@ -58,14 +58,43 @@ Hints = dict[str, frozenset[Key]]
 
 
 def run(cluster: str) -> int:
-    """Runs the cluster's controller until the cluster is gone (0); 3 when another controller is running."""
+    """Runs the cluster's controller until the cluster is gone (0).
+
+    3 when another controller is running; 1 when that cannot be, as with a store that nobody can open: whoever starts us
+    tries again.
+    """
     os.umask(0o077)
+    try:
+        return _life(cluster)
+    except NsnetError as error:
+        _log(cluster, f"ends: {error}")
+        return 1
+
+
+def _life(cluster: str) -> int:
+    try:
+        opened = _opened(cluster)
+    except InputError:
+        if not _was_taken_down(cluster):
+            raise
+    else:
+        with contextlib.closing(opened) as store:
+            if not _live(cluster, store):
+                return 3
+        if not _was_taken_down(cluster):
+            return 0
+    with reconcile.lock(cluster):
+        reconcile.destroy(cluster)
+    return 0
+
+
+def _live(cluster: str, store: Store) -> bool:
+    """One loop until its end; False where another controller is running."""
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(contextlib.closing(_opened(cluster)))
         server = _listen(socket_path(cluster))
         if server is None:
             _log(cluster, "another controller is running")
-            return 3
+            return False
         stack.enter_context(contextlib.closing(server))
         loop = Loop(cluster, store, server)
         stack.enter_context(contextlib.closing(loop))
@@ -76,11 +105,19 @@ def run(cluster: str) -> int:
         if loop.member is not None:
             with contextlib.suppress(NsnetError):
                 loop.member.leave()
-        leaves = loop.member is not None and store.get(GONE) is not None
-    if leaves:  # `nsnet down` on another machine: what this one carries goes, too
-        with reconcile.lock(cluster):
-            reconcile.destroy(cluster)
-    return 0
+    return True
+
+
+def _was_taken_down(cluster: str) -> bool:
+    """Was it on another machine that `nsnet down` was typed? Then what this one carries goes, too."""
+    at = location.here(cluster)
+    if not at.machine or at.store in {location.SQLITE, location.INSIDE}:
+        return False
+    from nsnet.store.etcd import EtcdStore
+
+    with contextlib.suppress(NsnetError), EtcdStore(location.location(cluster, at.store), PATIENCE) as store:
+        return store.get(GONE) is not None
+    return False
 
 
 def _opened(cluster: str) -> Store:

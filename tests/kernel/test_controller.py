@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,8 +24,9 @@ from nsnet.errors import NotReachedError
 from nsnet.kernel import netns, process
 from nsnet.model import Deployment, EndpointSlice, Key, Object, Objects, Pod, by_key, from_doc, is_ready, of
 from nsnet.state import Chain, Sysctl, Value
-from nsnet.store import sqlite
+from nsnet.store import location, objects, sqlite
 from nsnet.store.objects import load_objects, save_objects, update
+from tests import etcds
 
 NAME = "ctl"
 NODE = names.node_netns(NAME, "node1")
@@ -226,6 +228,32 @@ def test_both_end_when_the_cluster_is_gone(running: sqlite.SqliteStore, what: st
                 save_objects(running, objects, {}, revision)
         assert all(ended(pid) for pid in pids)
         assert f"ends: the {why}" in log.read()
+
+
+def controlled(cluster: str) -> subprocess.CompletedProcess[str]:
+    """One controller, until it ends; what it says goes to its log otherwise."""
+    argv = [sys.executable, "-m", "nsnet.controller", "--cluster", cluster]
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
+
+
+def test_without_a_store_it_says_so_in_a_line_and_leaves_it_to_its_supervisor() -> None:
+    done = controlled("none")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "ends: there is no cluster" in done.stderr
+
+
+@pytest.mark.parametrize("spread", [True, False])
+def test_what_was_taken_down_elsewhere_while_it_was_dead_goes(tmp_path: Path, spread: bool) -> None:
+    """Only where that was meant: an etcd that lost the cluster is waited for."""
+    with etcds.running(tmp_path) as etcd, etcd.store() as store:
+        location.settle(NAME, location.Here(etcd.url, "b", "7f"))
+        objects.clear(store, spread=spread)
+        names.run_dir(NAME).mkdir(parents=True)
+        try:
+            assert controlled(NAME).returncode == (0 if spread else 1)
+            assert names.run_dir(NAME).exists() is names.state_dir(NAME).exists() is not spread
+        finally:
+            reconcile.destroy(NAME)
 
 
 # --- work -------------------------------------------------------------------------------------------------------------
