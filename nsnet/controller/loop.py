@@ -243,9 +243,8 @@ class Loop:
         try:
             if self.store.wait(0):
                 self.due = self._soonest()  # also while syncs fail: this may be the cure
-        except NsnetError as error:
-            self._failed(error, self.memory if isinstance(error, Unreachable) else None)
-            self._plan(whole=True)
+        except NsnetError:  # a sync meets it, too, answers who waits, and has the patience
+            self._soon(POLL)
         for netns in [netns for netns, place in self.places.items() if place != identity(netns)]:
             self._unsubscribe(netns)
             self._hint(netns, 0)

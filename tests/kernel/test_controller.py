@@ -20,7 +20,7 @@ import pytest
 from nsnet import control, controller, kernel, names, reconcile
 from nsnet.control import Facts
 from nsnet.controller.client import living, log_path, socket_path
-from nsnet.errors import NotReachedError
+from nsnet.errors import MachineError, NotReachedError
 from nsnet.kernel import netns, process
 from nsnet.model import Deployment, EndpointSlice, Key, Object, Objects, Pod, by_key, from_doc, is_ready, of
 from nsnet.state import Chain, Sysctl, Value
@@ -378,6 +378,16 @@ def test_a_sync_that_fails_is_an_answer_and_is_tried_again(running: sqlite.Sqlit
     until(lambda: (controller.status(NAME) or {}).get("error") == "", "no error any more", 40)
     assert in_the_way in netns.listing(NAME)
     assert "the sync succeeds again" in log_path(NAME).read_text()
+
+
+def test_a_store_that_cannot_be_read_any_more_is_an_answer(running: sqlite.SqliteStore) -> None:
+    later, path = running.revision() + 1, sqlite.path_of_store(NAME)
+    for part in (path, *path.parent.glob(f"{path.name}-*")):
+        with part.open("r+b") as file:
+            file.write(b"no database any more" * 5000)
+    for _ in range(3):
+        with pytest.raises(MachineError, match="damaged"):
+            controller.converge(NAME, later, timeout=10)
 
 
 @pytest.mark.parametrize("said", [b"garbage\n", b"{}\n", b"[1]\n", b'{"converge": "x"}\n', b"\xff" * 5000, b""])
