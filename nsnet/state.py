@@ -581,8 +581,8 @@ Scope = Mapping[str, frozenset[Key]]
 """What a look is limited to: namespace → keys. An empty set of keys means the whole namespace."""
 FILTER_KINDS = frozenset({"chain", "legacy", "nft", "ipset"})
 KINDS = FILTER_KINDS | {
-    "netns", "link", "port", "address", "neighbour", "route", "fdb", "sysctl", "process", "file", "listener",
-    "wireguard", "offload",
+    "netns", "link", "port", "segments", "qdisc", "address", "neighbour", "route", "fdb", "sysctl", "process", "file",
+    "listener", "wireguard", "offload",
 }  # fmt: skip
 """The first words of keys: what a look at everything reads."""
 
