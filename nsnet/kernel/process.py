@@ -98,6 +98,12 @@ def _program(pid: int, cluster: str) -> Running | None:
     return Running(pid, found.decode(errors="surrogateescape").partition("=")[2], argv, place)
 
 
+def _is_still(program: Running) -> bool:
+    """Is its pid that program's, and not given to another since?"""
+    now = _program(program.pid, program.netns.partition(".")[0])
+    return now is not None and now.argv == program.argv
+
+
 def running(cluster: str) -> list[Running]:
     """The programs that were started for the cluster, wherever they are now."""
     return [found for pid in _pids() if (found := _program(pid, cluster)) is not None]
@@ -200,7 +206,7 @@ def _await_end(held: dict[int, int], timeout: float) -> None:
 def end_programs(cluster: str, which: Callable[[Running], bool]) -> list[int]:
     """Ends those programs of the cluster that `which` names; the pids that stayed."""
     chosen = {found.pid: found for found in running(cluster) if which(found)}
-    return end(chosen, lambda pid: (now := _program(pid, cluster)) is not None and now.argv == chosen[pid].argv)
+    return end(chosen, lambda pid: _is_still(chosen[pid]))
 
 
 def end_inhabitants(netnses: Collection[str]) -> list[int]:
@@ -383,13 +389,19 @@ def reload(program: Running, path: str) -> str:
     One that is stopped (SIGSTOP, a debugger) cannot answer, and nobody waits for it: its SIGHUP does, until it goes on.
     """
     if not is_ours(program.argv) or _is_stopped(program.pid):
-        with suppress(ProcessLookupError):
-            os.kill(program.pid, signal.SIGHUP)
+        _hang_up(program)
         return ""
     try:
         return _ask(Path(f"{path}.sock"), b"reload\n", RELOAD)
     except OSError as error:
         return f"{name_of(program.argv)} does not answer: {error.strerror or error}"
+
+
+def _hang_up(program: Running) -> None:
+    for _, handle in _hold([program.pid], lambda _: _is_still(program)):
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGHUP)
+        os.close(handle)
 
 
 def _is_stopped(pid: int) -> bool:

@@ -268,6 +268,15 @@ def test_a_program_of_others_gets_sighup(fifo: tuple[Path, int]) -> None:
     assert told(fifo[1]) == "two"
 
 
+def test_whoever_has_its_number_by_now_is_left_alone() -> None:
+    """SIGHUP has the lower number: it would be the one that ends it."""
+    argv = ("sleep", "60")
+    with subprocess.Popen(argv) as other:
+        assert process.reload(process.Running(other.pid, ROUTER, argv, (0, 0)), CONFIG) == ""
+        other.terminate()
+    assert other.returncode == -signal.SIGTERM
+
+
 def test_a_program_that_does_not_answer_is_a_refusal_and_stays_different() -> None:
     assert write(served(80), PODSERVER) == []
     Path(f"{CONFIG}.sock").unlink()
