@@ -115,7 +115,7 @@ def read(path: Path | str) -> list[File]:
         about = os.fstat(fd)
         if not stat.S_ISREG(about.st_mode):
             return []
-        content = _whole(fd, about.st_size).decode(errors="surrogateescape")
+        content = _whole(fd, about.st_size).decode(errors="backslashreplace")  # nobody wants such a one
     finally:
         os.close(fd)
     return [File(str(path), content, stat.S_IMODE(about.st_mode))]

@@ -48,7 +48,7 @@ def further(netns: str) -> list[str]:
         fd = os.open(f"{names.RUN}/{netns.replace('.', '/', 1)}/{names.SYSCTL_FILE}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # in nearly every pod
         return []
-    with os.fdopen(fd, encoding="utf-8") as file:
+    with os.fdopen(fd, encoding="utf-8", errors="replace") as file:
         text = file.read()
     return [line.partition("=")[0].strip() for line in text.splitlines() if "=" in line]
 
