@@ -121,9 +121,15 @@ def beacon(netns: str, protocol: str, dst: str, dport: int, sport: int = 0) -> B
 
 
 def send(one: Beacon) -> str:
-    """Sends it; empty, or the kernel's word for refusing that (a rule of the namespace's own OUTPUT dropped it)."""
-    with inside(one.netns):
-        sock = _socket(one)
+    """Sends it; empty, or the kernel's word for refusing that (a rule of the namespace's own OUTPUT dropped it).
+
+    Raises NotReachedError where the namespace has gone, or its source port was taken.
+    """
+    try:
+        with inside(one.netns):
+            sock = _socket(one)
+    except OSError as error:
+        raise NotReachedError(f"{one.netns} cannot send to {one.dst}: {error.strerror}", "try it again") from error
     with sock:
         try:
             if one.protocol == "tcp":
@@ -150,7 +156,11 @@ def _socket(one: Beacon) -> socket.socket:
     if one.protocol == "icmp":
         return socket.socket(family, socket.SOCK_RAW, one.number)
     sock = socket.socket(family, socket.SOCK_STREAM if one.protocol == "tcp" else socket.SOCK_DGRAM)
-    sock.bind(("", one.sport))
+    try:
+        sock.bind(("", one.sport))
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 
