@@ -167,9 +167,8 @@ class _Apply:
         if not ending:
             return
         for cluster in self.clusters:
-            stayed = process.end_programs(cluster, lambda found: (found.netns, found.argv) in ending)
-            for pid in stayed:
-                self.refuse(next(iter(ending.values())), f"process {pid} does not end")
+            for stayed in process.end_programs(cluster, lambda found: (found.netns, found.argv) in ending):
+                self.refuse(ending[stayed.netns, stayed.argv], f"process {stayed.pid} does not end")
 
     def _programs(self) -> list[process.Running]:
         """The programs that run now, where that matters for one of the changes."""

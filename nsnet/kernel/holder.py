@@ -25,7 +25,7 @@ from nsnet.kernel.netns import MS_BIND, MS_REC, mount
 MODULE = "nsnet.kernel.holder"
 CONTROLLER = b"nsnet.controller"
 READY = "ready"
-KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "XDG_STATE_HOME", "PYTHONDONTWRITEBYTECODE")  # of our environment
+KEPT = ("HOME", "XDG_STATE_HOME")  # of our environment, beside what any program gets
 MS_MOVE, MS_PRIVATE = 0x2000, 0x40000
 SCRATCH = "/tmp"  # noqa: S108 - any directory that is there
 ARRIVAL = 10.0  # s until somebody must have come in

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from nsnet.errors import MachineError
-from nsnet.kernel import holder
+from nsnet.kernel import holder, process
 from nsnet.kernel.features import Finding
 from nsnet.kernel.netns import CLONE_NEWNET, move_to, unshare
 
@@ -172,9 +172,7 @@ def _become_home(writing: int) -> NoReturn:
         if os.fork():
             os._exit(0)
         os.set_inheritable(writing, True)
-        env = {name: value for name, value in os.environ.items() if name in holder.KEPT}
-        root = str(Path(__file__).parents[2])
-        env |= {"NSNET_READY_FD": str(writing), "PYTHONPATH": root}
+        env = process.environment(*holder.KEPT) | {"NSNET_READY_FD": str(writing)}
         os.execve(sys.executable, [sys.executable, "-m", holder.MODULE], env)  # noqa: S606 - no shell is the point
     except OSError as error:
         os.write(writing, f"{step}: {error.strerror or error}".encode())
