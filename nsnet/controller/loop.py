@@ -31,7 +31,7 @@ from typing import Any
 
 from nsnet import faults, kernel, names, reconcile
 from nsnet.control.flannel import lease_name
-from nsnet.controller.client import log_path, socket_path
+from nsnet.controller.client import log_path, now, socket_path
 from nsnet.controller.leases import Keeper
 from nsnet.controller.pace import RESYNC, Pace, pace
 from nsnet.errors import InputError, NsnetError
@@ -187,7 +187,7 @@ class Loop:
         self.failures = 0
         self.drift = 0
         self.syncs = self.looks = 0  # of these syncs, those that looked at everything
-        self.started = _now()
+        self.started = now()
         self.cost = 0.0  # processor seconds of the last look
         self.pace = Pace()
         self.ended = -math.inf  # when the last sync did
@@ -558,10 +558,6 @@ def _cpu() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
 def _log(cluster: str, line: str) -> None:
     """One line in the log; a log of a megabyte is put aside first (everybody who has it open appends)."""
     with contextlib.suppress(OSError):
@@ -570,5 +566,5 @@ def _log(cluster: str, line: str) -> None:
             shutil.copyfile(log, log.with_suffix(".log.1"))
             os.truncate(log, 0)
     with contextlib.suppress(OSError):  # a log that cannot be written must not end the controller
-        sys.stderr.write(f"{_now()} {line}\n")
+        sys.stderr.write(f"{now()} {line}\n")
         sys.stderr.flush()

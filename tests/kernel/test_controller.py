@@ -19,8 +19,8 @@ import pytest
 
 from nsnet import control, controller, kernel, names, reconcile
 from nsnet.control import Facts
-from nsnet.controller.client import living, log_path, socket_path
-from nsnet.errors import MachineError, NotReachedError
+from nsnet.controller.client import MODULE, environment, living, log_path, socket_path
+from nsnet.errors import InputError, MachineError, NotReachedError
 from nsnet.kernel import netns, process
 from nsnet.model import Deployment, EndpointSlice, Key, Object, Objects, Pod, by_key, from_doc, is_ready, of
 from nsnet.state import Chain, Sysctl, Value
@@ -205,6 +205,40 @@ def test_with_its_supervisor_killed_it_works_on_and_is_adopted(running: sqlite.S
     os.kill(first, signal.SIGKILL)
     until(lambda: controller.converge(NAME, running.revision()), "a new controller")
     assert len(living(NAME)) == 2
+
+
+def test_it_is_adopted_whether_or_not_somebody_waits_for_that(running: sqlite.SqliteStore) -> None:
+    first, parent = the_controller(), the_supervisor()
+    os.kill(parent, signal.SIGKILL)
+    assert ended(parent)
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = [sys.executable, "-m", "nsnet.controller", "--cluster", NAME, "--supervise"]
+    env = environment(NAME) | {"NSNET_READY_FD": str(writing)}
+    subprocess.run(argv, env=env, pass_fds=[writing], check=True, start_new_session=True)
+    os.close(writing)
+    os.kill(first, signal.SIGKILL)
+    until(lambda: controller.converge(NAME, running.revision()), "a new controller")
+    assert len(living(NAME)) == 2
+
+
+def test_one_that_cannot_be_ended_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = [sys.executable, "-c", "import time; time.sleep(60)", MODULE, "--cluster", NAME]
+    with subprocess.Popen(argv, env=environment(NAME)) as hung:
+        until(lambda: living(NAME), "it is one")
+        with monkeypatch.context() as kernel:
+            kernel.setattr(signal, "pidfd_send_signal", lambda *_: None)
+            with pytest.raises(NotReachedError, match=f"process {hung.pid}, .* does not end"):
+                controller.stop(NAME, timeout=0.1)
+        assert controller.stop(NAME) == 1
+
+
+def test_a_resync_that_is_no_number_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for said in ("abc", "-1", "nan", "inf"):
+        monkeypatch.setenv("NSNET_RESYNC", said)
+        with pytest.raises(InputError, match=f'NSNET_RESYNC: "{said}" is no number of seconds'):
+            controller.start("none")
+        assert controlled("none").stderr == f'error: NSNET_RESYNC: "{said}" is no number of seconds\n'
 
 
 @pytest.mark.parametrize(
