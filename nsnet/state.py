@@ -338,6 +338,12 @@ class Sysctl(msgspec.Struct, frozen=True, tag=True):
         return ("sysctl", self.name)
 
 
+def of_interface(sysctl: str) -> bool:
+    """Whether it belongs to a device, and so can only be written when that is there; `all` and `default` always are."""
+    parts = sysctl.split(".")
+    return len(parts) > 3 and parts[2] in {"conf", "neigh"} and parts[3] not in {"all", "default"}
+
+
 class Chain(msgspec.Struct, frozen=True, tag=True, gc=False):
     """An iptables chain, whole: `rules` are its lines without `-A NAME`, spelled as iptables-save prints them.
 
@@ -489,7 +495,7 @@ class File(msgspec.Struct, frozen=True, tag=True):
 class Listener(msgspec.Struct, frozen=True, tag=True):
     """A socket that takes connections or datagrams; observed, never wanted: pods are ready when theirs are there."""
 
-    protocol: str  # TCP or UDP
+    protocol: str  # TCP or UDP; or what a program says of itself: HTTP, FAIL (health), "REFUSED why" (its file)
     port: int
     address: str = "0.0.0.0"  # noqa: S104 - a value, nothing is bound here
 

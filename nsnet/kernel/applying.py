@@ -68,6 +68,7 @@ from nsnet.state import (
     Value,
     WireguardKey,
     WireguardPeer,
+    of_interface,
 )
 
 _WORKERS = max(2, os.cpu_count() or 1)
@@ -303,7 +304,7 @@ class _Apply:
     # --- sysctls and packet filters ---
 
     def _write_sysctls(self, *, of_interfaces: bool) -> None:
-        some = (change for change in self.of(Sysctl) if sysctl.of_interface(change.value.key[1]) is of_interfaces)
+        some = (change for change in self.of(Sysctl) if of_interface(change.value.key[1]) is of_interfaces)
         for name, _, changes in self.places.each(some):
             self._guarded(changes, partial(sysctl.write, name, changes))
 

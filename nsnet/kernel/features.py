@@ -412,6 +412,11 @@ def _mend(mend: str) -> str:
     return f"{extra}a kernel with {option} (there is no module {named.group(1)} for {release})"
 
 
+def works(name: str) -> bool:
+    """Tries the feature of that name."""
+    return any(item.may_be_tried and _works(item.words) for item in (*FEATURES, *IPV6) if item.name == name)
+
+
 def _works(words: tuple[str, ...]) -> bool:
     try:
         done = subprocess.run(("unshare", "--net", "--", *words), capture_output=True, timeout=PATIENCE, check=False)

@@ -30,7 +30,7 @@ from functools import cache
 from nsnet.errors import MachineError
 from nsnet.kernel import nftnl
 from nsnet.kernel.iptables import TABLES
-from nsnet.kernel.netlink import NETLINK_NETFILTER, Message, Netlink, NetlinkError, Request
+from nsnet.kernel.netlink import NETLINK_NETFILTER, Message, Netlink, NetlinkError, Request, string
 from nsnet.kernel.netns import inside
 from nsnet.state import (
     Change,
@@ -102,7 +102,7 @@ def tables(netfilter: Netlink) -> list[NftTable]:
 def _is_live_trace(message: Message) -> bool:
     """Of a live trace that runs: it has an owner, with whom it goes. One without is a leftover."""
     _, found = nftnl.body(message)
-    return nftnl.string(found[1]) == TRACE and bool(nftnl.number(found.get(2, bytes(4))) & OWNED)
+    return string(found[1]) == TRACE and bool(nftnl.number(found.get(2, bytes(4))) & OWNED)
 
 
 def _read_all(netfilter: Netlink) -> frozenset[Nft]:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from struct import Struct
 from typing import Literal, NamedTuple
 
-from nsnet.kernel.netlink import Message, Request, attribute, attributes, inner, listed, nested, text
+from nsnet.kernel.netlink import Message, Request, attribute, attributes, inner, listed, nested, string, text
 from nsnet.state import NftChain, NftElement, NftSet, NftTable, nft_interval
 
 NFPROTO: Mapping[int, str] = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
@@ -75,10 +75,6 @@ def get_element(family: str, table: str, name: str, key: bytes) -> Request:
 def body(message: Message) -> tuple[str, dict[int, bytes]]:
     """The family and the attributes of an answer."""
     return NFPROTO.get(message.data[message.start], "?"), attributes(message.data, message.start + 4, message.end)
-
-
-def string(payload: bytes) -> str:
-    return payload.rstrip(b"\0").decode(errors="replace")
 
 
 def number(payload: bytes) -> int:
@@ -555,8 +551,7 @@ def _compared(field: Field, value: bytes, *, negated: bool) -> str:
         case "mark" if field.mask:
             return f"{field.words} & {_word('mark', field.mask)} {'!=' if negated else '=='} {_word('mark', value)}"
         case "ifname":
-            name = value.rstrip(b"\0").decode(errors="replace")
-            return f'{field.words} {sign}"{name}{"" if len(value) == 16 else "*"}"'
+            return f'{field.words} {sign}"{string(value)}{"" if len(value) == 16 else "*"}"'
         case "address type":
             return f"{field.words} {sign}{_ADDRESS_TYPES[int.from_bytes(value, sys.byteorder)]}"
     return f"{field.words} {sign}{_word(field.kind, value)}"

@@ -25,10 +25,17 @@ from typing import NoReturn
 from nsnet.errors import MachineError
 from nsnet.kernel import holder, process
 from nsnet.kernel.features import Finding
-from nsnet.kernel.netns import CLONE_NEWNET, move_to, unshare
+from nsnet.kernel.netns import (
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    CLONE_NEWUTS,
+    move_to,
+    unshare,
+)
 
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
-CLONE_NEWUSER, CLONE_NEWPID = 0x10000000, 0x20000000
 INNER = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
 NS_GET_PARENT = 0xB702
 
