@@ -74,6 +74,7 @@ from nsnet.state import (
     WireguardPeer,
     begins,
     in_place,
+    of_interface,
 )
 
 Device = tuple[str, str]  # namespace, device
@@ -201,7 +202,7 @@ def hangs_on(value: Value) -> tuple[str, ...]:
             return (dev,)
         case Route(dev=dev, nexthops=nexthops):
             return (dev, *(hop for _, hop in nexthops)) if dev else tuple(hop for _, hop in nexthops)
-        case Sysctl(name) if _of_interface(name):
+        case Sysctl(name) if of_interface(name):
             return (name.split(".")[3].replace("/", "."),)
     return ()
 
@@ -372,15 +373,9 @@ def _rank(verb: Verb, value: Value, netns: str, written: set[tuple[str, Key]]) -
         return _FIRST[kind] if early else _LAST[kind]
     if isinstance(value, Veth):
         return 5 if (netns, ("port", value.name)) in written else 6
-    if isinstance(value, Sysctl) and _of_interface(value.name):
+    if isinstance(value, Sysctl) and of_interface(value.name):
         return 14
     return _WRITE[kind]
-
-
-def _of_interface(sysctl: str) -> bool:
-    """`net.ipv4.conf.eth0.rp_filter` belongs to a link; `all` and `default` do not."""
-    parts = sysctl.split(".")
-    return len(parts) > 3 and parts[2] in {"conf", "neigh"} and parts[3] not in {"all", "default"}
 
 
 def _depths(steps: Iterable[Change]) -> dict[tuple[str, Key], int]:

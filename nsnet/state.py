@@ -339,6 +339,12 @@ class Sysctl(msgspec.Struct, frozen=True, tag=True):
         return ("sysctl", self.name)
 
 
+def of_interface(sysctl: str) -> bool:
+    """Whether it belongs to a device, and so can only be written when that is there; `all` and `default` always are."""
+    parts = sysctl.split(".")
+    return len(parts) > 3 and parts[2] in {"conf", "neigh"} and parts[3] not in {"all", "default"}
+
+
 class Chain(msgspec.Struct, frozen=True, tag=True, gc=False):
     """An iptables chain, whole: `rules` are its lines without `-A NAME`, spelled as iptables-save prints them.
 
@@ -490,7 +496,7 @@ class File(msgspec.Struct, frozen=True, tag=True):
 class Listener(msgspec.Struct, frozen=True, tag=True):
     """A socket that takes connections or datagrams; observed, never wanted: pods are ready when theirs are there."""
 
-    protocol: str  # TCP or UDP
+    protocol: str  # TCP or UDP; or what a program says of itself: HTTP, FAIL (health), "REFUSED why" (its file)
     port: int
     address: str = "0.0.0.0"  # noqa: S104 - a value, nothing is bound here
 
@@ -614,8 +620,8 @@ Scope = Mapping[str, frozenset[Key]]
 """What a look is limited to: namespace → keys. An empty set of keys means the whole namespace."""
 FILTER_KINDS = frozenset({"chain", "legacy", "nft", "ipset"})
 KINDS = FILTER_KINDS | {
-    "netns", "link", "port", "address", "neighbour", "route", "fdb", "sysctl", "process", "file", "listener",
-    "wireguard", "offload", "tracking",
+    "netns", "link", "port", "segments", "qdisc", "address", "neighbour", "route", "fdb", "sysctl", "process", "file",
+    "listener", "wireguard", "offload", "tracking",
 }  # fmt: skip
 """The first words of keys: what a look at everything reads."""
 

@@ -182,6 +182,12 @@ def _mentions(tree: ast.Module, word: str) -> bool:
     )
 
 
+def test_the_kernel_room_lists_all_that_is_in_it() -> None:
+    files = sorted((ROOT / "kernel").glob("[a-z]*.py"))
+    told = ast.get_docstring(ast.parse((ROOT / "kernel" / "__init__.py").read_text())) or ""
+    assert [file.name for file in files if told.split().count(file.name) != 1] == []
+
+
 def test_only_the_roof_prints_and_exits() -> None:
     wrong = [
         f"nsnet.{module.name}:{node.lineno}"

@@ -2,10 +2,20 @@
 
 import sys
 
+from nsnet.errors import NsnetError
+
 USAGE = "usage: python -m nsnet.controller --cluster NAME [--supervise]\n"
 
 
 def main(argv: list[str]) -> int:
+    try:
+        return _main(argv)
+    except NsnetError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+
+
+def _main(argv: list[str]) -> int:
     match argv:
         case ["--cluster", cluster]:
             from nsnet.controller.loop import run

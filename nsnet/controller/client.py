@@ -10,6 +10,7 @@ The protocol is one line of JSON each way on `/run/nsnet/<cluster>/controller.so
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -23,11 +24,10 @@ from typing import Any, NamedTuple
 
 from nsnet import names
 from nsnet.errors import InputError, MachineError, NotReachedError, NsnetError
+from nsnet.kernel import process
 
 MODULE = "nsnet.controller"
-PACKAGES = Path(__file__).parent.parent.parent  # where this very nsnet lies
 KINDS = {kind.exit_code: kind for kind in (NsnetError, NotReachedError, InputError, MachineError)}
-KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONDONTWRITEBYTECODE", "NSNET_RESYNC")  # of our environment
 START_SECONDS = 15.0
 BUILD_SECONDS = 1800.0  # thousands of pods on a busy machine
 STOP_SECONDS = 5.0
@@ -39,6 +39,20 @@ def socket_path(cluster: str) -> Path:
 
 def log_path(cluster: str) -> Path:
     return names.run_dir(cluster) / "log" / "controller.log"
+
+
+def now() -> str:
+    """The time, as the log says it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def resync() -> float:
+    """Seconds after which everything is looked at, if that is cheap: NSNET_RESYNC. Raises InputError."""
+    said = os.environ.get("NSNET_RESYNC") or "5"
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(said)) < math.inf:
+            return seconds
+    raise InputError(f'NSNET_RESYNC: "{said}" is no number of seconds', "unset it, or say e.g. NSNET_RESYNC=5")
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------
@@ -151,7 +165,7 @@ def start(cluster: str, timeout: float = START_SECONDS) -> None:
 
 def _launch(cluster: str, log: Path, ready: int) -> None:
     """The launched process forks the supervisor and ends, so that no child of ours is left."""
-    with open(log, "ab", opener=_private) as out:
+    with open(log, "ab", opener=process.private) as out:
         subprocess.run(
             [sys.executable, "-m", MODULE, "--cluster", cluster, "--supervise"],
             stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/", check=False,
@@ -159,14 +173,10 @@ def _launch(cluster: str, log: Path, ready: int) -> None:
         )  # fmt: skip
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
 def environment(cluster: str) -> dict[str, str]:
-    """What the controller runs with: little, so that nothing of a user's shell leaks into what it starts."""
-    kept = {name: value for name, value in os.environ.items() if name in KEPT}
-    return {**kept, "NSNET_CLUSTER": cluster, "PYTHONPATH": str(PACKAGES)}
+    """What the controller runs with, and is known by. Raises InputError where what it is told cannot be."""
+    resync()
+    return {**process.environment("NSNET_RESYNC"), "NSNET_CLUSTER": cluster}
 
 
 # --- stopping ---------------------------------------------------------------------------------------------------------
@@ -180,13 +190,16 @@ class Found(NamedTuple):
 def stop(cluster: str, timeout: float = STOP_SECONDS) -> int:
     """Ends the supervisor and then the controller, and waits until they are gone; returns how many there were.
 
-    None there is success. Whoever does not end in time is killed.
+    None there is success. Whoever does not end in time is killed. Raises NotReachedError where not even that helps.
     """
     ended = 0
     while found := sorted(living(cluster), key=lambda item: not item.supervises):
         with contextlib.ExitStack() as stack:
-            for handle in [_held(item.pid, stack) for item in found]:
-                _end(handle, timeout)
+            for pid, handle in [(item.pid, _held(item.pid, stack)) for item in found]:
+                if handle >= 0 and not _end(handle, timeout):
+                    raise NotReachedError(
+                        f"process {pid}, the controller of {cluster}, does not end", f"cat /proc/{pid}/stack"
+                    )
         ended += len(found)
     return ended
 
@@ -201,13 +214,14 @@ def _held(pid: int, stack: contextlib.ExitStack) -> int:
     return handle
 
 
-def _end(handle: int, timeout: float) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL) if handle >= 0 else ():
+def _end(handle: int, timeout: float) -> bool:
+    for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(handle, number)
             signal.pidfd_send_signal(handle, signal.SIGCONT)  # a stopped process ends only when it goes on
         if select.select([handle], [], [], timeout)[0]:
-            return
+            return True
+    return False
 
 
 def living(cluster: str) -> list[Found]:
@@ -217,10 +231,10 @@ def living(cluster: str) -> list[Found]:
 
 
 def _identify(pid: int, cluster: str) -> Found | None:
-    argv = _words(pid, "cmdline")
+    argv = process.words(pid, "cmdline")
     if MODULE not in argv or ("--cluster", cluster) not in pairwise(argv):
         return None
-    if f"NSNET_CLUSTER={cluster}" not in _words(pid, "environ") or not _beside_us(pid):
+    if f"NSNET_CLUSTER={cluster}" not in process.words(pid, "environ") or not _beside_us(pid):
         return None
     return Found(pid, "--supervise" in argv)
 
@@ -232,10 +246,3 @@ def _beside_us(pid: int) -> bool:
         return all(Path(f"/proc/{pid}/ns/{kind}").stat() == Path(f"/proc/self/ns/{kind}").stat() for kind in kinds)
     except OSError:
         return False
-
-
-def _words(pid: int, name: str) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/{name}").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return []

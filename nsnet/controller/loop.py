@@ -30,10 +30,10 @@ from typing import Any
 
 from nsnet import faults, kernel, names, reconcile
 from nsnet.control.flannel import lease_name
-from nsnet.controller.client import log_path, socket_path
+from nsnet.controller.client import log_path, now, socket_path
 from nsnet.controller.leases import Keeper
 from nsnet.controller.pace import RESYNC, Pace, pace
-from nsnet.errors import NsnetError
+from nsnet.errors import InputError, NsnetError
 from nsnet.kernel import health, notify, process
 from nsnet.kernel.netns import identity
 from nsnet.model import Node, cluster_of, of
@@ -57,14 +57,43 @@ Hints = dict[str, frozenset[Key]]
 
 
 def run(cluster: str) -> int:
-    """Runs the cluster's controller until the cluster is gone (0); 3 when another controller is running."""
+    """Runs the cluster's controller until the cluster is gone (0).
+
+    3 when another controller is running; 1 when that cannot be, as with a store that nobody can open: whoever starts us
+    tries again.
+    """
     os.umask(0o077)
+    try:
+        return _life(cluster)
+    except NsnetError as error:
+        _log(cluster, f"ends: {error}")
+        return 1
+
+
+def _life(cluster: str) -> int:
+    try:
+        opened = _opened(cluster)
+    except InputError:
+        if not _was_taken_down(cluster):
+            raise
+    else:
+        with contextlib.closing(opened) as store:
+            if not _live(cluster, store):
+                return 3
+        if not _was_taken_down(cluster):
+            return 0
+    with reconcile.lock(cluster):
+        reconcile.destroy(cluster)
+    return 0
+
+
+def _live(cluster: str, store: Store) -> bool:
+    """One loop until its end; False where another controller is running."""
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(contextlib.closing(_opened(cluster)))
         server = _listen(socket_path(cluster))
         if server is None:
             _log(cluster, "another controller is running")
-            return 3
+            return False
         stack.enter_context(contextlib.closing(server))
         loop = Loop(cluster, store, server)
         stack.enter_context(contextlib.closing(loop))
@@ -75,11 +104,19 @@ def run(cluster: str) -> int:
         if loop.member is not None:
             with contextlib.suppress(NsnetError):
                 loop.member.leave()
-        leaves = loop.member is not None and store.get(GONE) is not None
-    if leaves:  # `nsnet down` on another machine: what this one carries goes, too
-        with reconcile.lock(cluster):
-            reconcile.destroy(cluster)
-    return 0
+    return True
+
+
+def _was_taken_down(cluster: str) -> bool:
+    """Was it on another machine that `nsnet down` was typed? Then what this one carries goes, too."""
+    at = location.here(cluster)
+    if not at.machine or at.store in {location.SQLITE, location.INSIDE}:
+        return False
+    from nsnet.store.etcd import EtcdStore
+
+    with contextlib.suppress(NsnetError), EtcdStore(location.location(cluster, at.store), PATIENCE) as store:
+        return store.get(GONE) is not None
+    return False
 
 
 def _opened(cluster: str) -> Store:
@@ -149,7 +186,7 @@ class Loop:
         self.failures = 0
         self.changes = self.drift = 0
         self.syncs = self.looks = 0  # of these syncs, those that looked at everything
-        self.started = _now()
+        self.started = now()
         self.cost = 0.0  # processor seconds of the last look
         self.pace = Pace()
         self.ended = -math.inf  # when the last sync did
@@ -205,9 +242,8 @@ class Loop:
         try:
             if self.store.wait(0):
                 self.due = self._soonest()  # also while syncs fail: this may be the cure
-        except NsnetError as error:
-            self._failed(error, self.memory if isinstance(error, Unreachable) else None)
-            self._plan(whole=True)
+        except NsnetError:  # a sync meets it, too, answers who waits, and has the patience
+            self._soon(POLL)
         for netns in [netns for netns, place in self.places.items() if place != identity(netns)]:
             self._unsubscribe(netns)
             self._hint(netns, 0)
@@ -525,10 +561,6 @@ def _cpu() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
 def _log(cluster: str, line: str) -> None:
     """One line in the log; a log of a megabyte is put aside first (everybody who has it open appends)."""
     with contextlib.suppress(OSError):
@@ -537,5 +569,5 @@ def _log(cluster: str, line: str) -> None:
             shutil.copyfile(log, log.with_suffix(".log.1"))
             os.truncate(log, 0)
     with contextlib.suppress(OSError):  # a log that cannot be written must not end the controller
-        sys.stderr.write(f"{_now()} {line}\n")
+        sys.stderr.write(f"{now()} {line}\n")
         sys.stderr.flush()

@@ -8,12 +8,12 @@ syncPeriod: so long after a look at everything the next comes at the latest, wha
 Absent or 0, as kubeadm writes them, mean the default. Source: Kubernetes 1.36 `pkg/util/runner`, `pkg/proxy`.
 """
 
-import os
 from typing import NamedTuple
 
+from nsnet.controller.client import resync
 from nsnet.model import Objects, cluster_of, kube_proxy_of, seconds
 
-RESYNC = float(os.environ.get("NSNET_RESYNC") or 5)  # seconds after which everything is looked at, if that is cheap
+RESYNC = resync()
 
 
 class Pace(NamedTuple):

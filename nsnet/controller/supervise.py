@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from nsnet import names
-from nsnet.controller.client import MODULE, environment, living
+from nsnet.controller.client import MODULE, environment, living, now
 
 FIRST, LAST = 0.1, 5.0  # seconds until the next start
 SETTLED = 10.0  # who lived that long dies anew, not again
@@ -69,7 +69,7 @@ def _one_life(cluster: str) -> bool:
     finally:
         child.terminate()
     if code != 0:
-        sys.stderr.write(f"{_now()} the controller ended with code {code}; it starts again\n")
+        sys.stderr.write(f"{now()} the controller ended with code {code}; it starts again\n")
         sys.stderr.flush()
     return code == 0
 
@@ -92,7 +92,8 @@ def _ready_name() -> dict[str, str]:
 
 def _tell_ready() -> None:
     for fd in _ready_fds():
-        os.write(fd, b"!")
+        with contextlib.suppress(BrokenPipeError):  # whoever started us is gone
+            os.write(fd, b"!")
     _forget_ready()
 
 
@@ -101,7 +102,3 @@ def _forget_ready() -> None:
     for fd in _ready_fds():
         os.close(fd)
     os.environ.pop("NSNET_READY_FD", None)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -68,6 +68,7 @@ from nsnet.state import (
     Value,
     WireguardKey,
     WireguardPeer,
+    of_interface,
 )
 
 _WORKERS = max(2, os.cpu_count() or 1)
@@ -170,9 +171,8 @@ class _Apply:
         if not ending:
             return
         for cluster in self.clusters:
-            stayed = process.end_programs(cluster, lambda found: (found.netns, found.argv) in ending)
-            for pid in stayed:
-                self.refuse(next(iter(ending.values())), f"process {pid} does not end")
+            for stayed in process.end_programs(cluster, lambda found: (found.netns, found.argv) in ending):
+                self.refuse(ending[stayed.netns, stayed.argv], f"process {stayed.pid} does not end")
 
     def _programs(self) -> list[process.Running]:
         """The programs that run now, where that matters for one of the changes."""
@@ -304,7 +304,7 @@ class _Apply:
     # --- sysctls and packet filters ---
 
     def _write_sysctls(self, *, of_interfaces: bool) -> None:
-        some = (change for change in self.of(Sysctl) if sysctl.of_interface(change.value.key[1]) is of_interfaces)
+        some = (change for change in self.of(Sysctl) if of_interface(change.value.key[1]) is of_interfaces)
         for name, _, changes in self.places.each(some):
             self._guarded(changes, partial(sysctl.write, name, changes))
 

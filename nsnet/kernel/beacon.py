@@ -145,7 +145,10 @@ def beacon(netns: str, protocol: str, dst: str, dport: int, sport: int = 0, cook
 
 
 def send(one: Beacon) -> str:
-    """Sends it; empty, or the kernel's word for refusing that (a rule of the namespace's own OUTPUT dropped it)."""
+    """Sends it; empty, or the kernel's word for refusing that (a rule of the namespace's own OUTPUT dropped it).
+
+    Raises NotReachedError where the namespace has gone, or its source port was taken.
+    """
     sock, refused = fire(one)
     with sock:
         if one.protocol == "udp" and not refused:
@@ -157,8 +160,11 @@ def send(one: Beacon) -> str:
 
 def fire(one: Beacon) -> tuple[socket.socket, str]:
     """`send`, and its socket. Of UDP it stays until the answer is there, or the kernel says "port unreachable"."""
-    with inside(one.netns):
-        sock = _socket(one)
+    try:
+        with inside(one.netns):
+            sock = _socket(one)
+    except OSError as error:
+        raise NotReachedError(f"{one.netns} cannot send to {one.dst}: {error.strerror}", "try it again") from error
     try:
         if one.protocol == "tcp":
             _connect(sock, one)
@@ -178,7 +184,11 @@ def _socket(one: Beacon) -> socket.socket:
     if one.protocol == "icmp":
         return socket.socket(family, socket.SOCK_RAW, one.number)
     sock = socket.socket(family, socket.SOCK_STREAM if one.protocol == "tcp" else socket.SOCK_DGRAM)
-    sock.bind(("", one.sport))
+    try:
+        sock.bind(("", one.sport))
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 

@@ -34,7 +34,7 @@ _EMPTY_FILE = Struct("=IHHiIII").pack(0xA1B2C3D4, 2, 4, 0, 0, SNAPSHOT, 1)  # pc
 _INSTRUCTION = Struct("=HBBI")
 _MOST = 4096  # instructions that the kernel takes (BPF_MAXINSNS)
 
-_LD, _LDX, _JUMP, _RET = 0, 1, 5, 6
+_LD, _LDX = 0, 1
 _PACKET_MODES = {0x20, 0x40, 0xA0}  # absolute, indirect, 4*([k]&0xf): these look into the packet
 _RET_K, _JA, _JEQ = 0x06, 0x05, 0x15
 _LDB, _LDH, _LD_ABS, _LD_IMM, _LDX_IMM = 0x30, 0x28, 0x20, 0x00, 0x01

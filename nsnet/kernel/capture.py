@@ -126,6 +126,7 @@ class Capture:
         self._view = memoryview(self._buffer)
         self._epoll = select.epoll()
         self._there: dict[int, _Spectator] = {}
+        self._left: list[Seen] = []  # of those that are gone
         self._drops: dict[str, int] = {}
         self._checked = time.monotonic()
         self.until = 0  # ns since 1970: nothing older comes any more
@@ -162,8 +163,8 @@ class Capture:
 
     @property
     def alive(self) -> bool:
-        """Is there still anything to look at?"""
-        return bool(self._there)
+        """Is there still anything to look at, or to be told?"""
+        return bool(self._there or self._left)
 
     def drops(self) -> dict[str, int]:
         """Namespace → packets that the kernel has dropped, because we were too slow, since the beginning."""
@@ -178,7 +179,7 @@ class Capture:
 
     def read(self, timeout: float) -> list[Seen]:
         """What has passed and can be overtaken by nothing any more; waits at most `timeout` seconds for the first."""
-        waiting = any(one.waiting for one in self._there.values())
+        waiting = bool(self._left) or any(one.waiting for one in self._there.values())
         self._epoll.poll(0.002 if waiting else timeout)
         horizon = time.time_ns() - _SLACK
         ready = {fd for fd, _ in self._epoll.poll(0)}
@@ -202,14 +203,16 @@ class Capture:
                 empty = self._drain(one)
             found += one.waiting
             one.waiting = []
+        found += self._left
+        self._left = []
         return sorted(found, key=lambda seen: seen.time)
 
     def _up_to(self, horizon: int) -> list[Seen]:
         self.until = horizon
-        found: list[Seen] = []
+        found, self._left = _parted(self._left, horizon)
         for one in self._there.values():
-            found += [seen for seen in one.waiting if seen.time <= horizon]
-            one.waiting = [seen for seen in one.waiting if seen.time > horizon]
+            mine, one.waiting = _parted(one.waiting, horizon)
+            found += mine
         return sorted(found, key=lambda seen: seen.time)  # stable: what one device passes on to another stays in order
 
     def _drain(self, one: _Spectator) -> bool:
@@ -243,7 +246,7 @@ class Capture:
                 return None
         stamp = next((_ns(data) for _, what, data in told if what == _TIMESTAMP_NS), 0) or time.time_ns()
         data = header + bytes(self._view[: min(length, len(self._buffer))])
-        return Seen(stamp, one.netns, dev or "?", kind == _OUTGOING, data, len(header) + length)
+        return Seen(stamp, one.netns, dev or one.dev or "?", kind == _OUTGOING, data, len(header) + length)
 
     def _trouble(self, one: _Spectator, error: OSError) -> None:
         """A device that went down may come up again; one that is gone is not waited for."""
@@ -260,11 +263,23 @@ class Capture:
                 self._leave(one, f"{one.netns} is gone")
 
     def _leave(self, one: _Spectator, why: str) -> None:
+        """What it saw last is told all the same."""
         self.gone.append(why)
+        with suppress(OSError):  # nothing is there any more
+            while True:
+                seen = self._next(one)
+                one.waiting += [seen] if seen is not None else []
+        self._left += one.waiting
+        one.waiting = []
         self._count(one)
         self._epoll.unregister(one.sock.fileno())
         del self._there[one.sock.fileno()]
         _close([one.sock])
+
+
+def _parted(waiting: list[Seen], horizon: int) -> tuple[list[Seen], list[Seen]]:
+    """Those whose turn has come, and the rest."""
+    return [seen for seen in waiting if seen.time <= horizon], [seen for seen in waiting if seen.time > horizon]
 
 
 def _ns(data: bytes) -> int:

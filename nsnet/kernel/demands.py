@@ -96,10 +96,10 @@ def _of_chain(chain: Chain) -> Iterator[str]:
 
 
 def missing(wanted: Sequence[Feature]) -> list[Finding]:
-    """Those that cannot be had, each tried once. Needs root."""
-    doubtful: list[Feature] = []
+    """Those that cannot be had, each tried once (or not at all, see `Feature.after`). Needs root."""
+    doubtful = [feature for feature in wanted if not feature.may_be_tried]
     with throw_away():
-        for how, group in _grouped(wanted).items():
+        for how, group in _grouped(feature for feature in wanted if feature.may_be_tried).items():
             if not _all_work(how, group):
                 doubtful += group
     return [finding for finding in features(doubtful) if not finding.ok]

@@ -42,6 +42,10 @@ class Feature(msgspec.Struct, frozen=True):
     needed: bool = True
     after: str = ""  # a file without which it is not tried: the try would change how the machine behaves
 
+    @property
+    def may_be_tried(self) -> bool:
+        return not self.after or Path(self.after).exists()
+
 
 class Finding(msgspec.Struct, frozen=True):
     """One line of `doctor`. `why`: what it is for, or what it costs; `found`: what is there (a version, a number)."""
@@ -375,7 +379,7 @@ def features(wanted: Sequence[Feature] = (*FEATURES, *IPV6)) -> list[Finding]:
 
 
 def _feature(item: Feature) -> Finding:
-    works = (not item.after or Path(item.after).exists()) and _works(item.words)
+    works = item.may_be_tried and _works(item.words)
     if works:
         return Finding(item.name, works, item.mend, item.why, item.needed, found=_where(item.mend))
     return Finding(item.name, works, _mend(item.mend), item.why, item.needed)
@@ -406,6 +410,11 @@ def _mend(mend: str) -> str:
     option = mend.partition(" (kernel option")[2].strip(" s)")
     extra = f"sudo apt-get install linux-modules-extra-{release}, or " if "Ubuntu" in os.uname().version else ""
     return f"{extra}a kernel with {option} (there is no module {named.group(1)} for {release})"
+
+
+def works(name: str) -> bool:
+    """Tries the feature of that name."""
+    return any(item.may_be_tried and _works(item.words) for item in (*FEATURES, *IPV6) if item.name == name)
 
 
 def _works(words: tuple[str, ...]) -> bool:

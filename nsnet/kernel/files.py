@@ -94,17 +94,6 @@ def _below(directory: Path | str) -> Iterator[str]:
             yield entry.path
 
 
-def _entries(directory: Path) -> list[Path]:
-    try:
-        return list(directory.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _is_directory(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
-
-
 def read(path: Path | str) -> list[File]:
     """The file as a value; none when it is not there, or is a socket or another special file."""
     try:
@@ -115,7 +104,7 @@ def read(path: Path | str) -> list[File]:
         about = os.fstat(fd)
         if not stat.S_ISREG(about.st_mode):
             return []
-        content = _whole(fd, about.st_size).decode(errors="surrogateescape")
+        content = _whole(fd, about.st_size).decode(errors="backslashreplace")  # nobody wants such a one
     finally:
         os.close(fd)
     return [File(str(path), content, stat.S_IMODE(about.st_mode))]
@@ -229,25 +218,25 @@ def _remove_if_empty(directory: Path) -> bool:
 
 def delete_all(netns: str) -> None:
     """Removes every file and directory of a namespace. Raises OSError."""
-    for directory in (names.netns_run_dir(netns), names.ETC_NETNS / netns):
+    for directory in (names.netns_run_dir(netns), names.etc_dir(netns)):
         _delete_tree(directory)
 
 
 def delete_cluster(cluster: str) -> None:
     """Removes the run directory of a cluster, and its directories in /etc/netns. Raises OSError."""
     _delete_tree(names.run_dir(cluster))
-    for entry in _entries(names.ETC_NETNS):
+    for entry in _scan(names.ETC_NETNS):
         if entry.name.startswith(f"{cluster}.") and names.kind_of(entry.name):
-            _delete_tree(entry)
+            _delete_tree(names.etc_dir(entry.name))
     for directory in (names.RUN, names.ETC_NETNS):
         _remove_if_empty(directory)
 
 
 def _delete_tree(directory: Path) -> None:
-    for entry in _entries(directory):
-        if _is_directory(entry):
-            _delete_tree(entry)
+    for entry in _scan(directory):
+        if entry.is_dir(follow_symlinks=False):
+            _delete_tree(Path(entry.path))
         else:
-            entry.unlink(missing_ok=True)
+            Path(entry.path).unlink(missing_ok=True)
     with suppress(FileNotFoundError):
         directory.rmdir()

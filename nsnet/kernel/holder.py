@@ -20,13 +20,12 @@ from pathlib import Path
 from nsnet import names
 from nsnet.kernel import rtnl
 from nsnet.kernel.netlink import NETLINK_ROUTE, Netlink
-from nsnet.kernel.netns import MS_BIND, MS_REC, mount
+from nsnet.kernel.netns import MS_BIND, MS_MOVE, MS_PRIVATE, MS_REC, mount
 
 MODULE = "nsnet.kernel.holder"
 CONTROLLER = b"nsnet.controller"
 READY = "ready"
-KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "XDG_STATE_HOME", "PYTHONDONTWRITEBYTECODE")  # of our environment
-MS_MOVE, MS_PRIVATE = 0x2000, 0x40000
+KEPT = ("HOME", "XDG_STATE_HOME")  # of our environment, beside what any program gets
 SCRATCH = "/tmp"  # noqa: S108 - any directory that is there
 ARRIVAL = 10.0  # s until somebody must have come in
 GLANCE = 0.05  # s between two looks until then

@@ -34,6 +34,7 @@ from nsnet.kernel.netlink import (
     inner,
     listed,
     nested,
+    string,
     text,
 )
 from nsnet.kernel.netns import inside
@@ -108,16 +109,12 @@ def _sets(messages: Sequence[Message]) -> Iterator[IpSet]:
     entries: dict[str, set[str]] = {}
     for _, data, start, end in messages:
         found = attributes(data, start + len(_NFGENMSG), end)
-        name = _string(found[_SETNAME])
+        name = string(found[_SETNAME])
         if _TYPENAME in found:
-            heads[name] = _string(found[_TYPENAME]), _NAMES[found[_FAMILY][0]]
+            heads[name] = string(found[_TYPENAME]), _NAMES[found[_FAMILY][0]]
         entries.setdefault(name, set()).update(map(_entry, map(inner, listed(found.get(_ADT, b"")))))
     for name, (kind, family) in heads.items():
         yield IpSet(name, kind, frozenset(entries[name]), family)  # type: ignore[arg-type]
-
-
-def _string(payload: bytes) -> str:
-    return payload.rstrip(b"\0").decode(errors="replace")
 
 
 def _entry(found: dict[int, bytes]) -> str:

@@ -37,6 +37,7 @@ from nsnet.kernel.netlink import (
     Request,
     attributes,
     inner,
+    string,
 )
 from nsnet.kernel.netns import inside
 from nsnet.state import Chain, Change, Family, Refusal
@@ -422,7 +423,7 @@ def _is_empty(family: Family) -> bool:
 
 def _is_iptables(body: bytes) -> bool:
     """Rules and chains name their table first; kube-proxy's nftables mode, for one, has a table of its own."""
-    return inner(body)[_NFTA_TABLE].rstrip(b"\0").decode() in TABLES
+    return string(inner(body)[_NFTA_TABLE]) in TABLES
 
 
 def _dumped(request: int, answer: int, family: Family) -> Iterator[bytes]:

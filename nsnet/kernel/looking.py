@@ -113,7 +113,7 @@ def _kinds(name: str, tracked: str) -> frozenset[Key]:
     """Everything that `observe` reads there, but chains."""
     left_out = _NOT_OF.get(names.kind_of(name), {"ipset"}) | {"chain"}
     flows = {("conntrack", tracked)} if tracked and names.kind_of(name) == "node" else set()
-    return frozenset((kind,) for kind in (KINDS | {"qdisc", "segments"}) - left_out) | flows
+    return frozenset((kind,) for kind in KINDS - left_out) | flows
 
 
 _Alike = dict[str, frozenset[str]]

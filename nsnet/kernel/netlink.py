@@ -110,6 +110,11 @@ def text(kind: int, words: str) -> bytes:
     return attribute(kind, words.encode() + b"\0")
 
 
+def string(payload: bytes) -> str:
+    """What `text` packed. Others' bytes that are no UTF-8 can be printed, and are told apart."""
+    return payload.rstrip(b"\0").decode(errors="backslashreplace")
+
+
 def attributes(data: bytes, start: int, end: int) -> dict[int, bytes]:
     """Attribute type → payload; of several of one type the last one counts."""
     found = {}
@@ -315,4 +320,4 @@ def _failure(data: bytes, kind: int, flags: int, start: int, end: int) -> Failur
         return None
     behind = start + (20 if kind == NLMSG_ERROR else 4)  # NETLINK_CAP_ACK: only the header of the request stands there
     told = attributes(data, behind, end) if flags & NLM_F_ACK_TLVS else {}
-    return Failure(-code, told.get(NLMSGERR_ATTR_MSG, b"").rstrip(b"\0").decode(errors="replace"))
+    return Failure(-code, string(told.get(NLMSGERR_ATTR_MSG, b"")))

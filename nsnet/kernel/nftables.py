@@ -30,7 +30,7 @@ from functools import cache
 from nsnet.errors import MachineError
 from nsnet.kernel import nftnl
 from nsnet.kernel.iptables import TABLES
-from nsnet.kernel.netlink import NETLINK_NETFILTER, Message, Netlink, NetlinkError, Request
+from nsnet.kernel.netlink import NETLINK_NETFILTER, Message, Netlink, NetlinkError, Request, string
 from nsnet.kernel.netns import inside
 from nsnet.state import (
     Change,
@@ -102,7 +102,7 @@ def tables(netfilter: Netlink) -> list[NftTable]:
 def _is_live_trace(message: Message) -> bool:
     """Of a live trace that runs: it has an owner, with whom it goes. One without is a leftover."""
     _, found = nftnl.body(message)
-    return nftnl.string(found[1]) == TRACE and bool(nftnl.number(found.get(2, bytes(4))) & OWNED)
+    return string(found[1]) == TRACE and bool(nftnl.number(found.get(2, bytes(4))) & OWNED)
 
 
 def _read_all(netfilter: Netlink) -> frozenset[Nft]:
@@ -203,7 +203,7 @@ def _one_set(netfilter: Netlink, family: str, table: str, name: str) -> nftnl.Se
 
 
 def _one_element(netfilter: Netlink, owner: nftnl.Set, words: str) -> Iterator[NftElement]:
-    if owner.flags & nftnl.INTERVAL:  # its key may be a part of an interval
+    if owner.flags & nftnl.INTERVAL or words == nftnl.CATCH_ALL:  # a part of an interval, or no key at all
         yield from (
             one for one in nftnl.values(owner, iter(_listed(netfilter, [owner])[owner.name])) if one.element == words
         )

@@ -16,11 +16,11 @@ those of nft 1.0.6, but for `dnat ip addr . port to`, which every nft takes and 
 
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from struct import Struct
 from typing import Literal, NamedTuple
 
-from nsnet.kernel.netlink import Message, Request, attribute, attributes, inner, nested, text
+from nsnet.kernel.netlink import Message, Request, attribute, attributes, inner, listed, nested, string, text
 from nsnet.state import NftChain, NftElement, NftSet, NftTable, nft_interval
 
 NFPROTO: Mapping[int, str] = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
@@ -32,6 +32,7 @@ GETTABLE, GETCHAIN, GETRULE, GETSET, GETSETELEM = (_SUBSYSTEM | kind for kind in
 ANONYMOUS, INTERVAL, MAP, TIMEOUT, DYNAMIC = 1, 4, 8, 0x10, 0x20
 _FLAGS = ((2, "constant"), (INTERVAL, "interval"), (DYNAMIC, "dynamic"), (TIMEOUT, "timeout"))
 _INTERVAL_END = 1
+CATCH_ALL = "*"
 
 _U32 = Struct(">I")
 _S32 = Struct(">i")
@@ -74,10 +75,6 @@ def get_element(family: str, table: str, name: str, key: bytes) -> Request:
 def body(message: Message) -> tuple[str, dict[int, bytes]]:
     """The family and the attributes of an answer."""
     return NFPROTO.get(message.data[message.start], "?"), attributes(message.data, message.start + 4, message.end)
-
-
-def string(payload: bytes) -> str:
-    return payload.rstrip(b"\0").decode(errors="replace")
 
 
 def number(payload: bytes) -> int:
@@ -130,10 +127,9 @@ def set_of(message: Message) -> Set:
     flags = number(found[3]) if 3 in found else 0
     data = _types(number(found[6])) if flags & MAP and 6 in found else ()
     timeout = int(_U64.unpack(found[11])[0]) // 1000 if 11 in found else 0
+    keys = _types(number(found.get(4, bytes(4))))
     name, comment = string(found[2]), _comment(found.get(13), 7)
-    return Set(
-        family, string(found[1]), name, flags, _types(number(found[4])), data, number(found[5]), timeout, comment
-    )
+    return Set(family, string(found[1]), name, flags, keys, data, number(found[5]), timeout, comment)
 
 
 _TYPES: Mapping[int, str] = {
@@ -144,6 +140,7 @@ _LENGTHS: Mapping[str, int] = {
     "integer": 4, "ipv4_addr": 4, "ipv6_addr": 16, "ether_addr": 6, "inet_proto": 1, "inet_service": 2, "mark": 4,
     "ifname": 16,
 }  # fmt: skip
+ADDRESSES = ("ipv4_addr", "ipv6_addr")
 _VERDICT = 0xFFFFFF00
 
 
@@ -155,7 +152,7 @@ def _types(code: int) -> tuple[str, ...]:
     while code:
         parts.append(_TYPES.get(code & 0x3F, f"type{code & 0x3F}"))
         code >>= 6
-    return tuple(reversed(parts))
+    return tuple(reversed(parts)) or ("type0",)
 
 
 def _comment(userdata: bytes | None, kind: int) -> str:
@@ -172,42 +169,41 @@ def _comment(userdata: bytes | None, kind: int) -> str:
 
 
 class Element(NamedTuple):
-    """An element as it comes: the key's bytes, the data in words, whether it only ends an interval, its comment."""
+    """An element as it comes: the key's bytes (of a catch-all none), the data in words, its comment.
+
+    `is_end`: it only ends an interval. `last`: the other end of one whose key has several fields.
+    """
 
     key: bytes
     data: str
     is_end: bool
     comment: str
+    last: bytes = b""
 
 
 def elements(message: Message, kinds: tuple[str, ...]) -> Iterator[Element]:
     """What one answer lists; `kinds`: the types of a map's data."""
     _, found = body(message)
-    for item in _listed(found.get(3, b"")):
+    for item in map(inner, listed(found.get(3, b""))):
         key, data = inner(item.get(1, b"")), inner(item.get(2, b""))
         words = _data(data, kinds) if data else ""
         is_end = 3 in item and bool(number(item[3]) & _INTERVAL_END)
-        yield Element(key.get(1, b""), words, is_end, _comment(item.get(6), 0) if 6 in item else "")
-
-
-def _listed(payload: bytes) -> Iterator[dict[int, bytes]]:
-    """The attributes of each item of a list."""
-    start, unpack = 0, Struct("=HH").unpack_from
-    while start + 4 <= len(payload):
-        length, _ = unpack(payload, start)
-        yield attributes(payload, start + 4, start + length)
-        start += (length + 3) & ~3
+        yield Element(key.get(1, b""), words, is_end, _comment(item.get(6), 0), inner(item.get(10, b"")).get(1, b""))
 
 
 def values(owner: Set, items: Iterator[Element]) -> Iterator[NftElement]:
     """The elements of a named set as values."""
-    if owner.flags & INTERVAL:
-        for words, data in _intervals(items, owner.keys[0]):
-            yield NftElement(owner.table, owner.name, words, data, "", owner.family)
+    for key, item in _spelled(owner, items, owner.keys):
+        yield NftElement(owner.table, owner.name, key, item.data, item.comment, owner.family)
+
+
+def _spelled(owner: Set, items: Iterable[Element], kinds: tuple[str, ...]) -> Iterator[tuple[str, Element]]:
+    """Each element after its key in words; `kinds` of the fields that are looked for in it."""
+    if owner.flags & INTERVAL and len(kinds) == 1:
+        yield from _intervals(items, kinds[0])
         return
     for item in items:
-        key = _concatenated(item.key, owner.keys)
-        yield NftElement(owner.table, owner.name, key, item.data, item.comment, owner.family)
+        yield _concatenated(item.key, kinds, item.last) if item.key else CATCH_ALL, item
 
 
 def key_bytes(owner: Set, words: str) -> bytes:
@@ -254,16 +250,19 @@ def _verdict(payload: bytes) -> str:
     return f"{word} {string(found[2])}" if 2 in found else word
 
 
-def _concatenated(payload: bytes, kinds: tuple[str, ...]) -> str:
-    """Each field begins at a multiple of four bytes."""
-    if len(kinds) == 1:
-        return _word(kinds[0], payload)
-    words, start = [], 0
+def _concatenated(payload: bytes, kinds: tuple[str, ...], last: bytes = b"") -> str:
+    """A key, or all from this one to `last`."""
+    ends = zip(kinds, _fields(payload, kinds), _fields(last or payload, kinds), strict=True)
+    return " . ".join(_span(kind, first, behind) for kind, first, behind in ends)
+
+
+def _fields(payload: bytes, kinds: tuple[str, ...]) -> Iterator[bytes]:
+    """Each begins at a multiple of four bytes."""
+    start = 0
     for kind in kinds:
-        length = _LENGTHS.get(kind, 4)
-        words.append(_word(kind, payload[start : start + length]))
+        length = _LENGTHS.get(kind, 4) if len(kinds) > 1 else len(payload)
+        yield payload[start : start + length]
         start += (length + 3) & ~3
-    return " . ".join(words)
 
 
 _PROTOCOLS: Mapping[int, str] = {1: "icmp", 6: "tcp", 17: "udp", 58: "ipv6-icmp", 132: "sctp"}
@@ -271,7 +270,10 @@ _PROTOCOL_NUMBERS = {name: code for code, name in _PROTOCOLS.items()}
 
 
 def _word(kind: str, payload: bytes) -> str:
+    """Whatever others wrote has a word: of another length than its kind, or of no kind we know, its bytes."""
     match kind:
+        case _ if len(payload) != _LENGTHS.get(kind):
+            pass
         case "ipv4_addr":
             return socket.inet_ntoa(payload)
         case "ipv6_addr":
@@ -287,16 +289,25 @@ def _word(kind: str, payload: bytes) -> str:
     return f"0x{payload.hex()}"
 
 
-def _intervals(items: Iterator[Element], kind: str) -> Iterator[tuple[str, str]]:
+def _span(kind: str, first: bytes, last: bytes) -> str:
+    ends = _word(kind, first), _word(kind, last)
+    if kind in ADDRESSES and len(first) == len(last) == _LENGTHS[kind]:
+        return nft_interval(*ends)
+    return ends[0] if first == last else "-".join(ends)
+
+
+def _intervals(items: Iterable[Element], kind: str) -> Iterator[tuple[str, Element]]:
     """Ranges, each begun by one element and ended by the next, in order."""
     ordered = sorted(items, key=lambda item: (item.key, not item.is_end))
     for position, item in enumerate(ordered):
         if item.is_end:
             continue
+        if not item.key:
+            yield CATCH_ALL, item
+            continue
         behind = ordered[position + 1].key if position + 1 < len(ordered) else b""
         last = int.from_bytes(behind or b"\1" + bytes(len(item.key)), "big") - 1
-        ends = _word(kind, item.key), _word(kind, last.to_bytes(len(item.key), "big"))
-        yield nft_interval(*ends), item.data
+        yield _span(kind, item.key, last.to_bytes(len(item.key), "big")), item
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
@@ -324,7 +335,7 @@ def rule(message: Message, contents: Contents) -> tuple[str, str]:
     """The chain's name and the rule in words."""
     _, found = body(message)
     reader = _Reader(contents)
-    for item in _listed(found.get(4, b"")):
+    for item in map(inner, listed(found.get(4, b""))):
         name = string(item[1])
         try:
             reader.take(name, inner(item.get(2, b"")))
@@ -440,13 +451,13 @@ class _Reader:
         if how == _NOT_LESS:  # nft says a range with two comparisons; the second one follows
             self.since = (field, value)
         elif how == _NOT_MORE and self.since[0] == field:
-            self.words.append(f"{field.words} {_span(field, self.since[1], value)}")
+            self.words.append(f"{field.words} {_span(field.kind, self.since[1], value)}")
         else:
             self.words.append(_compared(field, value, negated={0: False, 1: True}[how]))
 
     def range(self, found: dict[int, bytes]) -> None:
         field, negated = self.held(found[1]), {0: False, 1: True}[number(found[2])]
-        span = _span(field, inner(found[3])[1], inner(found[4])[1])
+        span = _span(field.kind, inner(found[3])[1], inner(found[4])[1])
         self.words.append(f"{field.words} {'!= ' if negated else ''}{span}")
 
     def lookup(self, found: dict[int, bytes]) -> None:
@@ -457,12 +468,12 @@ class _Reader:
         owner, items = known
         words, kinds = self._key(found[2], owner.size)
         anonymous = bool(owner.flags & ANONYMOUS)
-        listed = f"{{ {', '.join(_spelled(owner, items, kinds))} }}" if anonymous else f"@{name}"
+        every = _braces(owner, items, kinds) if anonymous else f"@{name}"
         if 3 in found:
-            self._mapped(found[3], f"{words} {'vmap' if owner.data == ('verdict',) else 'map'} {listed}", owner)
+            self._mapped(found[3], f"{words} {'vmap' if owner.data == ('verdict',) else 'map'} {every}", owner)
         else:
             negated = 5 in found and number(found[5]) & 1
-            self.words.append(f"{words} {'!= ' if negated else ''}{listed}")
+            self.words.append(f"{words} {'!= ' if negated else ''}{every}")
 
     def _mapped(self, register: bytes, words: str, owner: Set) -> None:
         if owner.data == ("verdict",):
@@ -530,7 +541,7 @@ def _index(register: bytes) -> int:
 def _compared(field: Field, value: bytes, *, negated: bool) -> str:
     sign = "!= " if negated else ""
     match field.kind:
-        case "ipv4_addr" | "ipv6_addr":
+        case kind if kind in ADDRESSES:
             return f"{field.words} {sign}{_prefix(field, value)}"
         case "bits":
             return f"{field.words} {_bits(field, value, negated=negated)}"
@@ -540,19 +551,13 @@ def _compared(field: Field, value: bytes, *, negated: bool) -> str:
         case "mark" if field.mask:
             return f"{field.words} & {_word('mark', field.mask)} {'!=' if negated else '=='} {_word('mark', value)}"
         case "ifname":
-            name = value.rstrip(b"\0").decode(errors="replace")
-            return f'{field.words} {sign}"{name}{"" if len(value) == 16 else "*"}"'
+            return f'{field.words} {sign}"{string(value)}{"" if len(value) == 16 else "*"}"'
         case "address type":
             return f"{field.words} {sign}{_ADDRESS_TYPES[int.from_bytes(value, sys.byteorder)]}"
     return f"{field.words} {sign}{_word(field.kind, value)}"
 
 
 _NOT_MORE, _NOT_LESS = 3, 5  # NFT_CMP_LTE, NFT_CMP_GTE
-
-
-def _span(field: Field, first: bytes, last: bytes) -> str:
-    ends = _word(field.kind, first), _word(field.kind, last)
-    return "-".join(ends) if field.kind == "inet_service" else nft_interval(*ends)
 
 
 def _prefix(field: Field, value: bytes) -> str:
@@ -581,11 +586,9 @@ def _flags(value: bytes) -> Iterator[str]:
     return (name for bit, name in enumerate(_TCP_FLAGS) if value[0] >> bit & 1)
 
 
-def _spelled(owner: Set, items: list[Element], kinds: tuple[str, ...]) -> Iterator[str]:
-    """The elements of an anonymous set, sorted."""
-    if owner.flags & INTERVAL:
-        yield from (words + (f" : {data}" if data else "") for words, data in _intervals(iter(items), kinds[0]))
-        return
+def _braces(owner: Set, items: list[Element], kinds: tuple[str, ...]) -> str:
+    """An anonymous set, sorted."""
     order = sys.byteorder if kinds == ("integer",) else "big"
-    for item in sorted(items, key=lambda one: int.from_bytes(one.key, order)):
-        yield _concatenated(item.key, kinds) + (f" : {item.data}" if item.data else "")
+    ordered = sorted(items, key=lambda item: int.from_bytes(item.key, order))
+    every = (key + (f" : {item.data}" if item.data else "") for key, item in _spelled(owner, ordered, kinds))
+    return f"{{ {', '.join(every)} }}"

@@ -10,16 +10,13 @@ import errno
 import socket
 from struct import Struct
 
+from nsnet.kernel.netlink import NETLINK_ROUTE
 from nsnet.kernel.netns import inside
+from nsnet.kernel.rtnl import AF_BRIDGE, NEIGH, NUD_PERMANENT, RTM_DELNEIGH, RTM_NEWNEIGH
 
-NETLINK_ROUTE = 0
 GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x100 | 0x400  # RTMGRP_LINK, _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_…, _IPV6_…
-RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
-NUD_PERMANENT = 0x80
-AF_BRIDGE = 7
 
 _HEADER = Struct("=IHHII")
-_NDMSG = Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
 
 
 def subscribe(netns: str) -> socket.socket:
@@ -60,5 +57,5 @@ def _matters(data: bytes) -> bool:
 
 def _is_set_by_hand(kind: int, data: bytes, at: int) -> bool:
     """A permanent entry; or an ARP entry that is deleted, since a permanent one loses its state before it goes."""
-    family, _, state, _, _ = _NDMSG.unpack_from(data, at)
+    family, _, state, _, _ = NEIGH.unpack_from(data, at)
     return bool(state & NUD_PERMANENT) or (kind == RTM_DELNEIGH and family != AF_BRIDGE)

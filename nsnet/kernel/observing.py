@@ -29,7 +29,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import cached_property
-from struct import Struct
 from typing import NamedTuple
 
 from nsnet import names
@@ -49,7 +48,7 @@ from nsnet.kernel import (
     sysctl,
     tracking,
 )
-from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request, attributes
+from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request
 from nsnet.state import (
     KINDS,
     SYSCTLS,
@@ -74,9 +73,7 @@ _DUMPS: Mapping[str, Request] = {
 }
 _ROUTE_KINDS = {*_LINKS, *_DUMPS, "fdb", "wireguard", "offload"}
 
-_NFT_GETTABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
-_NFGENMSG = Struct("=BBH")
-_NF_FAMILIES: Mapping[int, Family] = {2: "ip", 10: "ip6"}  # iptables' and ip6tables' tables
+_FAMILIES: tuple[Family, ...] = ("ip", "ip6")  # iptables' and ip6tables' tables
 
 _FEW = 100  # namespaces, up to which their files are looked for one by one
 _WORKERS = max(2, os.cpu_count() or 1)
@@ -257,7 +254,7 @@ def _families(name: str, keys: frozenset[Key]) -> frozenset[Family]:
     """Of which families it is worth a process to read them."""
     asked = [key for key in keys if key[0] == "chain"]
     if asked and all(len(key) > 1 for key in asked):
-        return frozenset(family for family in _NF_FAMILIES.values() if any(key[1] == family for key in asked))
+        return frozenset(family for family in _FAMILIES if any(key[1] == family for key in asked))
     return with_tables(name) if asked or names.kind_of(name) != "pod" else frozenset()
 
 
@@ -279,13 +276,13 @@ def tables(name: str, family: Family) -> frozenset[str]:
 
 def _nft_tables() -> Iterator[tuple[Family, str]]:
     """Iptables' and ip6tables', and any other of their families."""
+    from nsnet.kernel import nftnl
+
     with suppress(OSError):  # a kernel without nf_tables
         with Netlink(NETLINK_NETFILTER) as netfilter:
-            (messages,) = netfilter.dump([Request(_NFT_GETTABLE, 0, _NFGENMSG.pack(0, 0, 0))])
-        for _, data, start, end in messages:
-            if data[start] in _NF_FAMILIES:
-                table = attributes(data, start + 4, end)[1]
-                yield _NF_FAMILIES[data[start]], table.rstrip(b"\0").decode(errors="replace")
+            (messages,) = netfilter.dump([nftnl.request(nftnl.GETTABLE)])
+        for one in map(nftnl.table, messages):
+            yield from ((family, one.name) for family in _FAMILIES if one.family == family)
 
 
 def _legacy_tables() -> Iterator[tuple[Family, str]]:

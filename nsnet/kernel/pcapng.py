@@ -20,7 +20,7 @@ _HEAD = Struct("<II")
 _PACKET_HEAD = Struct("<IIIII")
 _IN, _OUT = 1, 2  # of a packet's flags
 
-_NAME, _DESCRIPTION, _RESOLUTION = 2, 3, 9  # options of an interface
+_NAME, _RESOLUTION = 2, 9  # options of an interface
 _APPLICATION, _FLAGS, _DROPPED = 4, 2, 5  # options of a section, a packet, statistics
 
 

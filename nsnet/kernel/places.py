@@ -69,7 +69,7 @@ class Places:
             raise Shut(self._shut[name])
         if name not in self._known:
             try:
-                self._known[name] = self._learn(name)
+                self._known.setdefault(name, self._learn(name))  # another lane may have been there meanwhile
             except Shut as why:
                 self.shut(name, str(why))
                 raise

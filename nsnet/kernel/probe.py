@@ -18,7 +18,6 @@ Two things the kernel does that a plain client would get wrong:
 
 import errno
 import os
-import resource
 import select
 import socket
 import struct
@@ -31,9 +30,10 @@ from typing import Literal, NamedTuple, Self
 
 import msgspec
 
+from nsnet.kernel.limits import all_descriptors
 from nsnet.kernel.netlink import NETLINK_ROUTE, Netlink, Request, attribute, take_many
 from nsnet.kernel.netns import inside
-from nsnet.kernel.rtnl import RTM_DELNEIGH
+from nsnet.kernel.rtnl import NDA_DST, NEIGH, RTM_DELNEIGH
 
 Protocol = Literal["TCP", "UDP", "ICMP"]
 Outcome = Literal["ok", "refused", "reset", "timeout", "unreachable", "error"]
@@ -138,8 +138,7 @@ def probe(
     """
     for address in {item.address for item in probes} | {item.source for item in probes if item.source}:
         ip_address(address)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    all_descriptors()
     answers: list[Answer] = [SILENCE] * len(probes)
     done = 0
     with _Echo() as echo:
@@ -658,9 +657,6 @@ def _few_sources(probes: Sequence[Probe], indexes: list[int]) -> Iterator[list[i
 
 # --- neighbours -------------------------------------------------------------------------------------------------------
 
-_NDMSG = struct.Struct("=BxxxiHBB")  # family, ifindex, state, flags, type
-NDA_DST = 1
-
 
 def forget(entries: Iterable[Learned]) -> None:
     """Deletes neighbour entries, one send per namespace; those that are not there are no matter."""
@@ -675,5 +671,5 @@ def forget(entries: Iterable[Learned]) -> None:
 
 def _deletion(address: str, ifindex: int) -> Request:
     family = _family(address)
-    head = _NDMSG.pack(family, ifindex, 0, 0, 0)
+    head = NEIGH.pack(family, ifindex, 0, 0, 0)
     return Request(RTM_DELNEIGH, 0, head + attribute(NDA_DST, socket.inet_pton(family, address)))

@@ -37,6 +37,9 @@ LISTENING = 10.0  # s until a program of others must listen
 GLANCE = 0.005  # s between two looks at whether it does
 PATIENCE = 3.0  # s between SIGTERM and SIGKILL
 
+KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONDONTWRITEBYTECODE")  # of our environment
+PACKAGES = Path(__file__).parents[2]  # where this very nsnet lies
+
 _CLUSTER, _NETNS, _READY_FD = "NSNET_CLUSTER", "NSNET_NETNS", "NSNET_READY_FD"
 _OURS = "nsnet.programs."
 _LAST_WORDS = 2000  # bytes of a log that are looked at for the reason of a failure
@@ -76,8 +79,9 @@ def _read(pid: int, what: str) -> bytes:
         return b""
 
 
-def _argv(pid: int) -> tuple[str, ...]:
-    return tuple(word.decode(errors="surrogateescape") for word in _read(pid, "cmdline").split(b"\0")[:-1])
+def words(pid: int, what: str) -> tuple[str, ...]:
+    """Its `cmdline` or `environ`; empty when it is gone."""
+    return tuple(word.decode(errors="surrogateescape") for word in _read(pid, what).split(b"\0")[:-1])
 
 
 def _is_leader(pid: int) -> bool:
@@ -92,10 +96,16 @@ def _program(pid: int, cluster: str) -> Running | None:
         return None
     mark = f"{_NETNS}={cluster}.".encode()
     found = next((word for word in _read(pid, "environ").split(b"\0") if word.startswith(mark)), None)
-    argv, place = _argv(pid), _place(pid)
+    argv, place = words(pid, "cmdline"), _place(pid)
     if found is None or not argv or place is None:
         return None
     return Running(pid, found.decode(errors="surrogateescape").partition("=")[2], argv, place)
+
+
+def _is_still(program: Running) -> bool:
+    """Is its pid that program's, and not given to another since?"""
+    now = _program(program.pid, program.netns.partition(".")[0])
+    return now is not None and now.argv == program.argv
 
 
 def running(cluster: str) -> list[Running]:
@@ -197,10 +207,10 @@ def _await_end(held: dict[int, int], timeout: float) -> None:
             return
 
 
-def end_programs(cluster: str, which: Callable[[Running], bool]) -> list[int]:
-    """Ends those programs of the cluster that `which` names; the pids that stayed."""
+def end_programs(cluster: str, which: Callable[[Running], bool]) -> list[Running]:
+    """Ends those programs of the cluster that `which` names; those that stayed."""
     chosen = {found.pid: found for found in running(cluster) if which(found)}
-    return end(chosen, lambda pid: (now := _program(pid, cluster)) is not None and now.argv == chosen[pid].argv)
+    return [chosen[pid] for pid in end(chosen, lambda pid: _is_still(chosen[pid]))]
 
 
 def end_inhabitants(netnses: Collection[str]) -> list[int]:
@@ -251,7 +261,7 @@ def start(netns: str, argv: tuple[str, ...]) -> Started:
     _make_private(log.parent)
     reading, writing = os.pipe() if is_ours(argv) else (None, None)
     try:
-        with open(log, "ab", opener=_private) as output, namespaces.inside(netns):
+        with open(log, "ab", opener=private) as output, namespaces.inside(netns):
             process = subprocess.Popen(
                 argv,
                 executable=shutil.which(argv[0]) or argv[0],
@@ -281,17 +291,23 @@ def _make_private(directory: Path) -> None:
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
-def _private(path: str, flags: int) -> int:
+def private(path: str, flags: int) -> int:
+    """Opens a file that is ours alone, as open() asks it of an `opener`."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
+def environment(*further: str) -> dict[str, str]:
+    """What runs on when we have ended begins with: little, so that nothing of a user's shell leaks into it.
+
+    `further`: names that are kept, too.
+    """
+    kept = {name: value for name, value in os.environ.items() if name in {*KEPT, *further}}
+    return {**kept, "PYTHONPATH": str(PACKAGES)}
+
+
 def _environment(netns: str, ready: int | None) -> Mapping[str, str]:
-    """Ours, with the names by which the program is found, and the same nsnet as its first place for modules."""
-    here = str(Path(__file__).parents[2])
-    paths = [here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    own = {_CLUSTER: netns.partition(".")[0], _NETNS: netns, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
-    others = {name: value for name, value in os.environ.items() if name != _READY_FD}
-    return others | own | ({} if ready is None else {_READY_FD: str(ready)})
+    own = {_CLUSTER: netns.partition(".")[0], _NETNS: netns}
+    return environment() | own | ({} if ready is None else {_READY_FD: str(ready)})
 
 
 def await_ready(started: Started) -> str:
@@ -383,13 +399,19 @@ def reload(program: Running, path: str) -> str:
     One that is stopped (SIGSTOP, a debugger) cannot answer, and nobody waits for it: its SIGHUP does, until it goes on.
     """
     if not is_ours(program.argv) or _is_stopped(program.pid):
-        with suppress(ProcessLookupError):
-            os.kill(program.pid, signal.SIGHUP)
+        _hang_up(program)
         return ""
     try:
         return _ask(Path(f"{path}.sock"), b"reload\n", RELOAD)
     except OSError as error:
         return f"{name_of(program.argv)} does not answer: {error.strerror or error}"
+
+
+def _hang_up(program: Running) -> None:
+    for _, handle in _hold([program.pid], lambda _: _is_still(program)):
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGHUP)
+        os.close(handle)
 
 
 def _is_stopped(pid: int) -> bool:

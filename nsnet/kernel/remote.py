@@ -4,7 +4,8 @@ NSNET_RSH is what rsync calls --rsh: the words before the address, `ssh -o Conne
 -i key`, or any program that takes an address and a line for a shell.
 
 `run` is one command with our terminal. A `Talk` is one process there (the verb `beside`) that is asked and answers by
-its stdin and stdout, as git and rsync do it: frames of MessagePack, each with its length before it.
+its stdin and stdout, as git and rsync do it: frames of MessagePack, each after a word that nobody else says (a login
+shell may have printed something of its own) and its length.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ WAY = "ssh -o ConnectTimeout=10"
 HINT = "NSNET_RSH says how other machines are reached: ssh …"
 VERB = "beside"
 LARGEST = 1 << 30  # bytes of a frame
-_LENGTH = Struct(">I")
+_MAGIC = b"nsnt"
+_HEAD = Struct(f">{len(_MAGIC)}sI")
 _KINDS = {kind.exit_code: kind for kind in (NsnetError, NotReachedError, InputError, MachineError)}
 
 
@@ -60,7 +62,7 @@ class Frames:
 
     def write(self, body: bytes) -> None:
         """Raises BrokenPipeError where nobody reads any more."""
-        left = memoryview(_LENGTH.pack(len(body)) + body)
+        left = memoryview(_HEAD.pack(_MAGIC, len(body)) + body)
         while left:
             left = left[os.write(self.sink, left) :]
 
@@ -76,18 +78,20 @@ class Frames:
                 return None
             self._read += part
         size = self._size()
-        body = bytes(self._read[_LENGTH.size : _LENGTH.size + size])
-        del self._read[: _LENGTH.size + size]
+        body = bytes(self._read[_HEAD.size : _HEAD.size + size])
+        del self._read[: _HEAD.size + size]
         return body
 
     def _size(self) -> int:
-        (size,) = _LENGTH.unpack_from(self._read)
-        if size > LARGEST:
+        """Of the frame that has begun, 0 where that is not said yet."""
+        head = bytes(self._read[: _HEAD.size])
+        size = _HEAD.unpack(head)[1] if len(head) == _HEAD.size else 0
+        if not _MAGIC.startswith(head[: len(_MAGIC)]) or size > LARGEST:
             raise MachineError(f"what answers is not nsnet: {bytes(self._read[:40])!r}", HINT)
         return int(size)
 
     def _whole(self) -> bool:
-        return len(self._read) >= _LENGTH.size and len(self._read) >= _LENGTH.size + self._size()
+        return len(self._read) >= _HEAD.size + self._size()
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -145,11 +149,16 @@ class Talk:
         frame = self.frames.read()
         if frame is None:
             raise self._gone()
-        said = msgspec.msgpack.decode(frame, type=Said)
-        if said.failed is not None:
-            kind_ = _KINDS.get(said.failed.exit_code, NsnetError)
-            raise kind_(f"machine {self.machine}: {said.failed.message}", said.failed.hint)
-        return msgspec.msgpack.decode(said.body, type=kind)
+        try:
+            said = msgspec.msgpack.decode(frame, type=Said)
+            if said.failed is None:
+                return msgspec.msgpack.decode(said.body, type=kind)
+        except msgspec.MsgspecError as error:
+            raise MachineError(
+                f"what nsnet on machine {self.machine} answers cannot be read: {error}", f"is it the same nsnet? {HINT}"
+            ) from error
+        kind_ = _KINDS.get(said.failed.exit_code, NsnetError)
+        raise kind_(f"machine {self.machine}: {said.failed.message}", said.failed.hint)
 
     def ask(self, what: msgspec.Struct, kind: type[T]) -> T:
         self.tell(what)

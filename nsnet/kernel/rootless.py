@@ -23,12 +23,19 @@ from pathlib import Path
 from typing import NoReturn
 
 from nsnet.errors import MachineError
-from nsnet.kernel import holder
+from nsnet.kernel import holder, process
 from nsnet.kernel.features import Finding
-from nsnet.kernel.netns import CLONE_NEWNET, move_to, unshare
+from nsnet.kernel.netns import (
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUSER,
+    CLONE_NEWUTS,
+    move_to,
+    unshare,
+)
 
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
-CLONE_NEWUSER, CLONE_NEWPID = 0x10000000, 0x20000000
 INNER = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
 NS_GET_PARENT = 0xB702
 
@@ -172,9 +179,7 @@ def _become_home(writing: int) -> NoReturn:
         if os.fork():
             os._exit(0)
         os.set_inheritable(writing, True)
-        env = {name: value for name, value in os.environ.items() if name in holder.KEPT}
-        root = str(Path(__file__).parents[2])
-        env |= {"NSNET_READY_FD": str(writing), "PYTHONPATH": root}
+        env = process.environment(*holder.KEPT) | {"NSNET_READY_FD": str(writing)}
         os.execve(sys.executable, [sys.executable, "-m", holder.MODULE], env)  # noqa: S606 - no shell is the point
     except OSError as error:
         os.write(writing, f"{step}: {error.strerror or error}".encode())

@@ -33,6 +33,7 @@ from nsnet.kernel.netlink import (
     first,
     inner,
     nested,
+    string,
     text,
 )
 from nsnet.state import (
@@ -56,7 +57,7 @@ from nsnet.state import (
     connected,
 )
 
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
@@ -99,7 +100,7 @@ MIN_IPV6_MTU = 1280  # below it a device has no IPv6 settings
 _LINK = Struct("=BxHiII")  # family, type, number, flags, changed flags
 _ADDR = Struct("=BBBBI")  # family, prefix length, flags, scope, number
 _ROUTE = Struct("=BBBBBBBBI")  # family, dst and src length, tos, table, protocol, scope, type, flags
-_NEIGH = Struct("=BxxxiHBB")  # family, number, state, flags, type
+NEIGH = Struct("=BxxxiHBB")  # family, number, state, flags, type
 _NEXTHOP = Struct("=HBBi")  # length, flags, hops, number
 _U32 = Struct("=I")
 _U16 = Struct("=H")
@@ -312,12 +313,12 @@ def _address(kind: int, flags: int, value: Address, index: Index) -> Request:
 
 
 def _neighbour(kind: int, flags: int, value: Neighbour, index: Index) -> Request:
-    head = _NEIGH.pack(_family(value.ip), index[value.dev], NUD_PERMANENT, 0, 0)
+    head = NEIGH.pack(_family(value.ip), index[value.dev], NUD_PERMANENT, 0, 0)
     return Request(kind, flags, head + attribute(NDA_DST, _ip(value.ip)) + attribute(NDA_LLADDR, _mac(value.mac)))
 
 
 def _fdb(kind: int, flags: int, value: FdbEntry, index: Index) -> Request:
-    head = _NEIGH.pack(AF_BRIDGE, index[value.dev], NUD_PERMANENT, NTF_SELF, 0)
+    head = NEIGH.pack(AF_BRIDGE, index[value.dev], NUD_PERMANENT, NTF_SELF, 0)
     return Request(kind, flags, head + attribute(NDA_LLADDR, _mac(value.mac)) + attribute(NDA_DST, _ip(value.dst)))
 
 
@@ -428,13 +429,13 @@ _SKIP_STATS = _u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
 GET_LO = Request(RTM_GETLINK, 0, _LINK.pack(AF_UNSPEC, 0, LO, 0, 0) + _SKIP_STATS)
 GET_LINKS = Request(RTM_GETLINK, 0, _LINK.pack(AF_UNSPEC, 0, 0, 0, 0) + _SKIP_STATS)
 GET_ADDRESSES = Request(RTM_GETADDR, 0, _ADDR.pack(AF_UNSPEC, 0, 0, 0, 0))
-GET_NEIGHBOURS = Request(RTM_GETNEIGH, 0, _NEIGH.pack(AF_UNSPEC, 0, 0, 0, 0))
+GET_NEIGHBOURS = Request(RTM_GETNEIGH, 0, NEIGH.pack(AF_UNSPEC, 0, 0, 0, 0))
 GET_ROUTES = Request(RTM_GETROUTE, 0, _ROUTE.pack(AF_UNSPEC, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0))
 
 
 def get_fdb(index: int) -> Request:
     """The forwarding entries of one device; a dump of all would also list every port's own address."""
-    return Request(RTM_GETNEIGH, 0, _NEIGH.pack(AF_BRIDGE, index, 0, 0, 0))
+    return Request(RTM_GETNEIGH, 0, NEIGH.pack(AF_BRIDGE, index, 0, 0, 0))
 
 
 class Interface(NamedTuple):
@@ -456,10 +457,6 @@ class Interface(NamedTuple):
     segments: int = SEGMENTS
 
 
-def _string(payload: bytes) -> str:
-    return payload[:-1].decode(errors="surrogateescape")
-
-
 def interface(message: Message) -> Interface:
     """One RTM_NEWLINK."""
     _, data, start, end = message
@@ -470,18 +467,18 @@ def interface(message: Message) -> Interface:
     mode = first(info.get(IFLA_INFO_SLAVE_DATA, b""), IFLA_BRPORT_MODE) if port else b""
     return Interface(
         number=number,
-        name=_string(found[IFLA_IFNAME]),
-        kind=info.get(IFLA_INFO_KIND, b"").rstrip(b"\0").decode(),
+        name=string(found[IFLA_IFNAME]),
+        kind=string(info.get(IFLA_INFO_KIND, b"")),
         mac=found.get(IFLA_ADDRESS, b"").hex(":"),
         mtu=_U32.unpack(found[IFLA_MTU])[0],
         up=bool(flags & IFF_UP),
-        alias=_string(found.get(IFLA_IFALIAS, b"\0")),
+        alias=string(found.get(IFLA_IFALIAS, b"")),
         peer=_number(found.get(IFLA_LINK)),
         master=_number(found.get(IFLA_MASTER)),
         port=port,
         hairpin=bool(mode.strip(b"\0")),
         data=info.get(IFLA_INFO_DATA, b""),
-        qdisc=_string(found.get(IFLA_QDISC, b"\0")),
+        qdisc=string(found.get(IFLA_QDISC, b"")),
         segments=_number(found[IFLA_GSO_MAX_SEGS]) if IFLA_GSO_MAX_SEGS in found else SEGMENTS,
     )
 
@@ -609,7 +606,7 @@ def _is_loopback(packed: bytes, length: int) -> bool:
 def neighbours(messages: Iterable[Message], found: Interfaces) -> Iterator[Neighbour]:
     """The permanent neighbours."""
     for _, data, start, end in messages:
-        family, number, state, _, _ = _NEIGH.unpack_from(data, start)
+        family, number, state, _, _ = NEIGH.unpack_from(data, start)
         if state & NUD_PERMANENT and family in {AF_INET, AF_INET6}:
             told = attributes(data, start + 12, end)
             if NDA_LLADDR in told:
@@ -619,7 +616,7 @@ def neighbours(messages: Iterable[Message], found: Interfaces) -> Iterator[Neigh
 def fdb(messages: Iterable[Message], found: Interfaces) -> Iterator[FdbEntry]:
     """The permanent entries of a device itself (not of the bridge it is a port of) that lead to another VTEP."""
     for _, data, start, end in messages:
-        _, number, state, flags, _ = _NEIGH.unpack_from(data, start)
+        _, number, state, flags, _ = NEIGH.unpack_from(data, start)
         if state & NUD_PERMANENT and flags & NTF_SELF:
             told = attributes(data, start + 12, end)
             if NDA_DST in told:

@@ -23,7 +23,7 @@ from typing import NamedTuple, Self
 
 from nsnet.errors import MachineError
 from nsnet.kernel import nftnl
-from nsnet.kernel.netlink import NETLINK_NETFILTER, attribute, attributes, inner, nested, take_many, text
+from nsnet.kernel.netlink import NETLINK_NETFILTER, attribute, attributes, inner, nested, string, take_many, text
 from nsnet.kernel.netns import inside, netlink
 from nsnet.kernel.nftables import OWNED, TRACE
 
@@ -213,11 +213,11 @@ def _told(name: str, family: str, found: dict[int, bytes]) -> Told:
     verdict = ""
     if 5 in found:
         said = inner(found[5])
-        verdict = _VERDICTS.get(_S32.unpack(said[1])[0], "?") + (f" {nftnl.string(said[2])}" if 2 in said else "")
+        verdict = _VERDICTS.get(_S32.unpack(said[1])[0], "?") + (f" {string(said[2])}" if 2 in said else "")
     elif 16 in found:
         verdict = _VERDICTS.get(_S32.unpack(found[16])[0], "?")
     iif = nftnl.number(found[10]) if 10 in found else 0
-    trace, table, chain = nftnl.number(found[6]), nftnl.string(found[1]), nftnl.string(found[2])
+    trace, table, chain = nftnl.number(found[6]), string(found[1]), string(found[2])
     return Told(name, trace, family, table, chain, handle, verdict, iif)
 
 

@@ -7,7 +7,6 @@ service caches are covered: nscd and systemd-resolved would answer with the mach
 Source: iproute2 `lib/namespace.c` (netns_switch, bind_etc), `man ip-netns`.
 """
 
-import ctypes
 import os
 import signal
 import socket
@@ -19,13 +18,9 @@ from typing import NoReturn
 from nsnet import names
 from nsnet.errors import MachineError, NotReachedError
 from nsnet.kernel import netns
+from nsnet.kernel.netns import CLONE_NEWNS, CLONE_NEWUTS, MS_BIND, MS_RDONLY, MS_REC, MS_SLAVE
 
-CLONE_NEWNS, CLONE_NEWUTS = 0x00020000, 0x04000000
-MS_RDONLY, MS_BIND, MS_REC, MS_SLAVE = 0x1, 0x1000, 0x4000, 0x80000
 CACHES = ("/run/nscd/socket", "/var/run/nscd/socket", "/run/systemd/resolve/io.systemd.Resolve")
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 
 
 def replace_process(
@@ -126,9 +121,7 @@ def _own_view(name: str, hostname: str, etc: Path | None) -> None:
 def _mount_sysfs(name: str) -> None:
     """Over the one that is there: a read-only one (in a container) takes only a read-only one on top of it."""
     flags = MS_RDONLY if os.statvfs("/sys").f_flag & os.ST_RDONLY else 0
-    if _libc.mount(name.encode(), b"/sys", b"sysfs", flags, None) < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), "/sys")
+    netns.mount(name, "/sys", flags, "sysfs")
 
 
 def _bind_etc(directory: Path) -> None:

@@ -15,7 +15,7 @@ from nsnet import names
 from nsnet.kernel.netns import inside
 from nsnet.state import Change, Refusal, Sysctl
 
-_ROOT = Path("/proc/sys")
+_ROOT = "/proc/sys"
 _SWAPPED = str.maketrans("./", "/.")
 _LARGEST = 4096  # bytes of a value
 
@@ -23,14 +23,8 @@ _LARGEST = 4096  # bytes of a value
 _OF_LATER, _OF_ALL = (f"net.ipv6.conf.{name}.disable_ipv6" for name in ("default", "all"))
 
 
-def _path(name: str) -> Path:
-    return _ROOT.joinpath(*(part.replace("/", ".") for part in name.split(".")))
-
-
-def of_interface(name: str) -> bool:
-    """Whether it belongs to a device, and so can only be written when that is there; `all` and `default` always are."""
-    parts = name.split(".")
-    return len(parts) > 3 and parts[2] in {"conf", "neigh"} and parts[3] not in {"all", "default"}
+def _path(name: str) -> str:
+    return f"{_ROOT}/{name.translate(_SWAPPED)}"
 
 
 def read(netns: str, wanted: Iterable[str], but: Collection[str] = ()) -> frozenset[Sysctl]:
@@ -48,13 +42,13 @@ def further(netns: str) -> list[str]:
         fd = os.open(f"{names.RUN}/{netns.replace('.', '/', 1)}/{names.SYSCTL_FILE}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # in nearly every pod
         return []
-    with os.fdopen(fd, encoding="utf-8") as file:
+    with os.fdopen(fd, encoding="utf-8", errors="replace") as file:
         text = file.read()
     return [line.partition("=")[0].strip() for line in text.splitlines() if "=" in line]
 
 
 def _read_all(name: str, but: Collection[str]) -> Iterator[Sysctl]:
-    path = f"{_ROOT}/{name.translate(_SWAPPED)}"
+    path = _path(name)
     directory, every, rest = path.partition("*")
     if not every:
         yield from _read(name, path)
@@ -88,9 +82,9 @@ def write(netns: str, changes: Sequence[Change]) -> list[Refusal]:
 def _write(value: object) -> str:
     """Why it was refused, or nothing."""
     assert isinstance(value, Sysctl)
-    path = _path(value.name)
+    path = Path(_path(value.name))
     try:
-        with (_path(_OF_ALL) if value.name == _OF_LATER else path).open("w", encoding="ascii") as knob:
+        with (Path(_path(_OF_ALL)) if value.name == _OF_LATER else path).open("w", encoding="ascii") as knob:
             knob.write(value.value)
         now = path.read_text(encoding="ascii").rstrip("\n")
     except OSError as error:

@@ -5,11 +5,11 @@ by one would cost 20 ms each; the kernel takes those of a dropped namespace down
 `netns.Witness` says when that is over.
 """
 
-import resource
 from contextlib import suppress
 
 from nsnet import names
 from nsnet.kernel import files, netns, process
+from nsnet.kernel.limits import all_descriptors
 
 
 def destroy(cluster: str, *, timeout: float = 10.0) -> bool:
@@ -18,7 +18,7 @@ def destroy(cluster: str, *, timeout: float = 10.0) -> bool:
     Waits at most `timeout` seconds until the kernel has taken down every link; whether it has (False: somebody else
     still holds a namespace). Nothing there is success. Only what bears the cluster's mark is touched.
     """
-    _allow_descriptors()
+    all_descriptors()  # one for each namespace that is watched
     witness = netns.Witness()
     try:
         ours = netns.listing(cluster)
@@ -43,10 +43,3 @@ def left(cluster: str) -> list[str]:
     found += [f"process {program.pid} {' '.join(program.argv)}" for program in process.running(cluster)]
     found += [f"file {value.path}" for values in files.observe(cluster).values() for value in values]
     return found + ([f"directory {names.run_dir(cluster)}"] if names.run_dir(cluster).exists() else [])
-
-
-def _allow_descriptors() -> None:
-    """One is needed per namespace that is watched; the soft limit is only a default."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

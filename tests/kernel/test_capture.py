@@ -15,7 +15,7 @@ import pytest
 from scapy.utils import PcapNgReader
 
 from nsnet.errors import NotReachedError
-from nsnet.kernel import bpf, frames, netns
+from nsnet.kernel import beacon, bpf, frames, netns
 from nsnet.kernel.capture import Capture, Seen
 
 ROOT = Path(__file__).parents[2]
@@ -148,6 +148,32 @@ def test_a_device_that_disappears(wire: None) -> None:
         assert hearing.gone == [f"{MIDDLE}: port2 is gone"]
         send()  # nobody answers ARP any more, but it is asked
         assert until(hearing, 1)[0].netns == LEFT
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_last_packets_of_what_disappears_are_told(wire: None, at_once: bool) -> None:
+    del wire
+    with Capture([(MIDDLE, "port2")], UDP) as hearing:
+        with Capture([(RIGHT, "")], UDP) as arrived:
+            send(3)
+            until(arrived, 3)
+        ip("-n", MIDDLE, "link", "delete", "port2")
+        found = hearing.rest() if at_once else []
+        while hearing.alive:
+            found += hearing.read(0.1)
+        assert [seen.dev for seen in found] == ["port2"] * 3
+
+
+def test_a_packet_that_cannot_leave_any_more_is_said(wire: None) -> None:
+    """Its port was free when it was asked for, its namespace there."""
+    del wire
+    aimed = beacon.beacon(LEFT, "udp", "192.0.2.2", 9)
+    with netns.inside(LEFT), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("", aimed.sport))
+        with pytest.raises(NotReachedError, match=r"cannot send to 192\.0\.2\.2: Address already in use"):
+            beacon.send(aimed)
+    with pytest.raises(NotReachedError, match="No such file"):
+        beacon.send(aimed._replace(netns="wire.host.none"))
 
 
 def test_a_namespace_that_disappears_is_let_go(wire: None) -> None:

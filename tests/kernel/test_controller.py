@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +19,14 @@ import pytest
 
 from nsnet import control, controller, kernel, names, reconcile
 from nsnet.control import Facts
-from nsnet.controller.client import living, log_path, socket_path
-from nsnet.errors import NotReachedError
+from nsnet.controller.client import MODULE, environment, living, log_path, socket_path
+from nsnet.errors import InputError, MachineError, NotReachedError
 from nsnet.kernel import netns, process
 from nsnet.model import Deployment, EndpointSlice, Key, Object, Objects, Pod, by_key, from_doc, is_ready, of
 from nsnet.state import Chain, Sysctl, Value
-from nsnet.store import sqlite
+from nsnet.store import location, objects, sqlite
 from nsnet.store.objects import load_objects, save_objects, update
+from tests import etcds
 
 NAME = "ctl"
 NODE = names.node_netns(NAME, "node1")
@@ -205,6 +207,40 @@ def test_with_its_supervisor_killed_it_works_on_and_is_adopted(running: sqlite.S
     assert len(living(NAME)) == 2
 
 
+def test_it_is_adopted_whether_or_not_somebody_waits_for_that(running: sqlite.SqliteStore) -> None:
+    first, parent = the_controller(), the_supervisor()
+    os.kill(parent, signal.SIGKILL)
+    assert ended(parent)
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = [sys.executable, "-m", "nsnet.controller", "--cluster", NAME, "--supervise"]
+    env = environment(NAME) | {"NSNET_READY_FD": str(writing)}
+    subprocess.run(argv, env=env, pass_fds=[writing], check=True, start_new_session=True)
+    os.close(writing)
+    os.kill(first, signal.SIGKILL)
+    until(lambda: controller.converge(NAME, running.revision()), "a new controller")
+    assert len(living(NAME)) == 2
+
+
+def test_one_that_cannot_be_ended_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = [sys.executable, "-c", "import time; time.sleep(60)", MODULE, "--cluster", NAME]
+    with subprocess.Popen(argv, env=environment(NAME)) as hung:
+        until(lambda: living(NAME), "it is one")
+        with monkeypatch.context() as kernel:
+            kernel.setattr(signal, "pidfd_send_signal", lambda *_: None)
+            with pytest.raises(NotReachedError, match=f"process {hung.pid}, .* does not end"):
+                controller.stop(NAME, timeout=0.1)
+        assert controller.stop(NAME) == 1
+
+
+def test_a_resync_that_is_no_number_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for said in ("abc", "-1", "nan", "inf"):
+        monkeypatch.setenv("NSNET_RESYNC", said)
+        with pytest.raises(InputError, match=f'NSNET_RESYNC: "{said}" is no number of seconds'):
+            controller.start("none")
+        assert controlled("none").stderr == f'error: NSNET_RESYNC: "{said}" is no number of seconds\n'
+
+
 @pytest.mark.parametrize(
     ("what", "why"),
     [
@@ -226,6 +262,32 @@ def test_both_end_when_the_cluster_is_gone(running: sqlite.SqliteStore, what: st
                 save_objects(running, objects, {}, revision)
         assert all(ended(pid) for pid in pids)
         assert f"ends: the {why}" in log.read()
+
+
+def controlled(cluster: str) -> subprocess.CompletedProcess[str]:
+    """One controller, until it ends; what it says goes to its log otherwise."""
+    argv = [sys.executable, "-m", "nsnet.controller", "--cluster", cluster]
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30)
+
+
+def test_without_a_store_it_says_so_in_a_line_and_leaves_it_to_its_supervisor() -> None:
+    done = controlled("none")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "ends: there is no cluster" in done.stderr
+
+
+@pytest.mark.parametrize("spread", [True, False])
+def test_what_was_taken_down_elsewhere_while_it_was_dead_goes(tmp_path: Path, spread: bool) -> None:
+    """Only where that was meant: an etcd that lost the cluster is waited for."""
+    with etcds.running(tmp_path) as etcd, etcd.store() as store:
+        location.settle(NAME, location.Here(etcd.url, "b", "7f"))
+        objects.clear(store, spread=spread)
+        names.run_dir(NAME).mkdir(parents=True)
+        try:
+            assert controlled(NAME).returncode == (0 if spread else 1)
+            assert names.run_dir(NAME).exists() is names.state_dir(NAME).exists() is not spread
+        finally:
+            reconcile.destroy(NAME)
 
 
 # --- work -------------------------------------------------------------------------------------------------------------
@@ -350,6 +412,16 @@ def test_a_sync_that_fails_is_an_answer_and_is_tried_again(running: sqlite.Sqlit
     until(lambda: (controller.status(NAME) or {}).get("error") == "", "no error any more", 40)
     assert in_the_way in netns.listing(NAME)
     assert "the sync succeeds again" in log_path(NAME).read_text()
+
+
+def test_a_store_that_cannot_be_read_any_more_is_an_answer(running: sqlite.SqliteStore) -> None:
+    later, path = running.revision() + 1, sqlite.path_of_store(NAME)
+    for part in (path, *path.parent.glob(f"{path.name}-*")):
+        with part.open("r+b") as file:
+            file.write(b"no database any more" * 5000)
+    for _ in range(3):
+        with pytest.raises(MachineError, match="damaged"):
+            controller.converge(NAME, later, timeout=10)
 
 
 @pytest.mark.parametrize("said", [b"garbage\n", b"{}\n", b"[1]\n", b'{"converge": "x"}\n', b"\xff" * 5000, b""])

@@ -24,6 +24,16 @@ def test_the_one_that_is_missing_is_found_among_others() -> None:
     assert [item.name for item in demands.missing(wanted)] == [NEVER.name, NO_MATCH.name]
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_what_would_change_the_machine_is_not_tried(tmp_path: Path, there: bool) -> None:
+    tried, after = tmp_path / "tried", tmp_path / "after"
+    if there:
+        after.touch()
+    feature = Feature("the moon", ("touch", str(tried)), "", after=str(after))
+    assert [item.name for item in demands.missing([feature])] == [] if there else [feature.name]
+    assert tried.exists() is there
+
+
 def test_asking_leaves_nothing_where_we_are() -> None:
     before = _devices()
     demands.missing(FEATURES)

@@ -87,13 +87,15 @@ def test_what_lies_beside_is_no_file_of_a_namespace() -> None:
     (ETC / "other").unlink()
 
 
-def test_what_somebody_puts_there_is_drift() -> None:
-    path = RUN / "node.n1" / "strange"
+@pytest.mark.parametrize("name", ["strange", names.SYSCTL_FILE])
+def test_what_somebody_puts_there_is_drift(name: str) -> None:
+    """It can be said, printed and sent, whatever its bytes are."""
+    path = RUN / "node.n1" / name
     path.parent.mkdir(parents=True)
-    path.write_bytes(b"\xff\xfe")
+    path.write_bytes(b"\xff\xfe = 1")
     path.chmod(0o604)
     (value,) = found(NODE)
-    assert (value.path, value.content.encode(errors="surrogateescape"), value.mode) == (str(path), b"\xff\xfe", 0o604)
+    assert value == File(str(path), r"\xff\xfe = 1", 0o604)
     assert apply([Change("delete", NODE, value)]) == []
     assert not RUN.exists()
 

@@ -13,7 +13,7 @@ from nsnet.errors import MachineError
 from nsnet.kernel import bpf, frames, netns, probe, qdisc
 from nsnet.kernel.capture import Capture
 from nsnet.names import mark, node_netns
-from nsnet.state import Change, Qdisc, Segments, Value, Veth
+from nsnet.state import KINDS, Change, Qdisc, Segments, Value, Veth
 from tests import faulted
 from tests.faulted import Cluster, Question
 
@@ -52,6 +52,7 @@ def test_what_is_written_is_read_and_goes(value: Value) -> None:
     for _ in range(2):  # writing what is there succeeds
         assert kernel.apply([Change("add", A, value)]) == []
         assert kernel.observe(NAME)[A] == before | {value}
+        assert kernel.observe(NAME, {A: frozenset((kind,) for kind in KINDS)})[A] == before | {value}
     assert kernel.observe(NAME, {A: frozenset({value.key})})[A] == {value}
     for _ in range(2):
         assert kernel.apply([Change("delete", A, value)]) == []

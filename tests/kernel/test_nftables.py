@@ -195,6 +195,10 @@ def test_a_table_nobody_wants_goes(netns: str) -> None:
         "add element ip kube-proxy cluster-ips { 10.96.9.9 }",
         "delete element ip kube-proxy cluster-ips { 10.96.0.11 }",
         "add set ip kube-proxy theirs { type ipv4_addr ; flags interval ; elements = { 10.0.0.0/8 } }",
+        "add element ip kube-proxy service-ips { * : drop }",
+        "add rule ip kube-proxy services ip saddr . tcp dport { 10.0.0.0/8 . 80-90 } drop",
+        "add rule ip kube-proxy services tcp dport vmap { 1-1024 : drop, * : accept }",
+        'add rule ip kube-proxy services iifname { "eth*", "x" } drop',
         "flush table ip kube-proxy",
         "flush map ip kube-proxy service-ips",
         "delete table ip kube-proxy",
@@ -206,6 +210,36 @@ def test_what_others_changed_is_seen_and_mended(netns: str, line: str) -> None:
     nft(netns, line)
     have = nftables.read(netns)
     assert have != want
+    assert go(netns, have, want) == []
+    assert nftables.read(netns) == want
+
+
+FOREIGN_SETS = (
+    ("set", "type inet_service ; flags interval", "8000-8100, 9000"),
+    ("set", "type ipv4_addr . inet_service ; flags interval", "10.0.0.0/8 . 80-90, 192.0.2.7 . 443"),
+    ("set", "type inet_proto . ipv6_addr ; flags interval", "tcp . fd00::1-fd00::3, udp . fd00::/8"),
+    ("set", "type ipv4_addr ; flags interval", "10.0.0.0/8, *"),
+    ("map", "type inet_service : verdict", "* : drop, 80 : accept"),
+    ("map", "type ipv4_addr . inet_service : ipv4_addr", "10.0.0.1 . 80 : 10.0.0.2"),
+    ("set", "type ifname ; flags interval", '"eth*"'),
+    ("set", "type mark ; flags interval", "1-5"),
+    ("set", "type ether_addr", "02:00:00:00:00:01"),
+    ("set", "type ct_state", "new, established"),
+    ("set", "typeof vlan id", "5"),
+    ("set", "typeof meta iifname . ip saddr", '"eth0" . 10.0.0.1'),
+)
+
+
+@pytest.mark.parametrize(("what", "kind", "elements"), FOREIGN_SETS, ids=lambda word: word)
+def test_sets_that_others_made_are_seen_and_go(netns: str, what: str, kind: str, elements: str) -> None:
+    """Whatever their keys are: a look that fails would leave them there for ever."""
+    want = TABLES["node1"]
+    go(netns, frozenset(), want)
+    nft(netns, f"add {what} ip kube-proxy theirs {{ {kind} ; elements = {{ {elements} }} }}")
+    have = nftables.read(netns)
+    theirs = {value for value in have - want if isinstance(value, NftElement)}
+    assert len({one.element for one in theirs}) == elements.count(",") + 1
+    assert nftables.read(netns, frozenset(one.key for one in theirs if "0x" not in one.element)) <= theirs
     assert go(netns, have, want) == []
     assert nftables.read(netns) == want
 

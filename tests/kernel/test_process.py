@@ -97,7 +97,9 @@ def fifo(tmp_path: Path) -> Iterator[tuple[Path, int]]:
 # --- seen and started -------------------------------------------------------------------------------------------------
 
 
-def test_a_started_program_is_observed_in_its_namespace_and_ended_again() -> None:
+def test_a_started_program_is_observed_in_its_namespace_and_ended_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "of whoever typed up")
+    monkeypatch.setenv("LANG", "C.UTF-8")
     assert write(SLEEPER) == []
     assert programs() == {SLEEPER}
     pid = pid_of(SLEEPER)
@@ -106,7 +108,8 @@ def test_a_started_program_is_observed_in_its_namespace_and_ended_again() -> Non
     assert Path(f"/proc/{pid}/fd/0").readlink() == Path("/dev/null")
     assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
     environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
-    assert {"NSNET_CLUSTER=t", f"NSNET_NETNS={ROUTER}"} <= set(environment)
+    assert {"NSNET_CLUSTER=t", f"NSNET_NETNS={ROUTER}", "LANG=C.UTF-8"} <= set(environment)
+    assert not [word for word in environment if word.startswith("SECRET")]
     assert write(SLEEPER) == []
     assert pid_of(SLEEPER) == pid, "what runs is left alone"
     assert write() == []
@@ -182,6 +185,16 @@ def test_one_that_does_not_want_to_go_is_killed(monkeypatch: pytest.MonkeyPatch)
     assert write(STUBBORN) == []
     assert write() == []
     assert programs() == set()
+
+
+def test_one_that_not_even_that_ends_is_said_of_its_own_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert write(SLEEPER, STUBBORN) == []
+    with monkeypatch.context() as kernel:
+        kernel.setattr(process, "PATIENCE", 0.1)
+        kernel.setattr(signal, "SIGKILL", signal.SIGTERM)
+        (refusal,) = apply([Change("delete", ROUTER, value) for value in (SLEEPER, STUBBORN)])
+    assert refusal.change.value == STUBBORN
+    assert refusal.reason == f"process {pid_of(STUBBORN)} does not end"
 
 
 def test_starting_what_cannot_be_run_is_refused() -> None:
@@ -266,6 +279,15 @@ def test_a_program_of_others_gets_sighup(fifo: tuple[Path, int]) -> None:
     assert told(fifo[1]) == "one"
     assert write(File(config, "two"), reader) == []
     assert told(fifo[1]) == "two"
+
+
+def test_whoever_has_its_number_by_now_is_left_alone() -> None:
+    """SIGHUP has the lower number: it would be the one that ends it."""
+    argv = ("sleep", "60")
+    with subprocess.Popen(argv) as other:
+        assert process.reload(process.Running(other.pid, ROUTER, argv, (0, 0)), CONFIG) == ""
+        other.terminate()
+    assert other.returncode == -signal.SIGTERM
 
 
 def test_a_program_that_does_not_answer_is_a_refusal_and_stays_different() -> None:
