@@ -1,5 +1,6 @@
 """The command as a person meets it: exit code, stdout and stderr, whole; and the pure parts behind it."""
 
+import io
 import json
 import os
 import re
@@ -140,6 +141,7 @@ WRONG = [
     ("up x --timeout soon", 2, 'Invalid value for --timeout: "soon" is no length of time: 60s, 2m, 1m30s',
      "`nsnet up --help` shows how it is used"),
     ("up nope.yaml", 2, "nope.yaml: No such file or directory", ""),
+    (f"validate {'x' * 256}", 2, f"{'x' * 256}: File name too long", ""),
     ("validate - -", 2, "- is given twice", "standard input can be read once"),
     ("get", 2, "Missing argument 'KIND[/NAME]'", "`nsnet get --help` shows how it is used"),
     ("get po", 2, "no cluster is up", "sudo nsnet up topologies/quickstart.yaml"),
@@ -163,7 +165,7 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "code", "error", "hint"), WRONG, ids=[row[0] for row in WRONG])
+@pytest.mark.parametrize(("words", "code", "error", "hint"), WRONG, ids=[row[0][:40] for row in WRONG])
 def test_wrong_words(nsnet: Any, words: str, code: int, error: str, hint: str) -> None:
     said = nsnet(words)
     assert said.out == ""
@@ -264,6 +266,13 @@ spec: {selector: {app: a}, ports: [{port: 80}]}
 def test_validate(nsnet: Any, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(SMALL)
     said = nsnet("validate small.yaml", root=False)
+    assert (said.code, said.err) == (0, "")
+    assert said.out == "small: 1 Pod, 1 Service, 1 Cluster, all right\n"
+
+
+def test_validate_reads_standard_input_once(nsnet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(SMALL.encode())))
+    said = nsnet("validate - --cluster small", root=False)
     assert (said.code, said.err) == (0, "")
     assert said.out == "small: 1 Pod, 1 Service, 1 Cluster, all right\n"
 
