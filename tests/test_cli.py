@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import click
 import pytest
+from click.core import ParameterSource
 
 from nsnet import model
 from nsnet.cli import main as cli
@@ -228,7 +230,61 @@ def test_the_cluster_is_said_before_or_after_the_verb_or_in_the_environment(
     assert '"one"' in nsnet("--cluster two get po --cluster one").err
 
 
-def test_every_flag_is_also_in_the_environment(nsnet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_does_not_put_the_environment_above_what_was_typed(nsnet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NSNET_CLUSTER", "three")
+    for words in ("fault clear", "fault list", "policy show"):
+        assert '"three"' in nsnet(words).err
+        assert '"two"' in nsnet(f"--cluster two {words}").err
+        group, verb = words.split()
+        assert '"one"' in nsnet(f"--cluster two {group} --cluster one {verb}").err
+
+
+@pytest.mark.parametrize("group", ["fault", "lab", "policy"])
+def test_a_group_without_a_verb_is_asked_for_its_help(nsnet: Any, group: str) -> None:
+    said = nsnet(group)
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith(f"Usage: nsnet {group} [OPTIONS] COMMAND")
+
+
+def commands(group: click.Group, ctx: click.Context) -> Iterator[tuple[str, click.Command]]:
+    """Every verb with what it takes to type it, those of groups too."""
+    for name in (*group.list_commands(ctx), *(cli.HIDDEN if group is cli.nsnet else ())):
+        command = group.get_command(ctx, name)
+        assert command
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {further}", one) for further, one in commands(command, ctx))
+        else:
+            yield name, command
+
+
+VALUES = {"integer range": "20", "integer": "20", "boolean": "1"}  # what a type takes; of a choice its first
+
+
+def test_every_flag_of_every_verb_is_also_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its longest form, whatever the verb, the group and the parameter behind it are called."""
+    root = click.Context(cli.nsnet, info_name="nsnet")
+    seen = set()
+    for words, command in commands(cli.nsnet, root):
+        ctx = click.Context(command, info_name=words, parent=root)
+        for option in (item for item in command.params if isinstance(item, click.Option)):
+            flag = max(option.opts, key=len)
+            seen.add(f"{words} {flag}")
+            with monkeypatch.context() as patched:
+                name = f"NSNET_{flag[2:].upper().replace('-', '_')}"
+                value = (
+                    option.type.choices[0]
+                    if isinstance(option.type, click.Choice)
+                    else VALUES.get(option.type.name, "x")
+                )
+                patched.setenv(name, str(value))
+                found, source = option.consume_value(ctx, {})
+            assert source is ParameterSource.ENVIRONMENT, (words, name)
+            assert found in (str(value), [str(value)]), (words, name)
+    assert {"down --all", "verify --list", "get --selector", "fault add --for", "lab solve --show",
+            "policy show --port", "fault clear --cluster", "lab check --rootless"} <= seen  # fmt: skip
+
+
+def test_a_flag_in_the_environment_is_held_to_the_same(nsnet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NSNET_OUTPUT", "xml")
     assert "'xml' is not one of" in nsnet("get po").err
     monkeypatch.setenv("NSNET_TIMEOUT", "soon")

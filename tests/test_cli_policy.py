@@ -382,7 +382,7 @@ def test_trace_through_a_node_port_asks_as_the_pods_node_sees_it() -> None:
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["policy", "bogus"], "No such command 'bogus'"),
+        (["policy", "bogus"], 'there is no policy verb "bogus"'),
         (["policy", "show", "-A", "shop"], "-A and a namespace contradict each other"),
         (["policy", "try"], "-f FILE is missing"),
         (["policy", "why", "pod/a"], "Missing argument 'TO[:PORT]'"),

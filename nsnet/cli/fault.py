@@ -27,10 +27,9 @@ MOST = 3  # places in a row of the table
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
-@click.group("fault", cls=Group, context_settings={"auto_envvar_prefix": "NSNET"})
-@click.option("--cluster", metavar="NAME", help="The cluster, when several are up.")
-@click.pass_context
-def fault(ctx: click.Context, cluster: str | None) -> None:
+@click.group("fault", cls=Group)
+@options.cluster_before
+def fault() -> None:
     r"""Break the network on purpose, the ways networks break; list what is broken, mend it.
 
     \b
@@ -39,14 +38,12 @@ def fault(ctx: click.Context, cluster: str | None) -> None:
     nsnet fault add delay 100ms --on node/node1
     nsnet fault clear                 everything as it was
     """
-    if cluster:
-        ctx.find_root().obj = cluster
 
 
 # --- list and show ----------------------------------------------------------------------------------------------------
 
 
-@fault.command("list", cls=click.Command)
+@fault.verb("list")
 @click.option("--available", is_flag=True, help="The catalogue: what can be broken.")
 @options.output("json", "wide", "name")
 @options.cluster
@@ -135,7 +132,7 @@ def kind_document(kind: Kind) -> dict[str, object]:
     }  # fmt: skip
 
 
-@fault.command("show", cls=click.Command)
+@fault.verb("show", anywhere=True)
 @click.argument("kind", metavar="KIND")
 @options.output("json")
 def show(kind: str, output: str | None) -> None:
@@ -179,7 +176,7 @@ def described(kind: Kind) -> Iterator[str]:
 # --- add and clear ----------------------------------------------------------------------------------------------------
 
 
-@fault.command("add", cls=click.Command)
+@fault.verb("add")
 @click.argument("kind", metavar="KIND")
 @click.argument("values", nargs=-1, metavar="[VALUE | NAME=VALUE]…")
 @click.option("--on", "on", multiple=True, metavar="PLACE", help="Where: node/N, pod, host/H, svc/S; may be repeated.")
@@ -280,7 +277,7 @@ def _until(duration: str | None) -> str:
     return end.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-@fault.command("clear", cls=click.Command)
+@fault.verb("clear")
 @click.argument("which", nargs=-1, metavar="[NAME]…")
 @options.cluster
 def clear(which: tuple[str, ...], cluster: str | None) -> None:

@@ -122,13 +122,15 @@ class Verbs(click.Group):
                 formatter.write_dl([(name, verb.help) for name, verb in verbs.items()])
 
 
-CONTEXT = {"auto_envvar_prefix": "NSNET", "help_option_names": ["-h", "--help"], "max_content_width": 120}
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
 @click.group(cls=Verbs, context_settings=CONTEXT, no_args_is_help=False, invoke_without_command=True)
-@click.option("--cluster", metavar="NAME", allow_from_autoenv=False, help="The cluster (also NSNET_CLUSTER).")
-@click.option("--rootless", is_flag=True, help="Without root, in a user namespace of your own.")
-@click.option("--version", is_flag=True, allow_from_autoenv=False, help="Print the version.")
+@click.option("--cluster", metavar="NAME", help="The cluster (also NSNET_CLUSTER).")
+@click.option(
+    "--rootless", is_flag=True, envvar="NSNET_ROOTLESS", help="Without root, in a user namespace of your own."
+)
+@click.option("--version", is_flag=True, help="Print the version.")
 @click.pass_context
 def nsnet(ctx: click.Context, cluster: str | None, rootless: bool, version: bool) -> None:
     """A whole Kubernetes cluster network on one Linux machine, real, and checked with packets.

@@ -42,7 +42,7 @@ def yes(allowed: bool) -> str:
     return "allowed" if allowed else "denied"
 
 
-@click.command("why")
+@options.verb("why")
 @click.argument("source", metavar="FROM")
 @click.argument("to", metavar="TO[:PORT]")
 @speaks

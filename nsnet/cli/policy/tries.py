@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-import click
 import msgspec
 
 from nsnet import control, reconcile
@@ -36,7 +35,7 @@ class Change(msgspec.Struct, frozen=True):
     because: tuple[str, ...]
 
 
-@click.command("try")
+@options.verb("try")
 @options.filenames
 @options.output("json")
 @options.cluster
