@@ -19,6 +19,7 @@ import pytest
 from click.core import ParameterSource
 
 from nsnet import model
+from nsnet.cli import kinds
 from nsnet.cli import main as cli
 from nsnet.cli.columns import Look, cells, header, human
 from nsnet.cli.explain import flows
@@ -527,6 +528,15 @@ def test_conntrack_names_the_service() -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", [kind for kind in kinds.WORDS if kind in kinds.GROUPS])
+def test_what_is_printed_as_a_name_is_a_word(kind: str) -> None:
+    """`-o name` prints deployment.apps/web; kubectl takes the group behind every word of the kind."""
+    for word in (kinds.resource(kind), *(f"{word}.{kinds.GROUPS[kind]}" for word in kinds.WORDS[kind])):
+        assert kinds.kind_and_name(f"{word}/web", None) == (kind, "web")
+    with pytest.raises(InputError, match="there is no kind"):
+        kinds.kind_named(f"{kind}.example.com")
+
+
 def objects() -> model.Objects:
     pods = [("a", "n1", True, {}), ("b", "n2", False, {}), ("h", "n1", True, {"hostNetwork": True})]
     docs: list[dict[str, Any]] = [
@@ -548,12 +558,14 @@ TARGETS = [
     ("a", "demo.pod.default.a", "a"), ("pod/a", "demo.pod.default.a", "a"), ("po/b", "demo.pod.default.b", "b"),
     ("h", "demo.node.n1", "n1"), ("node/n1", "demo.node.n1", "n1"), ("no/n1", "demo.node.n1", "n1"),
     ("host/client", "demo.host.client", "client"), ("svc/web", "demo.pod.default.a", "a"),
+    ("pod/default/b", "demo.pod.default.b", "b"), ("svc/default/web", "demo.pod.default.a", "a"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "netns", "hostname"), TARGETS)
 def test_target(text: str, netns: str, hostname: str) -> None:
-    found = target(objects(), text)
+    """What says its namespace needs no -n, and is not changed by one."""
+    found = target(objects(), text, "shop" if text.count("/") == 2 else "default")
     assert (found.netns, found.hostname) == (netns, hostname)
 
 
@@ -565,6 +577,9 @@ def test_target(text: str, netns: str, hostname: str) -> None:
         ("host/me", 'there is no host "me"'),
         ("cm/x", 'there is no ConfigMap "x" in namespace default'),
         ("what/x", 'there is no kind "what"'),
+        ("what/default/x", 'there is no kind "what"'),
+        ("pod/shop/a", 'there is no Pod "a" in namespace shop'),
+        ("node/default/n1", 'there is no kind "node/default"'),
     ],
 )
 def test_target_that_is_not_there(text: str, error: str) -> None:

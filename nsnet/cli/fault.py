@@ -16,7 +16,7 @@ from nsnet.cli.context import changing, chosen, clusters, running
 from nsnet.cli.groups import Group
 from nsnet.cli.kinds import kind_named
 from nsnet.cli.output import coloured, note, out, print_json, print_table
-from nsnet.cli.target import target
+from nsnet.cli.target import HOSTS, spaced, target
 from nsnet.cli.words import did_you_mean
 from nsnet.errors import InputError
 from nsnet.faults import CATALOGUE, Kind
@@ -231,8 +231,9 @@ def add(
 
 def placed(objects: Objects, text: str, namespace: str) -> str:
     """A place as the object has it: pod/NAMESPACE/NAME. Raises InputError where it is not there."""
+    namespace, text = spaced(text, namespace)
     word, slash, name = text.rpartition("/")
-    if slash and word not in {"host", "hosts"} and kind_named(word) == "Service":
+    if slash and word not in HOSTS and kind_named(word) == "Service":
         if Key("Service", namespace, name) not in objects:
             near = did_you_mean(name, [key.name for key in objects if key.kind == "Service"])
             raise InputError(f'there is no Service "{name}" in namespace {namespace}{near}', "nsnet get svc -A")

@@ -269,10 +269,7 @@ def steps(now: Objects, step: Step) -> Iterator[tuple[int, str]]:
         yield typed("", (sys.executable, "-m", "nsnet", "--cluster", CLUSTER, *words), stdin=step.stdin)
     for word in step.where:
         for place in labs.places(word, now):
-            kind, *rest = place.split("/")
-            namespace = rest[0] if kind == "pod" and len(rest) == 2 else "default"
-            found = target(now, f"{kind}/{rest[-1]}", namespace)
-            yield typed(found.netns, step.argv, stdin=step.stdin)
+            yield typed(target(now, place).netns, step.argv, stdin=step.stdin)
 
 
 # --- is it mended? ----------------------------------------------------------------------------------------------------

@@ -17,12 +17,12 @@ import msgspec
 from nsnet import kernel, model, names
 from nsnet.cli import elsewhere, options
 from nsnet.cli.context import Running, running
-from nsnet.cli.decided import decided, end_of, intended
+from nsnet.cli.decided import decided, intended, sender
 from nsnet.cli.explain import addresses, service_addresses
 from nsnet.cli.kinds import kind_named
 from nsnet.cli.output import Colour, coloured, out, print_json
 from nsnet.cli.sentences import sentence
-from nsnet.cli.target import Target, target
+from nsnet.cli.target import BALANCER, HOSTS, Target, spaced, target
 from nsnet.control import policy
 from nsnet.errors import InputError, NotReachedError
 from nsnet.model import Objects, Pod, Service, family_of
@@ -148,7 +148,7 @@ def promised(objects: Objects, start: Target, asked: Packet, found: Sequence[Tra
     intent, known = promise(objects, start.netns, asked), policy.index(objects)
     if intent is None or intent.want != "reach" or not known.closed:
         return intent
-    sides = [decided(known, end_of(known, start), one.way) for one in found]
+    sides = [decided(known, sender(known, start), one.way) for one in found]
     if any(decision.allowed for decision in sides):
         return intent
     return Intent("nothing", f"NetworkPolicies deny {intent.words} to {start.label}")
@@ -288,11 +288,12 @@ def _traced(state: State, way: Way, asked: Packet) -> Traced:
 
 def destination(objects: Objects, text: str, namespace: str, protocol: str) -> Destination:
     """What TO means. Raises InputError where it means nothing, or a port is missing that cannot be guessed."""
-    name, said = _parted(text, protocol)
+    named, said = _parted(text, protocol)
+    namespace, name = spaced(named, namespace)
     word, slash, short = name.rpartition("/")
     if _is_address(name):
         address, known, words = name, _holder(objects, name), name
-    elif slash and word not in {"host", "hosts"} and kind_named(word) == "Service":
+    elif slash and word not in HOSTS and kind_named(word) == "Service":
         known = _service(objects, namespace, short)
         address, words = known.spec.clusterIP, f"{name}, its clusterIP {known.spec.clusterIP}"
     else:
@@ -344,6 +345,8 @@ def _service(objects: Objects, namespace: str, name: str) -> Service:
 
 def _address_of(objects: Objects, found: Target) -> str:
     kind, _, name = found.label.partition("/")
+    if found.label == BALANCER:
+        raise InputError(f"{BALANCER} has an address in every network", "TO is svc/NAME, or an address it balances")
     if found.pod is not None:
         address = found.pod.status.podIP
     elif kind == "node":
