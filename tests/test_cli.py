@@ -19,11 +19,13 @@ import pytest
 from click.core import ParameterSource
 
 from nsnet import model
-from nsnet.cli import kinds
+from nsnet.cli import describe, kinds
 from nsnet.cli import main as cli
 from nsnet.cli.columns import Look, cells, header, human
+from nsnet.cli.context import Running
 from nsnet.cli.explain import flows
 from nsnet.cli.output import table
+from nsnet.cli.redact import LAST_APPLIED
 from nsnet.cli.selectors import selector
 from nsnet.cli.sentences import sentence
 from nsnet.cli.target import target
@@ -535,6 +537,24 @@ def test_what_is_printed_as_a_name_is_a_word(kind: str) -> None:
         assert kinds.kind_and_name(f"{word}/web", None) == (kind, "web")
     with pytest.raises(InputError, match="there is no kind"):
         kinds.kind_named(f"{kind}.example.com")
+
+
+SECRET = """\
+Name:                  db
+Namespace:             default
+Labels:                <none>
+Annotations:           <none>
+Type:                  Opaque
+Data:                  ca:  4 bytes
+                       password:  7 bytes
+Events:                <none>"""
+
+
+def test_a_secret_is_described_without_its_data() -> None:
+    """As kubectl: not even in the annotation where `kubectl apply` keeps a copy."""
+    doc = {"apiVersion": "v1", "kind": "Secret", "data": {"password": "aHVudGVyMg=="}, "stringData": {"ca": "abcd"},
+           "metadata": {"name": "db", "namespace": "default", "annotations": {LAST_APPLIED: "hunter2"}}}  # fmt: skip
+    assert "\n".join(describe.lines(Running("demo", {}), from_doc(doc))) == SECRET
 
 
 def objects() -> model.Objects:
