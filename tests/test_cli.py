@@ -23,6 +23,7 @@ from nsnet.cli import describe, kinds
 from nsnet.cli import main as cli
 from nsnet.cli.columns import Look, cells, header, human
 from nsnet.cli.context import Running
+from nsnet.cli.durations import DURATION
 from nsnet.cli.explain import flows
 from nsnet.cli.output import table
 from nsnet.cli.redact import LAST_APPLIED
@@ -143,7 +144,7 @@ WRONG = [
     ("up", 2, "Missing argument 'FILE…'", "`nsnet up --help` shows how it is used"),
     ("up --tmeout 3 x", 2, "No such option '--tmeout'. Did you mean '--timeout'?",
      "`nsnet up --help` shows how it is used"),
-    ("up x --timeout soon", 2, 'Invalid value for --timeout: "soon" is no length of time: 60s, 2m, 1m30s',
+    ("up x --timeout soon", 2, 'Invalid value for \'--timeout\': "soon" is no length of time: 60s, 2m, 1m30s',
      "`nsnet up --help` shows how it is used"),
     ("up nope.yaml", 2, "nope.yaml: No such file or directory", ""),
     (f"validate {'x' * 256}", 2, f"{'x' * 256}: File name too long", ""),
@@ -166,6 +167,13 @@ WRONG = [
      "`nsnet scale --help` shows how it is used"),
     ("scale deployd/web --replicas 1", 2, 'there is no kind "deployd" (did you mean deploy?)', "words are kubectl's"),
     ("label pod/web app", 2, '"app" is neither KEY=VALUE nor KEY-', "for example: label pod/web app=web old-"),
+    ("verify --compare-modes --retry 1", 2, "--compare-modes asks everything and prints its own table",
+     "leave the other options out"),
+    ("capture x --size 1M", 2, "--size is about a file", "-w FILE, or leave --size out"),
+    ("capture x --duration 1,5s", 2, 'Invalid value for \'--duration\': "1,5s" is no length of time: 60s, 2m, 1m30s',
+     "`nsnet capture --help` shows how it is used"),
+    ("fault add delay --for 0", 2, "--for: it ends after more than nothing, and within ten years",
+     "as 30s, 5m or 1h"),
     ("down one --all", 2, "--all and a name contradict each other", "leave one out"),
 ]  # fmt: skip
 
@@ -260,7 +268,12 @@ def commands(group: click.Group, ctx: click.Context) -> Iterator[tuple[str, clic
             yield name, command
 
 
-VALUES = {"integer range": "20", "integer": "20", "boolean": "1"}  # what a type takes; of a choice its first
+VALUES = {
+    "integer range": "20",
+    "integer": "20",
+    "boolean": "1",
+    "duration": "20",
+}  # what a type takes; of a choice its first
 
 
 def test_every_flag_of_every_verb_is_also_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -528,6 +541,20 @@ def test_conntrack_names_the_service() -> None:
         ["udp", "-", "10.244.1.2:5000", "10.96.0.10:53", "10.244.2.3:53", "10.244.1.2:5000"],
         ["icmp", "-", "10.244.1.2", "10.244.2.2", "10.244.2.2", "10.244.1.2"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30s", 30), ("1m30s", 90), ("1h", 3600), ("500ms", 0.5), ("1.5m", 90), ("20", 20), ("0.5", 0.5), ("0", 0)],
+)
+def test_a_length_of_time(text: str, seconds: float) -> None:
+    assert DURATION.convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1s", "1 s", "s", "1d", "1s2"])
+def test_no_length_of_time(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is no length of time"):
+        DURATION.convert(text, None, None)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in kinds.WORDS if kind in kinds.GROUPS])

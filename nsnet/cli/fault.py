@@ -3,7 +3,6 @@
 A fault is an object in the store; `add` and `clear` write it as any verb does and wait until the kernel has followed.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -13,6 +12,7 @@ from nsnet import faults, model, names
 from nsnet.cli import options
 from nsnet.cli.change import write
 from nsnet.cli.context import changing, chosen, clusters, running
+from nsnet.cli.durations import DURATION
 from nsnet.cli.groups import Group
 from nsnet.cli.kinds import kind_named
 from nsnet.cli.output import coloured, note, out, print_json, print_table
@@ -24,7 +24,7 @@ from nsnet.manifests.forms import is_dns_subdomain
 from nsnet.model import Fault, FaultSpec, Key, Object, ObjectMeta, Objects
 
 MOST = 3  # places in a row of the table
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
+LONGEST = 10 * 365 * 24 * 3600  # s a fault may be meant to last
 
 
 @click.group("fault", cls=Group)
@@ -181,7 +181,7 @@ def described(kind: Kind) -> Iterator[str]:
 @click.argument("values", nargs=-1, metavar="[VALUE | NAME=VALUE]…")
 @click.option("--on", "on", multiple=True, metavar="PLACE", help="Where: node/N, pod, host/H, svc/S; may be repeated.")
 @click.option("--to", "to", multiple=True, metavar="PLACE", help="The other side, of what stands between two.")
-@click.option("--for", "duration", metavar="TIME", help="It ends by itself, as 30s, 5m, 1h.")
+@click.option("--for", "duration", type=DURATION, metavar="TIME", help="It ends by itself, as 30s, 5m, 1h.")
 @click.option("--name", metavar="NAME", help="What it is called; default: the kind and where.")
 @click.option(
     "--leave", type=click.Choice(faults.LEAVES), help="Do the damage once, then leave it (or the whole places) alone."
@@ -193,7 +193,7 @@ def add(
     values: tuple[str, ...],
     on: tuple[str, ...],
     to: tuple[str, ...],
-    duration: str | None,
+    duration: float | None,
     name: str | None,
     leave: str | None,
     namespace: str,
@@ -268,13 +268,12 @@ def called(spec: FaultSpec) -> str:
     return name if len(name) <= 63 else f"{spec.fault}-{names.suffix(where, 8)}"
 
 
-def _until(duration: str | None) -> str:
+def _until(duration: float | None) -> str:
     if duration is None:
         return ""
-    said = re.fullmatch(r"(\d{1,6})(s|m|h)", duration)
-    if said is None or int(said[1]) == 0:
-        raise InputError(f'"{duration}" is no time', "as 30s, 5m or 1h")
-    end = datetime.now(UTC) + timedelta(seconds=int(said[1]) * _SECONDS[said[2]] + 1, microseconds=-1)  # whole seconds
+    if not 0 < duration <= LONGEST:
+        raise InputError("--for: it ends after more than nothing, and within ten years", "as 30s, 5m or 1h")
+    end = datetime.now(UTC) + timedelta(seconds=duration + 1, microseconds=-1)  # whole seconds
     return end.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
