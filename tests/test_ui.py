@@ -58,12 +58,19 @@ DOOR = [
     ("a file beside", "GET", "/../schema.json", KNOWN, 404),
     ("a file anywhere", "GET", "/%2e%2e/%2e%2e/etc/passwd", KNOWN, 404),
     ("another verb", "DELETE", "/", KNOWN, 501),
+    ("a length that is no number", "GET", "/", {"Content-Length": "x"}, 400),
+    ("a path that is no path", "GET", "http://[", {"Host": "{here}"}, 400),
+    ("a name that is no name", "GET", "/", {"Host": "["}, 400),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("verb", "path", "headers", "status"), [row[1:] for row in DOOR], ids=[row[0] for row in DOOR])
-def test_who_is_let_in(server: Server, verb: str, path: str, headers: dict[str, str], status: int) -> None:
+def test_who_is_let_in(
+    server: Server, verb: str, path: str, headers: dict[str, str], status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is asked, nothing is printed over the address on the terminal."""
     assert said(server, verb, path, headers)[0] == status
+    assert capsys.readouterr() == ("", "")
 
 
 def test_the_token_becomes_a_cookie(server: Server) -> None:
