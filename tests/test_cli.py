@@ -99,6 +99,34 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("raised", "code", "err"),
+    [
+        ("KeyboardInterrupt()", 130, "error: interrupted\n"),
+        ("InputError('wrong', 'mend it')", 2, "error: wrong\nhint: mend it\n"),
+    ],
+)
+def test_an_end_is_said_also_where_the_reader_has_gone(raised: str, code: int, err: str) -> None:
+    """Ctrl-C on `nsnet … | less`: what was printed is still held back, and can no longer be written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    verb = f"def verb(args): out('held back'); raise {raised}"
+    lines = ("from nsnet.cli import main", "from nsnet.cli.output import out", "from nsnet.errors import *", verb)
+    script = "\n".join((*lines, "main._invoke = verb", "main.main([])"))
+    held = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=held,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (code, err)
+
+
 def test_a_full_disk_under_stdout_is_said() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -318,6 +346,10 @@ def test_a_bug_is_one_line_and_a_file(nsnet: Any, monkeypatch: pytest.MonkeyPatc
     found = re.fullmatch(r"error: this is a bug in nsnet: KeyError: .*\nhint: please report it with (\S+)\n", said.err)
     assert found
     assert "in broken" in Path(found[1]).read_text()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    said = nsnet("get po")
+    assert said.err.endswith("hint: please report it; its traceback could not be written: No such file or directory\n")
+    assert said.code == NsnetError.exit_code
 
 
 # --- verbs without root -----------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from nsnet.cli.impaired import equipped
 from nsnet.cli.output import error, note, out, progress, warning
 from nsnet.cli.plan import wanted
 from nsnet.cli.target import pods_of
-from nsnet.errors import InputError, MachineError, NotReachedError
+from nsnet.errors import INTERRUPTED, InputError, MachineError, NotReachedError
 from nsnet.kernel import features, files, rootless
 from nsnet.manifests import Loaded
 from nsnet.model import Event, HTTPRoute, Ingress, Node, Objects, Pod, Service
@@ -38,7 +38,6 @@ from nsnet.store.keys import CLUSTERS, NET_CONF, net_conf
 from nsnet.store.objects import refresh, update
 
 T = TypeVar("T")
-INTERRUPTED = 130
 POLL_SECONDS = 1.0
 PHASES = {
     "store": "reading the store",
