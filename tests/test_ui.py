@@ -5,10 +5,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from http.client import HTTPConnection
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
-from nsnet.cli.page import asked
+from nsnet.cli.page import asked, browser
 from nsnet.cli.page.feed import Feed
 from nsnet.cli.page.server import FILES, Server
 from nsnet.errors import InputError
@@ -71,6 +72,18 @@ def test_who_is_let_in(
     """Whatever is asked, nothing is printed over the address on the terminal."""
     assert said(server, verb, path, headers)[0] == status
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_browser_that_cannot_be_opened_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opener = tmp_path / browser.OPENER
+    opener.write_text("#!/bin/sh\n")
+    opener.chmod(0o700)
+    for name, value in {"PATH": str(tmp_path), "DISPLAY": ":0", "SUDO_USER": "nobody"}.items():
+        monkeypatch.setenv(name, value)
+    for uid in ("0", "me", "9" * 40):  # with "0" runuser is not in PATH
+        monkeypatch.setenv("SUDO_UID", uid)
+        with browser.opened("http://127.0.0.1:1/"):
+            pass
 
 
 def test_the_token_becomes_a_cookie(server: Server) -> None:

@@ -163,10 +163,7 @@ def delete(
         gone[:] = [key for key in keys if key in stored]
         missing = [key for key in keys if key not in stored]
         if missing and not ignore_not_found:
-            first = missing[0]
-            raise InputError(
-                f"{first} is not there", f"nsnet get {plural(first.kind)}{' -A' if scoped(first.kind) else ''}"
-            )
+            raise _absent(missing[0])
         return control.remove(stored, gone)
 
     write(name, change)

@@ -15,7 +15,7 @@ from nsnet.cli.context import changing, chosen, clusters, running
 from nsnet.cli.durations import DURATION
 from nsnet.cli.groups import Group
 from nsnet.cli.kinds import kind_named
-from nsnet.cli.output import coloured, note, out, print_json, print_table
+from nsnet.cli.output import as_list, coloured, note, out, print_json, print_table
 from nsnet.cli.target import HOSTS, spaced, target
 from nsnet.cli.words import did_you_mean
 from nsnet.errors import InputError
@@ -55,7 +55,7 @@ def list_(available: bool, output: str | None, cluster: str | None) -> None:
     now = running("fault", cluster)
     found = model.of(now.objects, Fault)
     if output == "json":
-        print_json({"apiVersion": "v1", "items": [document(item) for item in found], "kind": "List"})
+        print_json(as_list(map(document, found)))
     elif output == "name":
         for item in found:
             out(item.metadata.name)

@@ -271,8 +271,8 @@ def _followed_everywhere(store: Store, objects: Objects, revision: int, deadline
 
 def _unready(objects: Objects) -> list[Pod]:
     """Pods that are not ready and do not say themselves that they shall not be."""
-    said_no = [pod for pod in model.of(objects, Pod) if model.annotation(pod, "nsnet/ready") == "false"]
-    return [pod for pod in model.of(objects, Pod) if not model.is_ready(pod) and pod not in said_no]
+    unready = (pod for pod in model.of(objects, Pod) if not model.is_ready(pod))
+    return [pod for pod in unready if model.annotation(pod, "nsnet/ready") != "false"]
 
 
 def _waited_for(objects: Objects) -> list[Pod]:
