@@ -35,7 +35,7 @@ def text(start: str, to: str, state: State = STATE, objects: model.Objects = OBJ
     source, end = target(objects, start), trace.destination(objects, to, "default", protocol)
     asked = Packet(protocol, end.address, end.port)
     found = trace.traced(state, source, asked)
-    return "\n".join(trace.report(found, source, end, asked, trace.look_of(state, objects)))
+    return "\n".join(trace.report(trace.Followed(source, end, asked, found, trace.look_of(state, objects))))
 
 
 def changed(netns: str, fault: Callable[[Value], Value | None], *more: Value) -> State:
@@ -240,7 +240,8 @@ def test_for_scripts() -> None:
         source, end = target(OBJECTS, "a"), trace.destination(OBJECTS, "svc/web", "default", "tcp")
         asked = Packet("tcp", end.address, end.port)
         found = trace.traced(state, source, asked)
-        return msgspec.to_builtins(trace.document(found, source, end, asked, trace.look_of(state, OBJECTS)))
+        followed = trace.Followed(source, end, asked, found, trace.look_of(state, OBJECTS))
+        return msgspec.to_builtins(trace.document(followed))
 
     whole, broken = said(STATE), said(changed(NODE1, without(FdbEntry)))
     assert (whole["from"], whole["delivered"], broken["delivered"]) == ("pod/a", True, False)

@@ -76,6 +76,16 @@ class Look(msgspec.Struct, frozen=True):
         return self.places.get(netns, netns)
 
 
+class Followed(msgspec.Struct, frozen=True):
+    """What was asked, every way that was found, and what words need."""
+
+    start: Target
+    end: Destination
+    asked: Packet
+    found: Sequence[Traced]
+    look: Look
+
+
 @options.verb("trace")
 @click.argument("source", metavar="FROM")
 @click.argument("to", metavar="TO[:PORT]|URL")
@@ -117,19 +127,20 @@ def trace(
             _through_proxy(now, start, asked, request, kernels) if request else looked(now, start, asked, None, kernels)
         )
         look = look_of(state, now.objects, namespace)
+        followed = Followed(start, end, asked, found, look)
         if live:
             from nsnet.cli.live import watched
 
-            return watched(now, found, start, end, asked, look, output, kernels)
+            return watched(now.objects, followed, output, kernels)
     parting = None if request else compared(now.objects, start, asked, found, look)
     wanted = tuple(_intended(now.objects, start, found, request))
     notes = (*remembered(found, asked, look), *searching(start, asked, look))
     if output == "json":
         said = {"agree": parting.agree, "verdict": parting.sentence} if parting else {}
         intent = {"intended": wanted} if wanted else {}
-        print_json({**document(found, start, end, asked, look), **said, "notes": notes, **intent})
+        print_json({**document(followed), **said, "notes": notes, **intent})
     else:
-        for line in (*report(found, start, end, asked, look), *wanted, *notes):
+        for line in (*report(followed), *wanted, *notes):
             out(line)
         if parting and not parting.agree:
             out(coloured(f"verdict: {parting.sentence}", "red"))
@@ -407,9 +418,10 @@ def _places(objects: Objects, namespace: str) -> Iterator[tuple[str, str]]:
 Block = tuple[str, tuple[str, ...]]  # a hop: its place, its lines
 
 
-def report(found: Sequence[Traced], start: Target, end: Destination, asked: Packet, look: Look) -> Iterator[str]:
+def report(followed: Followed) -> Iterator[str]:
     """The whole text: what all ways share, then each way, its verdict and its reply's."""
-    yield f"{asked.protocol} from {start.label} to {end.words}"
+    found, asked, look = followed.found, followed.asked, followed.look
+    yield f"{asked.protocol} from {followed.start.label} to {followed.end.words}"
     blocks = [_blocks(one.way, asked, look) for one in found]
     shared = _shared(blocks) if len(found) > 1 else 0
     yield from _printed(blocks[0][:shared])
@@ -601,14 +613,14 @@ def reply_verdict(way: Way, reply: Way, look: Look) -> str:
 # --- for scripts ------------------------------------------------------------------------------------------------------
 
 
-def document(found: Sequence[Traced], start: Target, end: Destination, asked: Packet, look: Look) -> dict[str, object]:
+def document(followed: Followed) -> dict[str, object]:
     """`delivered` is what the exit code says; a `chance` is the share of new connections that go this way."""
     return {
-        "from": start.label,
-        "to": end.words,
-        "packet": asked,
-        "delivered": all(one.good for one in found),
-        "ways": [_way_document(one, asked, look) for one in found],
+        "from": followed.start.label,
+        "to": followed.end.words,
+        "packet": followed.asked,
+        "delivered": all(one.good for one in followed.found),
+        "ways": [_way_document(one, followed.asked, followed.look) for one in followed.found],
     }
 
 

@@ -1,11 +1,10 @@
 """The way of a packet between two ends of the picture: the document that `nsnet trace -o json` prints."""
 
-from collections.abc import Sequence
+import msgspec
 
 from nsnet.cli import elsewhere, live, trace
-from nsnet.cli.context import Running, running
-from nsnet.cli.kernels import Kernels
-from nsnet.cli.target import Target, spaced, target
+from nsnet.cli.context import running
+from nsnet.cli.target import spaced, target
 from nsnet.errors import InputError
 from nsnet.trace import Packet
 
@@ -33,19 +32,8 @@ def way(cluster: str, source: str, to: str, protocol: str, *, send: bool) -> Doc
     with elsewhere.kernels(now) as kernels:
         state, found = trace.looked(now, start, asked, WAYS + 1, kernels)
         look = trace.look_of(state, now.objects, namespace)
-        shown = _sent(now, found, start, end, asked, look, kernels) if send else {}
-    return {**trace.document(found[:WAYS], start, end, asked, look), "more": len(found) > WAYS, **shown}
-
-
-def _sent(
-    now: Running,
-    found: Sequence[trace.Traced],
-    start: Target,
-    end: trace.Destination,
-    asked: Packet,
-    look: trace.Look,
-    kernels: Kernels | None,
-) -> Document:
-    seen, verdict, intent = live.sent(now.objects, found, start, asked, look, kernels)
-    said = live.document(seen, verdict, intent, found[:WAYS], start, end, asked, look)
-    return {name: said[name] for name in ("observed", "agree", "verdict", "promised")}
+        followed = trace.Followed(start, end, asked, found, look)
+        watch = live.sent(now.objects, followed, kernels) if send else None
+    shown = msgspec.structs.replace(followed, found=found[:WAYS])
+    said = live.document(watch, shown) if watch else trace.document(shown)
+    return {**said, "more": len(found) > WAYS}
