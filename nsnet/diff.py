@@ -38,6 +38,7 @@ from nsnet.state import (
     Chain,
     Change,
     Conntrack,
+    ConntrackTable,
     FdbEntry,
     File,
     Hold,
@@ -139,12 +140,16 @@ def touched(old: State, new: State) -> Scope:
 def _delta(netns: str, have: State, want: State, only: Scope | None, held: "_Held") -> _Delta:
     there, wanted = have.get(netns, _NOTHING), want[netns]
     new = {value.key: value for value in wanted - there}
-    old: dict[Key, Value] = {value.key: value for value in there - wanted if not isinstance(value, Listener)}
+    old: dict[Key, Value] = {value.key: value for value in there - wanted if not _is_only_seen(value)}
     keys = only[netns] if only is not None and netns in have else frozenset()
     if keys:
         new = {key: value for key, value in new.items() if key in keys or key[:1] in keys}
         old = {key: value for key, value in old.items() if key in keys or key[:1] in keys}
     return _Delta(held.without(netns, new), held.without(netns, old))
+
+
+def _is_only_seen(value: Value) -> bool:
+    return isinstance(value, Listener) or (isinstance(value, ConntrackTable) and not value.filled)
 
 
 def _gone(netns: str, values: frozenset[Value], held: "_Held") -> Iterator[Change]:
@@ -337,12 +342,13 @@ _WRITE: Mapping[type, int] = {
     Netns: 1, Sysctl: 2, Loopback: 4, Bridge: 4, Veth: 5, **dict.fromkeys(_TUNNELS, 7), BridgePort: 8, Offload: 8,
     Segments: 9, Qdisc: 9, Address: 10, Neighbour: 11, FdbEntry: 12, Route: 13, File: 15, Process: 16,
     WireguardKey: 16, WireguardPeer: 16, IpSet: 16, Chain: 17,
-    LegacyChain: 17, NftTable: 18, NftSet: 19, NftChain: 20, NftElement: 21,
+    LegacyChain: 17, NftTable: 18, NftSet: 19, NftChain: 20, NftElement: 21, ConntrackTable: 21,
 }  # fmt: skip
 _LAST: Mapping[type, int] = {
     NftElement: 22, NftChain: 23, NftSet: 24, NftTable: 25, Chain: 26, LegacyChain: 26, Conntrack: 26, IpSet: 27,
-    Route: 27, FdbEntry: 28, WireguardPeer: 28, WireguardKey: 28, Qdisc: 28, Segments: 28, Neighbour: 29, Address: 30,
-    BridgePort: 31, Offload: 31, File: 32, Netns: 33, **dict.fromkeys(_TUNNELS, 34), Veth: 35, Bridge: 36,
+    ConntrackTable: 27, Route: 27, FdbEntry: 28, WireguardPeer: 28, WireguardKey: 28, Qdisc: 28, Segments: 28,
+    Neighbour: 29, Address: 30, BridgePort: 31, Offload: 31, File: 32, Netns: 33, **dict.fromkeys(_TUNNELS, 34),
+    Veth: 35, Bridge: 36,
 }  # fmt: skip
 
 

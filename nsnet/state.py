@@ -10,7 +10,7 @@ fallback tunnel devices, empty built-in chains with policy ACCEPT.
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 from shlex import quote
 from typing import Literal
 
@@ -212,10 +212,14 @@ class Segments(msgspec.Struct, frozen=True, tag=True):
 
 
 class Address(msgspec.Struct, frozen=True, tag=True):
-    """`cidr` is address and prefix length, `10.244.1.1/24`."""
+    """`cidr` is address and prefix length, `10.244.1.1/24`.
+
+    `routed`: the route to its subnet, which the kernel makes, is there (`connected`). Without it only the address is.
+    """
 
     dev: str
     cidr: str
+    routed: bool = True
 
     @property
     def key(self) -> Key:
@@ -244,6 +248,14 @@ class Route(msgspec.Struct, frozen=True, tag=True):
     @property
     def key(self) -> Key:
         return ("route", self.dst, str(self.metric))
+
+
+def connected(address: Address) -> "Route | None":
+    """The route that the kernel makes of an address on a device that is up; none of one that is alone in its subnet."""
+    interface = ip_interface(address.cidr)
+    if interface.network.prefixlen == interface.max_prefixlen:
+        return None
+    return Route(str(interface.network), address.dev, proto="kernel", src=str(interface.ip), scope="link")
 
 
 class Neighbour(msgspec.Struct, frozen=True, tag=True):
@@ -509,6 +521,25 @@ class Conntrack(msgspec.Struct, frozen=True, tag=True):
         return self.answerer != socket_address(self.dst, self.dport)
 
 
+FILLERS = "198.18.0.0/16"
+"""Sources of the entries that fill a conntrack table: addresses for benchmarks, which nobody has (RFC 2544)."""
+
+
+class ConntrackTable(msgspec.Struct, frozen=True, tag=True):
+    """Conntrack's table of a node, where that is `full` (nothing new has room), or was `filled` on purpose.
+
+    How many entries have room is the machine's to say (`net.netfilter.nf_conntrack_max`), and each namespace counts its
+    own. One that is full of real connections is only ever observed.
+    """
+
+    full: bool = True
+    filled: bool = True
+
+    @property
+    def key(self) -> Key:
+        return ("tracking",)
+
+
 Value = (
     Netns
     | Loopback
@@ -541,6 +572,7 @@ Value = (
     | File
     | Listener
     | Conntrack
+    | ConntrackTable
 )
 Link = Bridge | Veth | Vxlan | Ipip | Tun | Wireguard | OtherLink
 
@@ -582,7 +614,7 @@ Scope = Mapping[str, frozenset[Key]]
 FILTER_KINDS = frozenset({"chain", "legacy", "nft", "ipset"})
 KINDS = FILTER_KINDS | {
     "netns", "link", "port", "address", "neighbour", "route", "fdb", "sysctl", "process", "file", "listener",
-    "wireguard", "offload",
+    "wireguard", "offload", "tracking",
 }  # fmt: skip
 """The first words of keys: what a look at everything reads."""
 
@@ -793,6 +825,8 @@ def _words(value: Value) -> Iterator[str]:
             yield f"# {protocol} {socket_address(address, port)} listens"
         case Conntrack():
             yield f"# {_entry(value)} is answered by {value.answerer}"
+        case ConntrackTable(filled=filled):
+            yield f"# conntrack's table is full{f' of entries from {FILLERS}' if filled else ''}"
 
 
 def _iptables(chain: Chain | LegacyChain) -> str:
@@ -851,6 +885,9 @@ def _replace(change: Change) -> Iterator[str]:
                 yield f"ip link delete {value.name}"
             case Offload():
                 yield from _delete(change.old)
+            case Address() if (route := connected(value)) is not None:
+                yield f"ip route add {_route(route)}"
+                return
             case Chain() | LegacyChain():
                 yield f"{_iptables(value)} -t {value.table} -F {value.name}"
                 yield from list(_words(value))[0 if value.policy else 1 :]
@@ -916,6 +953,8 @@ def _delete(value: Value) -> Iterator[str]:
             yield f"# {protocol} {socket_address(address, port)} closes"
         case Conntrack():
             yield f"conntrack -D {_entry(value)}"
+        case ConntrackTable():
+            yield f"conntrack -D -s {FILLERS}"
 
 
 def _entry(value: Conntrack) -> str:

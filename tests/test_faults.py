@@ -12,12 +12,15 @@ from nsnet.cli import graph
 from nsnet.diff import diff
 from nsnet.errors import InputError, ObjectError
 from nsnet.faults import CATALOGUE
+from nsnet.faults.services import VALID
 from nsnet.model import Fault, FaultSpec, FaultStatus, Key, Object, ObjectMeta
 from nsnet.render import render
-from nsnet.state import SYSCTLS, Chain, Hold, Offload, State, Sysctl, Value, lines
+from nsnet.state import SYSCTLS, Chain, ConntrackTable, Hold, Offload, State, Sysctl, Value, lines
 from nsnet.trace import Packet, walk
+from nsnet.trace.further import lost_when_large
+from nsnet.trace.observed import stations
 from tests.controlled import up
-from tests.faulted import HERE, rows
+from tests.faulted import HERE, netns_of, rows
 
 OBJECTS = up((HERE / "cluster.yaml").read_text().replace("name: faulted", "name: demo"))
 STATE = render(OBJECTS)
@@ -35,6 +38,38 @@ def with_(*found: Fault) -> dict[Key, Object]:
 
 def wanted(objects: Mapping[Key, Object]) -> State:
     return faults.broken(render(faults.asked(objects)), objects)
+
+
+FAILURES = {  # what people debug, as the field's issues have it, and the kinds that make it
+    "MTU black hole": {"mtu-black-hole", "mtu"},
+    "br_netfilter off": {"bridge-nf-off"},
+    "FORWARD policy DROP, and rules in the other iptables": {"forward-drop", "legacy-forward-drop"},
+    "ip_forward off": {"ip-forward-off"},
+    "a pod cannot reach itself through its Service": {"hairpin-off", "hairpin-no-masquerade"},
+    "missing masquerade": {"no-masquerade", "no-egress-masquerade"},
+    "stale UDP conntrack": {"stale-conntrack"},
+    "DNS: 5-second delays and ndots": {"dns-slow", "ndots"},
+    "externalTrafficPolicy: Local without a local endpoint": {"local-policy"},
+    "rp_filter and asymmetric routing": {"rp-filter"},
+    "stale FDB or ARP after a VTEP changed": {"stale-vtep", "missing-fdb"},
+    "VNI or port mismatch, or 8472 blocked": {"vni-mismatch", "vxlan-port-mismatch", "vxlan-blocked"},
+    "VXLAN checksum offload": {"vxlan-checksum"},
+    "wrong targetPort, wrong selector, no ready endpoints": {"wrong-target-port", "no-endpoints", "pod-stopped"},
+    "overlapping CIDRs": {"overlapping-cidr"},
+    "conntrack INVALID, then RST": {"conntrack-invalid"},
+    "conntrack table full": {"conntrack-full"},
+    "a NetworkPolicy that forgets DNS": {"policy-forgets-dns"},
+    "pod default route missing": {"no-default-route"},
+    "duplicate pod IP": {"duplicate-ip"},
+    "double NAT": {"double-nat"},
+    "node has no route for the Service range": {"no-service-route"},
+}  # fmt: skip
+IMPAIRED = {"link-down", "loss", "delay", "rate", "duplicate", "reorder", "mtu", "partition", "node-down"}
+STOPPED = {"kube-proxy-stopped", "flanneld-stopped", "kubedns-stopped", "pod-stopped"}
+
+
+def test_every_failure_that_people_debug_can_be_made() -> None:
+    assert set(CATALOGUE) == set().union(*FAILURES.values()) | IMPAIRED | STOPPED | {"hands-off"}
 
 
 @pytest.mark.parametrize("kind", CATALOGUE)
@@ -93,6 +128,24 @@ def test_nothing_is_broken_without_a_fault() -> None:
     assert faults.holds(STATE, OBJECTS) == frozenset()
 
 
+@pytest.mark.parametrize("kind", [kind for kind in CATALOGUE.values() if kind.damage], ids=lambda kind: kind.name)
+def test_a_namespace_that_is_not_wanted_here_is_not_made(kind: faults.Kind) -> None:
+    """Of a cluster over several machines every machine wants its own namespaces alone."""
+    where = {"service": ("svc/default/far",), "pod": ("pod/default/c",)}.get(kind.places, ("node/node2",))
+    fault = made(kind.name, *where, to=("node/node1",) if kind.pairs else (), leave="keys")
+    here = {netns: values for netns, values in STATE.items() if netns != names.node_netns("demo", "node2")}
+    objects = with_(msgspec.structs.replace(fault, status=FaultStatus(done=True)))
+    assert faults.broken(here, objects).keys() == here.keys()
+    assert kind.hold or all(netns in here for netns, _ in faults.holds(here, objects))
+
+
+def test_a_time_that_is_none_never_comes() -> None:
+    """One that came past `check`: what stands in the store may be anybody's."""
+    objects = with_(made("ip-forward-off", "node/node1", until="tomorrow"))
+    assert faults.standing(objects, "2026-12-01T10:00:00Z") == objects
+    assert list(faults.ends(objects)) == []
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -104,6 +157,14 @@ def test_nothing_is_broken_without_a_fault() -> None:
         (made("partition", "node/node1", to=("node/node1",)), "spec.to: node/node1 is on both sides"),
         (made("mtu", "node/node1", options={"size": "1"}), "spec.options.size: mtu has no such option"),
         (made("loss", "node/node1", options={"loss": "200%"}), 'spec.options.loss: "200%" does not fit'),
+        (made("mtu", "node/node1", options={"mtu": "99999"}), 'spec.options.mtu: "99999" does not fit'),
+        (made("vni-mismatch", "node/node1", options={"vni": "16777216"}), 'spec.options.vni: "16777216" does not fit'),
+        (made("vxlan-port-mismatch", "node/node1", options={"port": "0"}), 'spec.options.port: "0" does not fit'),
+        (made("wrong-target-port", "svc/default/far", options={"port": "65536"}), '"65536" does not fit'),
+        (made("overlapping-cidr", "node/node1", options={"cidr": "999.1.1.1/99"}), '"999.1.1.1/99" does not fit'),
+        (made("ip-forward-off", "node/node1", until="tomorrow"), 'spec.until: "tomorrow" is no time'),
+        (made("ip-forward-off", "node/node1", until="2026-13-01T10:00:00Z"), 'spec.until: "2026-13-01T10:00:00Z"'),
+        (made("ip-forward-off", "node/node1", until="2026-12-01T10:00:00+05:00"), "is no time"),
         (made("no-endpoints", "svc/default/far", leave="keys"), 'spec.leave: "keys" is not possible'),
         (made("ip-forward-off", "node/node1", leave="it"), 'spec.leave: "it" is not possible'),
     ],
@@ -142,6 +203,7 @@ def _postrouting(*rules: str) -> Chain:
         ((Offload("eth0", ("tso",)),), NODE, TO_FAR, "delivered"),  # nobody looks at sums that nobody has computed
         ((_postrouting("-j MASQUERADE"),), NODE, TO_FAR, "delivered"),
         ((_postrouting("-j MARK --set-xmark 0x4000/0x0", "-j MASQUERADE --random-fully"),), NODE, TO_FAR, "delivered"),
+        ((), NODE, Packet("udp", "172.18.0.2", 30082), "dropped"),  # it goes by lo at first, which offloads
         ((), NODE, Packet("udp", FAR, 5300), "delivered"),  # the sum of the node's own UDP is made before eth0
         ((), names.host_netns("demo", "client"), Packet("udp", "172.18.0.2", 30082), "dropped"),
         ((), names.pod_netns("demo", "default", "a"), TO_FAR, "delivered"),  # not masqueraded
@@ -155,6 +217,92 @@ def test_a_wrong_checksum_takes_an_offload_a_new_port_and_somebody_who_looks(
     keys = {value.key for value in values}
     state[NODE] = frozenset({*values, *(value for value in state[NODE] if value.key not in keys)})
     assert [way.result for way in walk(state, netns, packet)] == [result]
+
+
+# --- where a packet is seen last --------------------------------------------------------------------------------------
+
+SIX = up((HERE / "dual-stack.yaml").read_text().replace("name: faulted", "name: demo"))
+B, B6 = Packet("tcp", "10.244.1.3", 80), Packet("tcp", "fd00:10:244:1::3", 80)
+
+
+@pytest.mark.parametrize(
+    ("objects", "fault", "netns", "packet", "last", "why"),
+    [
+        (OBJECTS, made("forward-drop", "node/node1"), "a", B, "node1 in cni0", "policy DROP"),
+        (OBJECTS, made("loss", "node/node2", options={"loss": "100%"}, means="statistic"), "c", B,
+         "node2 out flannel.1", "-o eth0 -j DROP"),
+        (OBJECTS, made("node-down", "node/node2"), "node2", Packet("tcp", "10.244.2.2", 80), "",
+         "no carrier: nothing is plugged into cni0 that is up"),
+        (SIX, made("forward-drop", "node/node1"), "a", B, "node1 in cni0", "policy DROP"),
+        (SIX, made("forward-drop", "node/node1"), "a", B6, "",
+         "nobody hears who asks for the neighbour fd00:10:244:1::3: dropped on node/node1 by filter FORWARD"),
+    ],
+)  # fmt: skip
+def test_what_is_not_let_through_goes_out_nowhere(
+    objects: Mapping[Key, Object], fault: Fault, netns: str, packet: Packet, last: str, why: str
+) -> None:
+    state = wanted({**objects, model.key_of(fault): fault})
+    (way,) = walk(state, netns_of(netns).replace("faulted.", "demo."), packet)
+    seen = [f"{names.called(place).rpartition('/')[2]} {how} {dev}" for place, how, dev in stations(state, way.hops)]
+    assert way.result in {"dropped", "unreachable"}
+    assert why in way.reason
+    assert (seen[-1] if seen else "") == last
+
+
+# --- conntrack --------------------------------------------------------------------------------------------------------
+
+POD = names.pod_netns("demo", "default", "a")
+LIBERAL = "net.netfilter.nf_conntrack_tcp_be_liberal"
+STRANGE = "the answer comes from 10.244.2.2:80, which nobody asked: conntrack on node/node1 takes it for INVALID"
+DROPPED = Chain("filter", "FORWARD", (VALID.replace("--ctstate", "-m conntrack --ctstate"),), "ACCEPT")
+
+
+@pytest.mark.parametrize(
+    ("values", "netns", "packet", "said"),
+    [
+        ((), POD, TO_FAR, STRANGE),
+        ((), POD, Packet("tcp", "10.244.2.2", 80), ""),  # TCP copes with it where nothing is translated
+        ((), names.pod_netns("demo", "default", "e"), TO_FAR, ""),  # of another node
+        ((), POD, Packet("tcp", "10.96.0.101", 80), ""),  # it does not come from another node
+        ((), POD, Packet("udp", FAR, 5300), ""),
+        ((Sysctl(LIBERAL, "1"),), POD, TO_FAR, ""),
+        ((DROPPED,), POD, TO_FAR, ""),  # it is sent again
+    ],
+)
+def test_a_segment_out_of_the_window_is_not_translated_back(
+    values: tuple[Value, ...], netns: str, packet: Packet, said: str
+) -> None:
+    state = dict(wanted(with_(made("conntrack-invalid", "node/node1"))))
+    keys = {value.key for value in values}
+    state[NODE] = frozenset({*values, *(value for value in state[NODE] if value.key not in keys)})
+    lost = lost_when_large(state, netns, packet, walk(state, netns, packet))
+    assert said in (lost.reason if lost else "")
+    assert bool(lost) is bool(said)
+
+
+@pytest.mark.parametrize(
+    ("netns", "packet", "result"),
+    [
+        (POD, TO_FAR, "dropped"),
+        (POD, Packet("tcp", "10.244.1.3", 80), "dropped"),  # bridged, and shown to netfilter all the same
+        (NODE, PING, "dropped"),
+        (names.pod_netns("demo", "default", "c"), PING, "delivered"),
+        (names.pod_netns("demo", "default", "c"), Packet("tcp", "10.244.3.2", 80), "delivered"),
+    ],
+)
+@pytest.mark.parametrize("table", [ConntrackTable(), ConntrackTable(filled=False)])
+def test_through_a_full_table_nothing_new_comes(table: ConntrackTable, netns: str, packet: Packet, result: str) -> None:
+    state = {**STATE, NODE: STATE[NODE] | {table}}
+    assert {way.result for way in walk(state, netns, packet)} == {result}
+
+
+def test_a_table_that_is_full_of_real_connections_is_nobodys_to_empty() -> None:
+    full = {**STATE, NODE: STATE[NODE] | {ConntrackTable(filled=False)}}
+    assert diff(full, STATE) == []
+    filled = {**STATE, NODE: STATE[NODE] | {ConntrackTable(full=False)}}
+    assert [line for change in diff(filled, STATE) for line in lines(change)] == [
+        f"ip netns exec {NODE} conntrack -D -s 198.18.0.0/16"
+    ]
 
 
 # --- holds and lives --------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The messages packed by hand are, byte for byte, what pyroute2 (the field's codec) makes of the same words."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from nsnet.state import (
     Address,
     Bridge,
     BridgePort,
+    Change,
     FdbEntry,
     Ipip,
     Link,
@@ -26,6 +28,7 @@ from nsnet.state import (
     Veth,
     Vxlan,
     Wireguard,
+    lines,
     text,
 )
 
@@ -359,13 +362,27 @@ def test_ports_read() -> None:
     assert list(rtnl.ports(DEVICES)) == [BridgePort("veth1", "cni0", True)]
 
 
+def with_its_route(messages: list[Message], devices: rtnl.Interfaces) -> Iterator[Address]:
+    made = to("10.1.0.0", ("RTA_OIF", 2), ("RTA_PREFSRC", "10.1.1.2"))
+    route = encoded(rtmsg, {**MAIN, "proto": 2, "dst_len": 16, "scope": 253}, made)
+    return rtnl.addresses(messages, [heard(route)], devices)
+
+
+def test_an_address_without_its_route() -> None:
+    told = encoded(ifaddrmsg, {"family": 2, "prefixlen": 16, "index": 2}, [("IFA_LOCAL", "10.1.1.2")])
+    (found,) = rtnl.addresses([heard(told)], [], DEVICES)
+    assert found == Address("eth0", "10.1.1.2/16", routed=False)
+    (again,) = lines(Change("replace", "t.node.n", Address("eth0", "10.1.1.2/16"), found))
+    assert again == "ip -n t.node.n route add 10.1.0.0/16 dev eth0 proto kernel scope link src 10.1.1.2"
+
+
 @pytest.mark.parametrize(
     ("value", "message", "fields", "attributes"), VALUES, ids=lambda item: text(item) if isinstance(item, Value) else ""
 )
 def test_values_read(value: Value, message: type, fields: dict[str, Any], attributes: Attributes) -> None:
     answer = [heard(encoded(message, fields, attributes))]
     readers: dict[type, Any] = {
-        Address: rtnl.addresses,
+        Address: with_its_route,
         Neighbour: rtnl.neighbours,
         FdbEntry: rtnl.fdb,
         Route: rtnl.routes,
@@ -378,13 +395,13 @@ KERNEL_MADE: dict[str, tuple[Any, type, dict[str, Any], Attributes]] = {
     "local table": (rtnl.routes, rtmsg, {**MAIN, "table": 255, "type": 2, "dst_len": 32}, to("10.1.1.2")),
     "multicast": (rtnl.routes, rtmsg, {**IPV6_MAIN, "type": 5, "dst_len": 8}, to("ff00::", ("RTA_OIF", 2))),
     "127.0.0.1": (
-        rtnl.addresses,
+        with_its_route,
         ifaddrmsg,
         {"family": 2, "prefixlen": 8, "scope": 254, "index": 1},
         [("IFA_ADDRESS", "127.0.0.1"), ("IFA_LOCAL", "127.0.0.1")],
     ),
     "link-local": (
-        rtnl.addresses,
+        with_its_route,
         ifaddrmsg,
         {"family": 10, "prefixlen": 64, "scope": 253, "index": 2},
         [("IFA_ADDRESS", "fe80::1")],

@@ -98,9 +98,10 @@ def _some(places: Sequence[str], *, wide: bool) -> str:
 
 def left(until: str) -> str:
     """`in 25s`; `never`."""
-    if not until:
+    end = faults.time_of(until)
+    if end is None:
         return "never"
-    seconds = (datetime.fromisoformat(until) - datetime.now(UTC)).total_seconds()
+    seconds = (end - datetime.now(UTC)).total_seconds()
     return f"in {max(0, round(seconds))}s"
 
 
@@ -274,7 +275,7 @@ def _until(duration: float | None) -> str:
     if not 0 < duration <= LONGEST:
         raise InputError("--for: it ends after more than nothing, and within ten years", "as 30s, 5m or 1h")
     end = datetime.now(UTC) + timedelta(seconds=duration + 1, microseconds=-1)  # whole seconds
-    return end.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return end.strftime(faults.UNTIL)
 
 
 @fault.verb("clear")

@@ -577,6 +577,8 @@ def _why(way: Way, look: Look, asked: Packet) -> str:
             return f"by network policy, {_COMMENTED.findall(last.rule)[-1]}: {last.what}"
         service = _refused_service(way, look, asked)
         return f"by rule {last.what}: {last.rule}" + (f" (Service {service}{_without(way)})" if service else "")
+    if last and last.what == "conntrack":
+        return f"by conntrack: {way.reason}"
     if way.reason and (last is None or way.reason != last.rule):
         return f"because {way.reason}"
     return f"by a chain's policy: {last.what if last else 'drop'}"

@@ -8,9 +8,9 @@ from msgspec.structs import replace
 
 from nsnet import model
 from nsnet.faults.draft import Draft, Site
-from nsnet.faults.kinds import Kind, Option
+from nsnet.faults.kinds import Kind, Option, between
 from nsnet.model import Endpoints, EndpointSlice, Key, Object, Objects, Service
-from nsnet.state import BridgePort, File, Hold, NftChain, Process
+from nsnet.state import FILLERS, BridgePort, ConntrackTable, Family, File, Hold, NftChain, NftTable, Process
 from nsnet.state import Key as ValueKey
 
 SLICE_OF = "kubernetes.io/service-name"
@@ -66,6 +66,36 @@ def _without_nft(draft: Draft, netns: str, chain: str, words: str) -> None:
     for one in draft.of(netns, NftChain):
         if one.table == "kube-proxy" and one.name == chain:
             draft.put(netns, replace(one, rules=tuple(rule for rule in one.rules if words not in rule)))
+
+
+# --- conntrack --------------------------------------------------------------------------------------------------------
+
+
+def _table_full(draft: Draft, site: Site) -> None:
+    for netns in site.on():
+        draft.put(netns, ConntrackTable())
+
+
+def _invalid(draft: Draft, site: Site) -> None:
+    """Of large segments from other nodes every third leaves its place by half of all sequence numbers.
+
+    Nothing drops them: kube-proxy before 1.15 had no such rule.
+    """
+    for netns in site.on():
+        draft.set(netns, "net.netfilter.nf_conntrack_tcp_be_liberal", "0")
+        devices = [tunnel.name for tunnel in draft.tunnels(netns)] or ["eth0"]
+        for family in site.families:
+            draft.rules(netns, "filter", "KUBE-FORWARD", lambda rules: [r for r in rules if VALID not in r], family)
+            rules = tuple(f'iifname "{dev}" {_LARGE[family]} {_MOVED}' for dev in devices)
+            draft.put(netns, NftTable(STRAYS, "segments out of the window", family))
+            draft.put(netns, NftChain(STRAYS, "prerouting", rules, _BEFORE_CONNTRACK, family=family))
+
+
+STRAYS = "strays"
+VALID = "--ctstate INVALID -j DROP"
+_BEFORE_CONNTRACK = "type filter hook prerouting priority -300; policy accept;"
+_LARGE: dict[Family, str] = {"ip": "ip length 500-65535", "ip6": "ip6 length 500-65535"}
+_MOVED = "meta l4proto tcp numgen inc mod 3 0 tcp sequence set tcp sequence ^ 0x80000000"
 
 
 # --- what is stopped --------------------------------------------------------------------------------------------------
@@ -234,6 +264,47 @@ KINDS = (
         source="kubernetes#48370, #125467, #126130, #139628",
     ),
     Kind(
+        name="conntrack-full",
+        title="conntrack's table of a node is full",
+        symptom="No new connection through the node comes to be, whoever opens it; what was connected goes on.",
+        cause="The node counts as many connections as net.netfilter.nf_conntrack_max allows (here: entries from "
+        f"{FILLERS}, established and idle), and conntrack drops each packet that would need one more.",
+        detect=(
+            "nsnet exec node/NODE -- sysctl -a -r nf_conntrack_(count|max)   # equal",
+            "nsnet exec node/NODE -- conntrack -S   # drop= grows",
+            "dmesg   # nf_conntrack: table full, dropping packet",
+            "nsnet exec node/NODE -- conntrack -L | head   # who has them all?",
+        ),
+        mend=(
+            f"nsnet exec node/NODE -- conntrack -D -s {FILLERS}",
+            "on a machine of one's own: a larger nf_conntrack_max, shorter timeouts, or NOTRACK for what needs none",
+        ),
+        damage=_table_full,
+        source="kubernetes#18604",
+    ),
+    Kind(
+        name="conntrack-invalid",
+        title="conntrack takes segments for INVALID, and the connection is reset",
+        symptom="Large transfers by a Service break off ('connection reset by peer', or nothing more comes); small "
+        "ones work, and so do large ones by the pod's own address.",
+        cause="Some segments come from other nodes with sequence numbers out of the window (a rule of the table "
+        "'strays' on the node moves them). conntrack calls them INVALID and does not translate them, nothing drops "
+        "them, so the client hears from an address it never asked and answers with RST.",
+        detect=(
+            "nsnet capture POD 'tcp[tcpflags] & tcp-rst != 0'   # a RST to a pod, not to the Service",
+            "nsnet exec node/NODE -- conntrack -S   # invalid= grows",
+            "nsnet exec node/NODE -- iptables -S KUBE-FORWARD   # no --ctstate INVALID -j DROP",
+            "nsnet exec node/NODE -- nft list ruleset",
+        ),
+        mend=(
+            "nsnet exec node/NODE -- iptables -I FORWARD -m conntrack --ctstate INVALID -j DROP",
+            "nsnet exec node/NODE -- sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=1",
+        ),
+        needs=("rules",),
+        damage=_invalid,
+        source="kubernetes#74839, #117924",
+    ),
+    Kind(
         name="local-policy",
         title="externalTrafficPolicy: Local without a local endpoint",
         symptom="From outside the Service answers by some nodes and times out by others.",
@@ -263,7 +334,7 @@ KINDS = (
         detect=("nsnet get endpoints NAME   # which port?", "nsnet exec POD -- ss -lnt"),
         mend=("a targetPort that a container serves",),
         places="service",
-        options=(Option("port", "9999", r"[0-9]{1,5}", "9999", "the port that nobody serves"),),
+        options=(Option("port", "9999", r"[0-9]{1,5}", "9999", "the port that nobody serves", between(1, 65535)),),
         derived=_wrong_port,
         source="kubernetes#7341, #112481",
     ),

@@ -10,6 +10,7 @@ cluster, without knowing what was wanted of it. The rooms behind them:
     nftnl.py      nf_tables' messages → values         nftables.py  tables of rules, sets and maps, written by nft
     tun.py        TUN devices                          wireguard.py keys and peers of WireGuard devices
     ethtool.py    offloads of cables                   conntrack.py connections that netfilter tracks
+    tracking.py   how full conntrack's table is
     legacy.py     chains of the older xtables beside nf_tables, by its tools
     sandbox.py    a command with namespaces of its own, for clusters that nobody shall see
     features.py   what this kernel can, by trying      demands.py   what a wanted state needs of that

@@ -21,7 +21,8 @@ The order, and why (figures: shared facts, FLOOR.md):
                                              the chains that named them
     7b conntrack entries that go             after the rules that would make them anew
 
-    8a WireGuard's keys and peers            their devices are there, and the files that hold the keys
+    8a WireGuard's keys and peers            their devices are there, and the files that hold the keys; a conntrack
+                                             table that is filled, or emptied
     8  programs are ready, or have read      their files again
     9  namespaces that go                    the kernel takes their links down by itself
 
@@ -41,13 +42,14 @@ from pathlib import Path
 
 from nsnet import names
 from nsnet.errors import NsnetError
-from nsnet.kernel import conntrack, ethtool, files, legacy, netns, process, qdisc, sysctl, wireguard
+from nsnet.kernel import conntrack, ethtool, files, legacy, netns, process, qdisc, sysctl, tracking, wireguard
 from nsnet.kernel.places import Places
 from nsnet.kernel.wiring import WIRED, Wiring
 from nsnet.state import (
     Chain,
     Change,
     Conntrack,
+    ConntrackTable,
     File,
     IpSet,
     LegacyChain,
@@ -72,7 +74,7 @@ _WORKERS = max(2, os.cpu_count() or 1)
 _NFT = (NftTable, NftSet, NftChain, NftElement)
 _WRITTEN = {
     *WIRED, Qdisc, Netns, Sysctl, Chain, LegacyChain, *_NFT, IpSet, Process, File, Conntrack, Offload, WireguardKey,
-    WireguardPeer,
+    WireguardPeer, ConntrackTable,
 }  # fmt: skip
 _OBSERVED = {OtherLink, Listener}  # deleting a foreign link is wiring's; a listener goes with its program
 
@@ -114,6 +116,7 @@ class _Apply:
             self._write_with(qdisc.write, Qdisc)
         started = others.result()
         self._write_with(wireguard.write, WireguardKey, WireguardPeer)
+        self._write_with(tracking.write, ConntrackTable)
         self._await(started)
         self._tell_readers(visitors=True)
         self._refuse_others()

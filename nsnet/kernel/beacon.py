@@ -7,12 +7,16 @@ The SYN is a real connect()'s, with the offloads that a connection has (a raw so
 escapes what checksums suffer from). TCP_REPAIR lets one choose its sequence number (Linux `net/ipv4/tcp.c`,
 `tcp_v4_connect` takes a `write_seq` that is there). The socket is closed at once: what it is answered nobody knows of,
 so the kernel resets the connection.
+
+Of many at once the cookies begin alike (`cookies`), so that one filter finds them all.
 """
 
 import os
 import secrets
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
+from random import SystemRandom
 from struct import Struct
 from typing import NamedTuple
 
@@ -64,6 +68,15 @@ class Beacon(NamedTuple):
         return f"{said} or {at.error(places[0], first)}"
 
     @property
+    def filter_of_all(self) -> str:
+        """The same for every beacon of its protocol and family whose cookie begins like that (`cookies`)."""
+        at = _Offsets(self.spoken, ":" in self.dst)
+        common = self.cookie[: len(self.cookie) // 2]
+        start, size = int.from_bytes(common, "big"), len(common)
+        places = {"tcp": (4, 8), "udp": (13, 8), "icmp": (8,)}[self.protocol]
+        return " or ".join([*(at.word(place, start, size) for place in places), at.error(places[0], start, size)])
+
+    @property
     def matches(self) -> tuple[Match, ...]:
         """The packet itself, in a rule's words; not its answers."""
         if self.protocol == "icmp":
@@ -86,25 +99,36 @@ class _Offsets(NamedTuple):
     protocol: str
     is_ipv6: bool
 
-    def word(self, offset: int, value: int) -> str:
+    def word(self, offset: int, value: int, size: int = 4) -> str:
         """At an offset of the transport header."""
         if not self.is_ipv6:
-            return f"{self.protocol}[{offset}:4] = {value}"
-        return f"(ip6[6] = {_NUMBERS[self.protocol]} and ip6[{40 + offset}:4] = {value})"
+            return f"{self.protocol}[{offset}:{size}] = {value}"
+        return f"(ip6[6] = {_NUMBERS[self.protocol]} and ip6[{40 + offset}:{size}] = {value})"
 
-    def error(self, offset: int, value: int) -> str:
+    def error(self, offset: int, value: int, size: int = 4) -> str:
         """An ICMP error that quotes a packet with that value; a quoted IPv4 header has 20 bytes."""
         if not self.is_ipv6:
-            return f"(icmp[0] != 0 and icmp[0] != 8 and icmp[{28 + offset}:4] = {value})"
-        return f"(ip6[6] = 58 and ip6[40] < 128 and ip6[{40 + 8 + 40 + offset}:4] = {value})"
+            return f"(icmp[0] != 0 and icmp[0] != 8 and icmp[{28 + offset}:{size}] = {value})"
+        return f"(ip6[6] = 58 and ip6[40] < 128 and ip6[{40 + 8 + 40 + offset}:{size}] = {value})"
 
 
-def beacon(netns: str, protocol: str, dst: str, dport: int, sport: int = 0) -> Beacon:
-    """A packet with a cookie of its own, and the source that the kernel gives it.
+def cookies(protocol: str, count: int) -> Iterator[bytes]:
+    """So many cookies (16,000 at most) that begin alike, and end as none of before (a ping's id is made of that).
+
+    No two stand one after the other: a number beside one is that of an acknowledgement, or of the RST that follows it.
+    """
+    common = secrets.token_bytes(2)
+    for number in SystemRandom().sample(range(1 << 14), count):
+        cookie = common + (4 * number + 1).to_bytes(2, "big")
+        yield cookie if protocol == "tcp" else cookie.hex().encode()
+
+
+def beacon(netns: str, protocol: str, dst: str, dport: int, sport: int = 0, cookie: bytes = b"") -> Beacon:
+    """A packet with a cookie of its own (or this one), and the source that the kernel gives it.
 
     Raises NotReachedError where the namespace has no route to `dst`, or the source port is taken.
     """
-    cookie = os.urandom(4) if protocol == "tcp" else secrets.token_hex(4).encode()
+    cookie = cookie or (os.urandom(4) if protocol == "tcp" else secrets.token_hex(4).encode())
     kind, family = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM, _family(dst)
     try:
         with inside(netns), socket.socket(family, socket.SOCK_DGRAM) as asking:
@@ -122,23 +146,27 @@ def beacon(netns: str, protocol: str, dst: str, dport: int, sport: int = 0) -> B
 
 def send(one: Beacon) -> str:
     """Sends it; empty, or the kernel's word for refusing that (a rule of the namespace's own OUTPUT dropped it)."""
-    with inside(one.netns):
-        sock = _socket(one)
+    sock, refused = fire(one)
     with sock:
-        try:
-            if one.protocol == "tcp":
-                _connect(sock, one)
-            else:
-                sock.sendto(_bytes(one), (one.dst, one.dport if one.protocol == "udp" else 0))
-        except OSError as error:
-            return os.strerror(error.errno or 0)
-        if one.protocol == "udp":
-            with suppress(
-                OSError
-            ):  # the socket stays until its answer is there: else the kernel says "port unreachable"
+        if one.protocol == "udp" and not refused:
+            with suppress(OSError):
                 sock.settimeout(0.2)
                 sock.recv(64)
-    return ""
+    return refused
+
+
+def fire(one: Beacon) -> tuple[socket.socket, str]:
+    """`send`, and its socket. Of UDP it stays until the answer is there, or the kernel says "port unreachable"."""
+    with inside(one.netns):
+        sock = _socket(one)
+    try:
+        if one.protocol == "tcp":
+            _connect(sock, one)
+        else:
+            sock.sendto(_bytes(one), (one.dst, one.dport if one.protocol == "udp" else 0))
+    except OSError as error:
+        return sock, os.strerror(error.errno or 0)
+    return sock, ""
 
 
 def _family(address: str) -> int:
@@ -168,7 +196,7 @@ def _connect(sock: socket.socket, one: Beacon) -> None:
 def _bytes(one: Beacon) -> bytes:
     if one.protocol == "udp":
         return _WORD + one.cookie + b"\n"
-    own = int(one.cookie[:4], 16)  # an id of its own, or conntrack takes it for a ping of before
+    own = int(one.cookie[4:], 16)  # an id of its own, or conntrack takes it for a ping of before
     head = _ICMP.pack(_ECHO[one.spoken], 0, 0, own, 1)
     return head[:2] + _sum(head + one.cookie).to_bytes(2, "big") + head[4:] + one.cookie
 

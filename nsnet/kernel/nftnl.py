@@ -6,7 +6,7 @@ a small change asks it directly. The price is this file: a rule comes as express
 compare it, look it up …) and has to be put into words again. Words it does not know become `[ name ]`: such a rule is
 equal to none that is wanted, which is all a look needs to say about it.
 
-    payload, meta, ct, fib, numgen → a register holds a field      bitwise → masked, or marked
+    payload, meta, ct, fib, numgen → a register holds a field      bitwise → masked, marked, or bits turned over
     cmp, range, lookup             → a match; a lookup with a destination is a (verdict) map
     immediate, nat, masq, reject, dynset → what is done
 
@@ -18,7 +18,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from struct import Struct
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from nsnet.kernel.netlink import Message, Request, attribute, attributes, inner, nested, text
 from nsnet.state import NftChain, NftElement, NftSet, NftTable, nft_interval
@@ -337,7 +337,8 @@ def rule(message: Message, contents: Contents) -> tuple[str, str]:
 _PAYLOADS: Mapping[tuple[int, int], tuple[str, str, int]] = {
     (1, 12): ("ip saddr", "ipv4_addr", 4), (1, 16): ("ip daddr", "ipv4_addr", 4),
     (2, 0): ("th sport", "inet_service", 2), (2, 2): ("th dport", "inet_service", 2),
-    (2, 13): ("tcp flags", "tcp flag", 1),
+    (2, 4): ("tcp sequence", "sequence", 4), (2, 13): ("tcp flags", "tcp flag", 1),
+    (1, 2): ("ip length", "inet_service", 2), (1, 4): ("ip6 length", "inet_service", 2),
     (1, 8): ("ip6 saddr", "ipv6_addr", 16), (1, 24): ("ip6 daddr", "ipv6_addr", 16),
 }  # fmt: skip
 _METAS: Mapping[int, tuple[str, str, int]] = {
@@ -350,6 +351,7 @@ _BITS: Mapping[str, tuple[tuple[int, str], ...]] = {
     "ct status": ((1, "expected"), (2, "seen-reply"), (4, "assured"), (8, "confirmed"), (16, "snat"), (32, "dnat")),
 }
 _ADDRESS_TYPES: Mapping[int, str] = {1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast"}
+_FLIPPED: Mapping[str, Literal["little", "big"]] = {"mark": sys.byteorder, "sequence": "big"}
 _NAT_FLAGS = ((0x4, "random"), (0x10, "fully-random"), (0x8, "persistent"))
 
 
@@ -381,7 +383,10 @@ class _Reader:
         size = number(found[4])
         if size > whole:
             raise UnknownError(words)
-        self.load(found[1], Field(words, kind, size))
+        if 5 in found:  # NFTA_PAYLOAD_SREG: written, not read
+            self.words.append(f"{words} set {self.held(found[5]).words}")
+        else:
+            self.load(found[1], Field(words, kind, size))
 
     def meta(self, found: dict[int, bytes]) -> None:
         words, kind, size = _METAS[number(found[2])]
@@ -411,9 +416,9 @@ class _Reader:
         if not any(xor):
             self.load(found[2], field._replace(mask=mask))
             return
-        if field.kind != "mark":
+        if field.kind not in _FLIPPED:
             raise UnknownError("bitwise")
-        kept, flipped = (int.from_bytes(part, sys.byteorder) for part in (mask, xor))
+        kept, flipped = (int.from_bytes(part, _FLIPPED[field.kind]) for part in (mask, xor))
         if kept == 0xFFFFFFFF:
             self.load(found[2], field._replace(words=f"{field.words} ^ 0x{flipped:08x}"))
         elif kept == flipped ^ 0xFFFFFFFF:

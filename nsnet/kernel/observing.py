@@ -16,6 +16,7 @@ something:
 - the older xtables beside nf_tables: where their tables are named, which no whole look at a pod asks.
 - queueing disciplines: the dump of links says their kind; only where it is one of a person's a process asks further.
 - conntrack entries: only where they are asked for by name; they are many, and no whole look needs them.
+- whether conntrack's table is full: of nodes, by two numbers.
 - processes and files: one walk for the whole cluster.
 - health: asked of every exechealthz, and of the balancer's checks, whenever listeners are looked at.
 
@@ -46,6 +47,7 @@ from nsnet.kernel import (
     rtnl,
     sockdiag,
     sysctl,
+    tracking,
 )
 from nsnet.kernel.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Message, Netlink, Request, attributes
 from nsnet.state import (
@@ -142,6 +144,8 @@ def read(
                 more[name] += _read_legacy(name)
             if "ipset" in wanted[name] and (keys or names.kind_of(name) == "node"):
                 more[name] += _read_sets(name, keys)
+            if "tracking" in wanted[name] and names.kind_of(name) == "node":
+                more[name] += tracking.read(name)
             more[name] += conntrack.read(name, _protocols(keys)) if "conntrack" in wanted[name] else ()
         _add_files_and_processes(cluster, seen, wanted, more)
         _add_links(cluster, seen.looks, there, wanted, more, trusting=trusting)
@@ -191,19 +195,20 @@ def _look(name: str, mark: str, kinds: frozenset[str]) -> tuple[Look | None, fro
         return look, sockdiag.listeners(diag)
 
 
-def _read_route(name: str, mark: str, route: Netlink, kinds: Collection[str]) -> Look | None:
+def _read_route(name: str, mark: str, route: Netlink, kinds: frozenset[str]) -> Look | None:
     if not _ROUTE_KINDS.intersection(kinds):
         lo = rtnl.interface(route.get(rtnl.GET_LO))
         return Look(name, {}, []) if lo.alias == mark else None
-    asked = [kind for kind in _DUMPS if kind in kinds]
+    asked = [kind for kind in _DUMPS if kind in kinds or (kind == "route" and "address" in kinds)]
     heard, *answers = route.dump([rtnl.GET_LINKS, *(_DUMPS[kind] for kind in asked)])
+    told = dict(zip(asked, answers, strict=True))
     links = rtnl.interfaces(heard)
     if links[rtnl.LO].alias != mark:
         return None
     values: list[Value] = [Netns(mark), *rtnl.ports(links), *rtnl.segments(links)]
     values += qdisc.read(name, {one.name for one in links.values() if one.qdisc in qdisc.OURS})
-    for kind, messages in zip(asked, answers, strict=True):
-        values += _decode(kind, messages, links)
+    for kind in kinds & told.keys():
+        values += _decode(kind, told, links)
     if "fdb" in kinds:
         tunnels = [rtnl.get_fdb(one.number) for one in links.values() if one.kind == "vxlan"]
         for messages in route.dump(tunnels) if tunnels else ():
@@ -211,14 +216,14 @@ def _read_route(name: str, mark: str, route: Netlink, kinds: Collection[str]) ->
     return Look(name, links, values)
 
 
-def _decode(kind: str, messages: list[Message], links: rtnl.Interfaces) -> Iterator[Value]:
+def _decode(kind: str, told: Mapping[str, list[Message]], links: rtnl.Interfaces) -> Iterator[Value]:
     match kind:
         case "address":
-            yield from rtnl.addresses(messages, links)
+            yield from rtnl.addresses(told["address"], told["route"], links)
         case "neighbour":
-            yield from rtnl.neighbours(messages, links)
+            yield from rtnl.neighbours(told["neighbour"], links)
         case _:
-            yield from rtnl.routes(messages, links)
+            yield from rtnl.routes(told["route"], links)
 
 
 def _devices(look: Look, kinds: Collection[str]) -> Iterator[Value]:

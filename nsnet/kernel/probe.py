@@ -162,24 +162,22 @@ def probe(
 def windows(probes: Sequence[Probe], entries: int = ENTRIES) -> Iterator[list[int]]:
     """The order to ask in: lists of indexes, each learning at most `entries` neighbours (one probe may learn more).
 
-    First all that learn nothing; then together those that learn the same (a pair's two directions, all protocols).
+    With the first go all that learn nothing; what learns the same (a pair's two directions, all protocols) is together.
     """
     groups: dict[frozenset[Learned], list[int]] = {}
     for index, item in enumerate(probes):
         groups.setdefault(frozenset(item.learns), []).append(index)
     nothing = groups.pop(frozenset(), [])
-    if nothing:
-        yield nothing
     window: list[int] = []
     learned: set[Learned] = set()
     for entry, indexes in groups.items():
         if window and len(learned | entry) > entries:
-            yield sorted(window, key=lambda index: probes[index].netns)
-            window, learned = [], set()
+            yield nothing + sorted(window, key=lambda index: probes[index].netns)
+            nothing, window, learned = [], [], set()
         window += indexes
         learned |= entry
-    if window:
-        yield sorted(window, key=lambda index: probes[index].netns)
+    if nothing or window:
+        yield nothing + sorted(window, key=lambda index: probes[index].netns)
 
 
 def _attempt(

@@ -53,6 +53,7 @@ from nsnet.state import (
     Veth,
     Vxlan,
     Wireguard,
+    connected,
 )
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
@@ -90,6 +91,7 @@ NTF_SELF = 0x02
 
 AF_UNSPEC, AF_BRIDGE = 0, 7
 IFF_UP = 1
+IPV4_BITS = 32
 LO = 1  # the number of `lo` in every namespace
 ALIAS = 255  # bytes of the longest alias (IFALIASZ - 1)
 MIN_IPV6_MTU = 1280  # below it a device has no IPv6 settings
@@ -375,7 +377,9 @@ def requests(value: Value, verb: str, index: Index) -> list[Request]:
         return _deletions(value, index)
     match value:
         case Address():
-            return [_address(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, value, index)]
+            route = connected(value) if verb == "replace" else None  # which does not come back by itself
+            again = [] if route is None else requests(route, "add", index)
+            return [_address(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, value, index), *again]
         case Neighbour():
             return [_neighbour(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, value, index)]
         case Route():
@@ -569,8 +573,12 @@ def ports(found: Interfaces) -> Iterator[BridgePort]:
             yield BridgePort(one.name, _names(found, one.master), one.hairpin)
 
 
-def addresses(messages: Iterable[Message], found: Interfaces) -> Iterator[Address]:
-    """Addresses, without those of `lo` and the link-local ones that the kernel gives."""
+def addresses(messages: Iterable[Message], routes: Iterable[Message], found: Interfaces) -> Iterator[Address]:
+    """Addresses, without those of `lo` and the link-local ones that the kernel gives.
+
+    `routes` say whether those that belong to them are there. (Of IPv6 they come with the carrier, and are not missed.)
+    """
+    there = set(_connected(routes))
     for _, data, start, end in messages:
         family, length, _, scope, number = _ADDR.unpack_from(data, start)
         told = attributes(data, start + 8, end)
@@ -579,7 +587,19 @@ def addresses(messages: Iterable[Message], found: Interfaces) -> Iterator[Addres
             continue
         if family == AF_INET6 and scope == RT_SCOPE_LINK:
             continue
-        yield Address(_names(found, number), f"{_words(packed)}/{length}")
+        up = number in found and found[number].up and family == AF_INET and length < IPV4_BITS
+        net = int.from_bytes(packed, "big") >> IPV4_BITS - length if up else 0
+        yield Address(_names(found, number), f"{_words(packed)}/{length}", not up or (number, net, length) in there)
+
+
+def _connected(messages: Iterable[Message]) -> Iterator[tuple[int, int, int]]:
+    """Device, network (as a number of that many bits) and prefix length of IPv4 routes that the kernel made."""
+    for _, data, start, end in messages:
+        family, length, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(data, start)
+        if (family, table, protocol, kind) == (AF_INET, RT_TABLE_MAIN, RTPROT_KERNEL, RTN_UNICAST):
+            told = attributes(data, start + 12, end)
+            network = int.from_bytes(told.get(RTA_DST, b""), "big") >> IPV4_BITS - length
+            yield _number(told.get(RTA_OIF)), network, length
 
 
 def _is_loopback(packed: bytes, length: int) -> bool:

@@ -28,14 +28,18 @@ def full_size(state: State, netns: str, packet: Packet, way: Way) -> int:
 
 
 def lost_when_large(state: State, netns: str, packet: Packet, ways: Sequence[Way]) -> Way | None:
-    """The first way on which a packet of full size is lost, there or back, where the small one arrives."""
+    """The first way on which a packet of full size is lost, there or back, where the small one arrives.
+
+    A segment that is dropped is sent again; one that its receiver takes for a stranger's ends the connection.
+    """
     sizes = {full_size(state, netns, packet, way) for way in ways if way.result == "delivered"} - {0}
     for size in sorted(sizes, reverse=True):
         for way in walk(state, netns, packet, size=size):
             if _is_too_large(way):
                 return way
             if way.result == "delivered" and way.through is None:
-                lost = next((back for back in answer(state, way, packet, size=size) if _is_too_large(back)), None)
+                backs = answer(state, way, packet, size=size)
+                lost = next((back for back in backs if _is_too_large(back) or _is_strange(back)), None)
                 if lost is not None:
                     return lost
     return None
@@ -43,6 +47,10 @@ def lost_when_large(state: State, netns: str, packet: Packet, ways: Sequence[Way
 
 def _is_too_large(way: Way) -> bool:
     return way.result == "dropped" and " bytes, it has " in way.reason
+
+
+def _is_strange(way: Way) -> bool:
+    return way.result == "dropped" and "which nobody asked" in way.reason
 
 
 def stale(state: State, packet: Packet, ways: Sequence[Way]) -> Iterator[tuple[str, Conntrack]]:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from nsnet.state import Chain
 from nsnet.trace import nft
-from nsnet.trace.rules import UNKNOWN, Facts, Rule, likelihood, number, pair, parse
+from nsnet.trace.rules import UNKNOWN, Facts, Rule, end_of, likelihood, number, pair, parse
 from nsnet.trace.values import Hop, Packet, Trip
 from nsnet.trace.view import LEGACY, LOOPBACK, View, lookup, source
 
@@ -34,6 +34,8 @@ PRIORITIES: dict[str, dict[str, int]] = {
 
 _DEEPEST = 64  # jumps in each other; the kernel refuses loops, observed text could hold one
 _POLICIES: dict[str, Outcome] = {"accept": "accept", "drop": "drop"}
+_TRACKING = -200  # NF_IP_PRI_CONNTRACK
+FULL = "its table is full (net.netfilter.nf_conntrack_max): nothing new has room"
 _ENDS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject"}
 
 
@@ -43,19 +45,36 @@ def hook(name: str, trip: Trip, here: View, recent: Collection[tuple[str, str]] 
     if name not in here.hooks:
         here.hooks[name] = _places(name, here)
     for _, is_nat, chain in here.hooks[name]:
+        if chain is None:
+            steps = [_tracked(step) for step in steps]
+            continue
         steps = [after for step in steps for after in _place(name, chain, step, trip, here, recent, is_nat=is_nat)]
     return steps
 
 
-def _places(name: str, here: View) -> list[tuple[int, bool, Chain | nft.Base]]:
-    """The chains that stand in a hook, in the order of their priorities: (priority, is it a nat chain?, chain)."""
-    found: list[tuple[int, bool, Chain | nft.Base]] = [
+def _tracked(step: Step) -> Step:
+    """What a full conntrack table makes of a packet: without an entry it goes nowhere."""
+    outcome, trip = step
+    known = trip.reply or trip.entry or trip.error or trip.looped or trip.asks
+    if outcome != "accept" or known:
+        return step
+    return "drop", replace(trip, hops=(*trip.hops, Hop(trip.netns, "conntrack", FULL)))
+
+
+def _places(name: str, here: View) -> list[tuple[int, bool, Chain | nft.Base | None]]:
+    """The chains that stand in a hook, in the order of their priorities: (priority, is it a nat chain?, chain).
+
+    None is conntrack itself, where that lets not all pass.
+    """
+    found: list[tuple[int, bool, Chain | nft.Base | None]] = [
         (priority, table == "nat", chain)
         for table, priority in PRIORITIES[name].items()
         for build in ("", LEGACY)
         if (chain := here.chain(build + table, name)) is not None
     ]
     found += [(base.priority, base.kind == "nat", base) for base in here.nft.bases.get(name, ())]
+    if not here.tracks and name in {"PREROUTING", "OUTPUT"}:
+        found.append((_TRACKING, False, None))
     return sorted(found, key=lambda place: place[0])
 
 
@@ -75,6 +94,8 @@ def _place(
         trip.reply
         or trip.entry
         or trip.error
+        or trip.invalid
+        or trip.asks
         or (trip.looped and name in {"PREROUTING", "INPUT"})
         or trip.packet != first.packet
     )
@@ -196,7 +217,7 @@ def _marked(rule: Rule, trip: Trip) -> Trip:
 
 
 def _to_destination(rule: Rule, trip: Trip, _: View) -> Trip:
-    address, port = _address(rule.argument("--to-destination"))
+    address, port = end_of(rule.argument("--to-destination"))
     packet = replace(trip.packet, dst=address or trip.packet.dst, dport=port or trip.packet.dport)
     return replace(trip, packet=packet, translated=True)
 
@@ -210,7 +231,7 @@ def _redirected(rule: Rule, trip: Trip, here: View) -> Trip:
 
 
 def _to_source(rule: Rule, trip: Trip, _: View) -> Trip:
-    address, port = _address(rule.argument("--to-source"))
+    address, port = end_of(rule.argument("--to-source"))
     return replace(trip, packet=replace(trip.packet, src=address, sport=port or trip.packet.sport))
 
 
@@ -236,17 +257,6 @@ _TRANSLATIONS = {
 }
 
 
-def _address(text: str) -> tuple[str, int]:
-    """`ip:port`, `[ip]:port` or an address alone."""
-    if text.startswith("["):
-        address, _, port = text[1:].partition("]")
-        return address, int(port.lstrip(":") or 0)
-    if text.count(":") > 1:
-        return text, 0
-    address, _, port = text.partition(":")
-    return address, int(port.partition("-")[0] or 0)
-
-
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
@@ -260,7 +270,7 @@ def is_answer(packet: Packet, left: Packet) -> bool:
 
 def back_to(trip: Trip) -> Trip:
     """On the way in, the answer's destination becomes who asked."""
-    if trip.reply is None:
+    if trip.reply is None or trip.invalid:
         return trip
     came = trip.reply.came
     return replace(trip, packet=replace(trip.packet, dst=came.src, dport=came.sport))
@@ -268,7 +278,7 @@ def back_to(trip: Trip) -> Trip:
 
 def back_from(trip: Trip) -> Trip:
     """On the way out, the answer's source becomes what was asked."""
-    if trip.reply is None:
+    if trip.reply is None or trip.invalid:
         return trip
     came = trip.reply.came
     return replace(trip, packet=replace(trip.packet, src=came.dst, sport=came.dport))

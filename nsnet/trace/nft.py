@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from nsnet.state import NftChain, NftElement, NftSet, Value
+from nsnet.trace.rules import end_of
 from nsnet.trace.values import Hop, Packet, Trip
 
 Place = tuple[str, str]  # table, chain or set
@@ -22,6 +23,7 @@ End = Literal["accept", "drop", "reject", "return", "on"]
 
 _HOOK = re.compile(r"type (\w+) hook (\w+) priority (-?\d+); policy (\w+);")
 _DEEPEST = 64
+SMALL = 60  # bytes of a packet that is no large one: a SYN
 
 
 class Base(msgspec.Struct, frozen=True):
@@ -69,13 +71,13 @@ def _bases(chains: Mapping[Place, NftChain]) -> dict[str, tuple[Base, ...]]:
 _WORD = re.compile(r'"[^"]*"|[{},]|[^\s{},]+')
 _FIELDS = {
     "ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr", "meta l4proto", "th sport", "th dport", "iifname", "oifname",
-    "meta mark", "ct state", "ct status", "fib saddr", "fib daddr",
+    "meta mark", "ct state", "ct status", "fib saddr", "fib daddr", "ip length", "ip6 length",
 }  # fmt: skip
 _VERDICTS = {"accept", "drop", "reject", "return", "jump", "goto", "continue"}
 
 
 class Statement(msgspec.Struct, frozen=True):
-    """`what` is match, vmap, mark, verdict, dnat, masquerade, update, or unknown.
+    """`what` is match, choice, vmap, mark, stray, verdict, dnat, masquerade, update, or unknown.
 
     `fields` are looked at, `values` are what they are compared with: words, or one `@set`; `pairs` a map written out.
     """
@@ -148,6 +150,8 @@ def _statements(words: _Words) -> Iterator[Statement]:
             yield Statement("masquerade", values=("fully-random",) if words.skip("fully-random") else ())
         elif words.skip("meta", "mark", "set", "meta", "mark"):
             yield Statement("mark", values=(words.take(), words.take()))
+        elif words.skip("meta", "mark", "set"):
+            yield Statement("mark", values=("=", words.take()))
         elif words.skip("dnat"):
             yield _dnat(words)
         elif words.skip("update"):
@@ -157,6 +161,10 @@ def _statements(words: _Words) -> Iterator[Statement]:
         elif words.skip("numgen", "random", "mod"):
             words.take()
             yield Statement("vmap", ("numgen",), pairs=_pairs(words))
+        elif words.skip("numgen", "inc", "mod"):
+            yield Statement("choice", values=(words.take(), words.take()))
+        elif words.skip("tcp", "sequence", "set"):
+            yield Statement("stray", values=tuple(words.take() for _ in ("tcp", "sequence", "^", "bits")))
         else:
             yield _match(words)
 
@@ -172,7 +180,8 @@ def _dnat(words: _Words) -> Statement:
 
 
 def _joined(target: str) -> str:
-    return target.replace(" . ", ":")
+    address, _, port = target.partition(" . ")
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _pairs(words: _Words) -> tuple[tuple[str, str], ...]:
@@ -254,6 +263,12 @@ def _rule(chain: NftChain, rule: str, trip: Trip, facts: Facts, depth: int) -> I
                 return
             case "mark":
                 changed = _hopped(_marked(statement, changed), hop)
+            case "choice":
+                share = 1 / int(statement.values[0])
+                yield "on", replace(changed, chance=changed.chance * (1 - share))
+                changed = replace(changed, chance=changed.chance * share)
+            case "stray":
+                changed = replace(_hopped(changed, hop), stray=True)
             case "unknown":
                 break
     yield "on", changed
@@ -293,14 +308,15 @@ def _vmap(chain: NftChain, statement: Statement, trip: Trip, hop: Hop, facts: Fa
 
 def _translated(statement: Statement, trip: Trip) -> Iterator[Step]:
     for _, target in statement.pairs:
-        address, _, port = target.rpartition(":")
-        packet = replace(trip.packet, dst=address.strip("[]"), dport=int(port))
+        address, port = end_of(target)
+        packet = replace(trip.packet, dst=address, dport=port or trip.packet.dport)
         yield "accept", replace(trip, packet=packet, translated=True, chance=trip.chance / len(statement.pairs))
 
 
 def _marked(statement: Statement, trip: Trip) -> Trip:
     sign, bits = statement.values[0], int(statement.values[1], 0)
-    return replace(trip, mark=trip.mark | bits if sign == "|" else trip.mark ^ bits)
+    marks = {"|": trip.mark | bits, "&": trip.mark & bits, "=": bits}
+    return replace(trip, mark=marks.get(sign, trip.mark ^ bits))
 
 
 # --- does it match? ---------------------------------------------------------------------------------------------------
@@ -314,7 +330,7 @@ def _is_among(table: str, statement: Statement, trip: Trip, facts: Facts) -> boo
     first = statement.fields[0]
     if first == "meta mark":
         mask = int(statement.fields[1], 0) if statement.fields[1:] else 0xFFFFFFFF
-        return trip.mark & mask == int(statement.values[0], 0)
+        return any(_is_between(trip.mark & mask, value) for value in statement.values)
     if first.startswith("ct "):
         return any(bit in _conntrack(first, trip) for bit in statement.values[0].split(","))
     key = " . ".join(_field(field, trip, facts) for field in statement.fields)
@@ -342,6 +358,8 @@ def _field(field: str, trip: Trip, facts: Facts) -> str:
             return packet.dst
         case "meta l4proto":
             return packet.protocol
+        case "ip length" | "ip6 length":
+            return str(trip.size or SMALL)
         case "th sport":
             return str(packet.sport)
         case "th dport":
@@ -376,6 +394,15 @@ def _is_address(words: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_between(number: int, said: str) -> bool:
+    """A number or a range of numbers; nothing else is one."""
+    first, _, last = said.partition("-")
+    try:
+        return int(first, 0) <= number <= int(last or first, 0)
+    except ValueError:
+        return False
 
 
 @lru_cache(maxsize=1 << 12)

@@ -204,9 +204,11 @@ def _one(match: Match, trip: Trip, facts: Facts) -> float:
         case "set", "--match-set":
             return _is_in(facts.sets.get(values[0]), values[1].split(","), packet)
         case "icmp", "--icmp-type":
-            return values[0] in (("3/4", "3") if trip.error else ("8", "8/0") if not trip.reply else ("0", "0/0"))
+            return values[0] in ("any", "255") or values[0] in (
+                ("3/4", "3") if trip.error else ("8", "8/0") if not trip.reply else ("0", "0/0")
+            )
         case "icmp6", "--icmpv6-type":
-            return values[0] in (("2", "2/0") if trip.error else ("128",) if not trip.reply else ("129",))
+            return values[0] in _ICMP6_TYPES[trip.error, trip.asks, bool(trip.reply)]
         case "tcp", "--tcp-flags":
             return _has_flags(trip, *(set(part.split(",")) for part in values))
         case "cluster", _:
@@ -259,6 +261,10 @@ def _jhash(word: int, seed: int) -> int:
     return b
 
 
+_ICMP6_TYPES = {  # of an error, of who asks for a neighbour, of an answer
+    (True, False, False): ("2", "2/0"), (False, True, False): ("135", "135/0"), (False, False, True): ("129",),
+    (False, False, False): ("128",), (True, False, True): ("2", "2/0"), (False, True, True): ("135", "135/0"),
+}  # fmt: skip
 _WORD = 0xFFFFFFFF
 _SAY_NOTHING = {("statistic", "--mode"), ("nfacct", "--nfacct-name")}
 
@@ -317,3 +323,14 @@ def policy_of(rule: str) -> str:
 @lru_cache(maxsize=1 << 12)
 def number(address: str) -> int:
     return int(ip_address(address))
+
+
+def end_of(text: str) -> tuple[str, int]:
+    """`ip:port`, `[ip]:port` or an address alone, and a port 0; of a range the first."""
+    if text.startswith("["):
+        address, _, port = text[1:].partition("]")
+    elif text.count(":") > 1:
+        address, port = text, ""
+    else:
+        address, _, port = text.partition(":")
+    return address.partition("-")[0], int(port.lstrip(":").partition("-")[0] or 0)

@@ -170,7 +170,8 @@ def _wrong_checksum(link: Vxlan, sent: Carried, inner: Trip, here: View, end: Wa
     then have sums, and no word that says they are right.
     """
     kind = inner.packet.protocol
-    partial = kind == "tcp" or (kind == "udp" and inner.dev_in)  # the node's own UDP goes by what its cable offloads
+    own = not inner.dev_in and not (inner.came and here.is_local(inner.came.dst))  # `lo` offloads, too
+    partial = kind == "tcp" or (kind == "udp" and not own)  # the node's own UDP goes by what its cable offloads
     offloaded = partial and not _computes(here, link.name)
     hop = next((hop for hop in end.hops[len(inner.hops) :] if _is_new_port(hop, inner.netns)), None)
     if not offloaded or hop is None or not _computes(here, link.dev):

@@ -62,14 +62,25 @@ class Trip(msgspec.Struct, frozen=True):
     flows: tuple[Flow, ...] = ()
     chance: float = 1.0
     ttl: int = 64
+    carriers: tuple[tuple[str, str], ...] = ()  # (namespace, tunnel's device) that it carries a packet for
     size: int = 0  # bytes of the whole IP packet; 0: so few that every device takes it
     whole: bool = True  # it may not be fragmented (DF)
     error: bool = False  # not the packet, but the ICMP error "fragmentation needed" about one
     entry: bool = False  # an entry of conntrack from before decides, and no rule of nat
+    asks: bool = False  # not the packet, but the neighbour solicitation before it (IPv6), which no conntrack keeps
+    stray: bool = False  # a TCP segment whose sequence number is far from those that its receiver waits for
+    liberal: bool = False  # conntrack here takes any segment (nf_conntrack_tcp_be_liberal)
+
+    @property
+    def invalid(self) -> bool:
+        """Does conntrack take it for none of its connection's? It is then translated neither there nor back."""
+        return self.stray and not self.liberal
 
     @property
     def state(self) -> str:
         """What `-m conntrack --ctstate` sees."""
+        if self.invalid or self.asks:
+            return "INVALID" if self.invalid else "UNTRACKED"
         if self.error:
             return "RELATED"
         return "ESTABLISHED" if self.reply or self.entry else "NEW"

@@ -4,7 +4,7 @@ Made from its values alone, once for each set of values. What is of the other fa
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from ipaddress import ip_address, ip_interface, ip_network
 from operator import attrgetter
@@ -19,6 +19,7 @@ from nsnet.state import (
     BridgePort,
     Chain,
     Conntrack,
+    ConntrackTable,
     Family,
     FdbEntry,
     IpSet,
@@ -78,6 +79,7 @@ class View(msgspec.Struct, frozen=True, eq=False):
     qdiscs: dict[str, Qdisc]
     offloads: dict[str, Offload]
     tracked: dict[tuple[str, str, int, str, int], Conntrack]  # protocol, source, destination: as the packet comes
+    tracks: bool = True  # is there room for what conntrack does not know yet?
     hooks: dict[str, list[tuple[int, bool, Any]]] = {}  # the chains that stand in each, as netfilter.py finds them
     behind: dict[tuple[str, str], str] = {}  # (bridge, MAC) → the port behind which it was last: where to look first
 
@@ -128,13 +130,15 @@ def view(every: frozenset[Value], family: Family = "ip", chains: Mapping[tuple[s
     """
     values = _Sorted(every, family)
     links = {_name(value): value for kind in _LINKS for value in values.of(kind)}
+    owned = sorted(values.of(Address), key=lambda item: item.cidr)
     addresses: dict[str, list[str]] = {}
-    for value in sorted(values.of(Address), key=lambda item: item.cidr):
+    for value in owned:
         addresses.setdefault(value.dev, []).append(value.cidr)
     peers: dict[str, list[WireguardPeer]] = {}
     for peer in values.of(WireguardPeer):
         peers.setdefault(peer.dev, []).append(peer)
-    routes = [route for route in [*values.of(Route), *_connected(addresses)] if _works(route, links)]
+    made = [route for value in owned if value.routed and (route := state.connected(value)) is not None]
+    routes = [route for route in [*values.of(Route), *made] if _works(route, links)]
     return View(
         family=family,
         links=links,
@@ -156,6 +160,7 @@ def view(every: frozenset[Value], family: Family = "ip", chains: Mapping[tuple[s
         tracked={
             (value.protocol, value.src, value.sport, value.dst, value.dport): value for value in values.of(Conntrack)
         },
+        tracks=not any(value.full for value in values.of(ConntrackTable)),
     )
 
 
@@ -202,14 +207,6 @@ def _legacy(value: LegacyChain) -> Chain:
 
 def _name(link: Link) -> str:
     return "lo" if isinstance(link, Loopback) else link.name
-
-
-def _connected(addresses: dict[str, list[str]]) -> Iterator[Route]:
-    for dev, cidrs in addresses.items():
-        for cidr in cidrs:
-            interface = ip_interface(cidr)
-            if interface.network.prefixlen < interface.max_prefixlen:
-                yield Route(str(interface.network), dev=dev, proto="kernel", src=str(interface.ip), scope="link")
 
 
 def _works(route: Route, links: dict[str, Link]) -> bool:

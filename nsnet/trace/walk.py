@@ -11,6 +11,7 @@ Two facts that decide real failures, found by sending packets (facts/FAILURES.md
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from ipaddress import ip_address
 from itertools import islice
 
 import msgspec
@@ -23,7 +24,9 @@ from nsnet.trace import netfilter, process, tunnels
 from nsnet.trace.values import Flow, Hop, Packet, Result, Trip, Way
 from nsnet.trace.view import BRIDGE_NF, FORWARDING, View, family_of, is_loopback, lookup, source, view
 
+STRAYS = "tcp sequence set"  # in a rule after which a segment is none of its connection's
 _TOLERATED = 4  # bytes above its MTU that a device still takes: room for a VLAN tag (is_skb_forwardable)
+BE_LIBERAL = "net.netfilter.nf_conntrack_tcp_be_liberal"
 ROUTE_LOCALNET = "net.ipv4.conf.all.route_localnet"
 
 
@@ -145,10 +148,18 @@ def _judged(state: State, way: Way, end: Way, start: str, asked: Packet) -> Way:
 
 
 def _past_conntrack(state: State, way: Way, end: Way) -> str:
-    """Why the answer was not translated back: it does not pass where the packet was, or is not shown to netfilter."""
+    """Why the answer was not translated back.
+
+    It does not pass where the packet was, or is not shown to netfilter, or is none that conntrack knows.
+    """
     place = next((flow.netns for flow in way.flows if flow.came.dst != flow.left.dst), "")
     if not place:
         return ""
+    stray = next((hop for hop in end.hops if STRAYS in hop.rule), None)
+    if stray is not None:
+        by = f"{stray.what} of {called(stray.netns)} moves its sequence number out of the window"
+        why = f"{by}, {BE_LIBERAL} is 0, and no rule drops what is INVALID"
+        return f": conntrack on {called(place)} takes it for INVALID and does not translate it back ({why})"
     here = view(state.get(place, frozenset()), family_of(end.packet.src))
     if any(hop.netns == place for hop in end.hops) and not here.shows_bridged:
         return f": {called(place)} bridges it past conntrack, {BRIDGE_NF[here.family]} is 0"
@@ -237,8 +248,9 @@ def _known(world: World, trip: Trip) -> Trip:
     """What conntrack says of it: an answer to a connection that passed here, or something new."""
     entries = (flow for flow in world.flows if flow.netns == trip.netns)
     entry = next((flow for flow in entries if netfilter.is_answer(trip.packet, flow.left)), None)
-    known = replace(trip, reply=entry, came=trip.packet, translated=False, entry=False)
-    return known if entry else _remembered(known, world.here(trip.netns))
+    here = world.here(trip.netns)
+    known = replace(trip, reply=entry, came=trip.packet, translated=False, entry=False, liberal=here.is_on(BE_LIBERAL))
+    return known if entry else _remembered(known, here)
 
 
 def _remembered(trip: Trip, here: View) -> Trip:
@@ -255,7 +267,12 @@ def _remembered(trip: Trip, here: View) -> Trip:
 
 def _noted(trip: Trip) -> Trip:
     """The connection as it leaves the namespace: what conntrack will need to recognise the answer."""
-    if trip.came is None or trip.reply is not None or any(flow.netns == trip.netns for flow in trip.flows[-1:]):
+    if (
+        trip.came is None
+        or trip.reply is not None
+        or trip.invalid
+        or any(flow.netns == trip.netns for flow in trip.flows[-1:])
+    ):
         return trip
     return replace(trip, flows=(*trip.flows, Flow(trip.netns, trip.came, trip.packet)))
 
@@ -308,11 +325,15 @@ def _onward(world: World, trip: Trip, here: View) -> Iterator[Way]:
         yield _end("dropped", trip, f"a loopback source may not leave by {branches[0][0]}: {why}")
         return
     for dev, via in branches:
+        if (trip.netns, dev) in trip.carriers:
+            why = f"what {dev} sends to {trip.packet.dst} is routed into {dev} itself"
+            yield _end("dropped", _share(trip, 1 / len(branches)), why)
+            continue
         what = Hop(trip.netns, f"out {dev}" + (f" via {via}" if via else ""), _spelled(route))
         leaving = replace(trip, dev_out=dev, hops=(*trip.hops, what), chance=trip.chance / len(branches))
         for outcome, after in netfilter.hook("POSTROUTING", leaving, here, world.recent):
             if outcome != "accept":
-                yield _ended(outcome, after)
+                yield _ended(outcome, _unsent(after))
             else:
                 yield from _out(world, _noted(netfilter.back_from(after)), here, via)
 
@@ -320,7 +341,7 @@ def _onward(world: World, trip: Trip, here: View) -> Iterator[Way]:
 def _out(world: World, trip: Trip, here: View, via: str) -> Iterator[Way]:
     for lost, after in _queued(trip, here, trip.dev_out):
         if lost:
-            yield _end("dropped", after, lost)
+            yield _end("dropped", _unsent(after), lost)
         else:
             yield from _sent(world, after, here, via)
 
@@ -381,7 +402,7 @@ def _next(trip: Trip, netns: str, dev: str, port: str = "") -> Trip:
     hops = (*trip.hops, Hop(netns, f"in {dev}"))
     return Trip(
         netns, trip.packet, dev_in=dev, port_in=port, hops=hops, flows=trip.flows, chance=trip.chance, ttl=trip.ttl,
-        size=trip.size, whole=trip.whole, error=trip.error,
+        size=trip.size, whole=trip.whole, error=trip.error, stray=trip.stray,
     )  # fmt: skip
 
 
@@ -401,11 +422,31 @@ def _wire(world: World, trip: Trip, here: View, nexthop: str) -> Iterator[Way]:
         yield _end(
             "dropped", trip, f"{port} of {called(where)} takes {mtu} bytes, it has {trip.size}: dropped without a word"
         )
+    elif not mac and (unheard := _unheard(world, trip, found, nexthop)):
+        yield unheard
     elif _hairpin_missing(trip, here, found):
         why = f"hairpin is off on {trip.port_in}: a frame may not leave by the port it came in"
         yield _end("dropped", _unsent(trip), why)
     else:
         yield from _cross(world, trip, found, found.crossed)
+
+
+def _unheard(world: World, trip: Trip, station: Station, nexthop: str) -> Way | None:
+    """IPv6 asks for a neighbour by ICMP, which bridges show to netfilter as they show the packet itself.
+
+    What is not let through is not heard, and then nothing is sent. (ARP is shown to nobody.)
+    """
+    if world.family != "ip6":
+        return None
+    group = ip_address(int(ip_address("ff02::1:ff00:0")) | int(ip_address(nexthop)) & 0xFFFFFF)
+    for netns, bridge, *_ in station.crossed:
+        asking = Trip(netns, Packet("icmp", str(group), src=trip.packet.src), dev_in=bridge, dev_out=bridge, asks=True)
+        refused = next((one for outcome, one in _bridged(world, asking) if outcome != "accept"), None)
+        if refused is not None:
+            by = f"{refused.hops[-1].what}: {refused.hops[-1].rule}"
+            why = f"nobody hears who asks for the neighbour {nexthop}: dropped on {called(netns)} by {by}"
+            return _end("unreachable", _unsent(trip), why)
+    return None
 
 
 def _lost_on_wire(world: World, trip: Trip, here: View, mac: str | None, nexthop: str) -> Way:
@@ -419,12 +460,25 @@ def _lost_on_wire(world: World, trip: Trip, here: View, mac: str | None, nexthop
             _unsent(trip),
             f"no carrier: {port} of {called(other)}, the other end of {trip.dev_out}, is down",
         )
+    if isinstance(link, Bridge) and not _has_carrier(world, here, trip.dev_out):
+        return _end("unreachable", _unsent(trip), f"no carrier: nothing is plugged into {trip.dev_out} that is up")
     bridge = there.bridge_of(port)
     if bridge is None or mac is None:
         lost = trip if mac else _unsent(trip)  # nobody answers ARP
         return _end("unreachable", lost, _nobody(world, here, trip.dev_out, mac, nexthop))
     arrived = replace(trip, netns=other, hops=(*trip.hops, Hop(other, f"in {port}")))
     return _end("unreachable", arrived, _nobody(world, there, bridge.bridge, mac, nexthop))
+
+
+def _has_carrier(world: World, here: View, bridge: str) -> bool:
+    """Is one of its ports up, and the other end of that cable?"""
+    for port in here.ports.values():
+        link = here.links.get(port.name)
+        if port.bridge == bridge and here.is_up(port.name):
+            other, _, dev = link.peer.rpartition("/") if isinstance(link, Veth) else ("", "", "")
+            if not other or world.here(other).is_up(dev):
+                return True
+    return False
 
 
 def _unsent(trip: Trip) -> Trip:
@@ -602,15 +656,20 @@ def _cross(world: World, trip: Trip, station: Station, left: Crossed) -> Iterato
     (netns, bridge, port_in, port_out), *rest = left
     hop = Hop(netns, f"bridge {bridge}, {port_in} → {port_out}")
     bridged = replace(trip, netns=netns, dev_in=bridge, dev_out=bridge, hops=(*trip.hops, hop), mark=0, looped=False)
+    only_in = Hop(netns, f"in {port_in}")  # what the bridge does not pass on leaves by no port
     for outcome, one in _bridged(world, bridged):
         if outcome != "accept":
-            yield _ended(outcome, one)
+            yield _ended(outcome, _instead(one, len(trip.hops), only_in))
             continue
         for lost, after in _queued(one, world.here(netns), port_out):
             if lost:
-                yield _end("dropped", after, lost)
+                yield _end("dropped", _instead(after, len(trip.hops), only_in), lost)
             else:
                 yield from _cross(world, after, station, tuple(rest))
+
+
+def _instead(trip: Trip, index: int, hop: Hop) -> Trip:
+    return replace(trip, hops=(*trip.hops[:index], hop, *trip.hops[index + 1 :]))
 
 
 def _bridged(world: World, trip: Trip) -> Iterable[netfilter.Step]:
@@ -642,7 +701,16 @@ def _tunnel(world: World, trip: Trip, here: View, nexthop: str) -> Iterator[Way]
         return
     size = trip.size + sent.overhead if trip.size else 0
     hops = (*trip.hops, sent.hop)
-    under = Trip(trip.netns, sent.outer, mark=trip.mark, hops=hops, chance=trip.chance, size=size, whole=False)
+    under = Trip(
+        trip.netns,
+        sent.outer,
+        mark=trip.mark,
+        hops=hops,
+        chance=trip.chance,
+        size=size,
+        whole=False,
+        carriers=(*trip.carriers, (trip.netns, trip.dev_out)),
+    )
     for end in _send(replace(world, family=family_of(sent.outer.dst)), under):
         inner = replace(trip, hops=end.hops, chance=end.chance)
         try:

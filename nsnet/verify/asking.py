@@ -12,8 +12,9 @@ from nsnet.verify.judge import Result, judge
 
 CALLS_AT_ONCE = 20_000  # calls of one part; between parts progress is told, and a failure may end the run
 CONCURRENCY = 512
-BLOCKED_AT_ONCE = 4096  # they only wait, so that many may do it together
-BLOCKED_TIMEOUT = 0.6  # s; what is not blocked answers within milliseconds
+SILENT = frozenset({"blocked", "timeout", "unreachable"})  # what is wanted where nobody need say that it is so
+SILENT_AT_ONCE = 4096  # they only wait, so that many may do it together
+SILENCE = 0.6  # s; what comes through answers within milliseconds
 TIMEOUT = 1.3  # s; TCP sends a lost SYN again after 1 s
 PATIENT = 4  # times as long when asked again: on an emulated or overloaded machine what is slow is not lost
 PAUSE = 1.0  # s before a retry: what converges needs time, and the kernel's ration of ICMP errors grows by one a second
@@ -28,16 +29,18 @@ def run(
     retry: int = 0,
     keep_going: bool = True,
     timeout: float = TIMEOUT,
+    tries: int = 2,
 ) -> list[Result]:
     """Asks every expectation with packets; the results stand in the same order.
 
-    What failed is asked again up to `retry` times. Without `keep_going` the first part that has a failure is the last:
-    the rest is `skipped`. `progress` gets (calls answered, calls in all). Never raises for what the network does.
+    Of `tries` attempts one has to be answered in time. What failed is asked again up to `retry` times. Without
+    `keep_going` the first part that has a failure is the last: the rest is `skipped`. `progress` gets (calls answered,
+    calls in all). Never raises for what the network does.
     """
     results: list[Result] = []
     total, done = sum(item.calls for item in expectations), 0
     for part in parts(expectations):
-        answers = _part(part, progress and _shifted(progress, done, total), retry, timeout)
+        answers = _part(part, progress and _shifted(progress, done, total), retry, timeout, tries)
         results += [judge(item, found) for item, found in zip(part, answers, strict=True)]
         done += sum(item.calls for item in part)
         if not keep_going and not all(result.ok for result in results):
@@ -68,8 +71,10 @@ def _shifted(progress: Progress, done: int, total: int) -> Progress:
     return lambda now, _: progress(min(done + now, total), total)
 
 
-def _part(part: list[Expectation], progress: Progress | None, retry: int, timeout: float) -> list[list[Answer]]:
-    answers = _ask(part, progress, timeout)
+def _part(
+    part: list[Expectation], progress: Progress | None, retry: int, timeout: float, tries: int = 2
+) -> list[list[Answer]]:
+    answers = _ask(part, progress, timeout, tries)
     for _ in range(retry):
         failed = [index for index, item in enumerate(part) if not judge(item, answers[index]).ok]
         if not failed:
@@ -80,23 +85,24 @@ def _part(part: list[Expectation], progress: Progress | None, retry: int, timeou
     return answers
 
 
-def _ask(part: Sequence[Expectation], progress: Progress | None, timeout: float) -> list[list[Answer]]:
+def _ask(part: Sequence[Expectation], progress: Progress | None, timeout: float, tries: int = 2) -> list[list[Answer]]:
     """Everything once; affinity's first call before the others, so that there is something to stick to."""
     answers: list[list[Answer]] = [[] for _ in part]
     first = [index for index, item in enumerate(part) if item.sticky]
-    rest = chain.from_iterable([index] * (item.calls - item.sticky) for index, item in enumerate(part))
+    rest = list(chain.from_iterable([index] * (item.calls - item.sticky) for index, item in enumerate(part)))
     coded = [index for index, item in enumerate(part) if _server_name(item)]
-    blocked = {index for index, item in enumerate(part) if item.want == "blocked"}
-    others = [index for index in rest if index not in {*blocked, *coded}]
+    silent = {index for index, item in enumerate(part) if item.want in SILENT}
+    apart = silent.union(coded)
+    others = [index for index in rest if index not in apart]
     for indexes, patience, together in (
         (first, timeout, CONCURRENCY),
         (others, timeout, CONCURRENCY),
-        (sorted(blocked), min(timeout, BLOCKED_TIMEOUT), BLOCKED_AT_ONCE),
+        ([index for index in rest if index in silent], min(timeout, SILENCE), SILENT_AT_ONCE),
     ):
         probes = [question(part[index]) for index in indexes]
         for index, answer in zip(
             indexes,
-            kernel.probe(probes, timeout=patience, concurrency=together, progress=progress),
+            kernel.probe(probes, timeout=patience, tries=tries, concurrency=together, progress=progress),
             strict=True,
         ):
             answers[index].append(answer)
@@ -120,7 +126,7 @@ def question(item: Expectation) -> Probe:
     Silence is not asked again where it is what is wanted, nor where several may answer: a second try would choose
     another endpoint and hide a dead one.
     """
-    silence = item.partly or item.want in {"timeout", "unreachable", "blocked"}
+    silence = item.partly or item.want in SILENT
     tries = 1 if silence or len(item.answers) > 1 else 0
     return Probe(
         item.netns,

@@ -21,7 +21,7 @@ from nsnet.kernel.iptables import is_nft
 from nsnet.kernel.nftables import TRACE
 from nsnet.kernel.ruletrace import ChainName, Located, Told
 from nsnet.model import Backend
-from nsnet.state import Chain, Looking, NftChain, State, Wireguard
+from nsnet.state import Chain, Looking, NftChain, State, Vxlan, Wireguard
 from nsnet.trace import Hop, Packet
 from nsnet.trace.observed import Sighting, hops, unflooded
 
@@ -75,23 +75,38 @@ def observe(
     try:
         one = everywhere.beacon(homes, netns, asked.protocol, asked.dst, asked.dport, asked.sport)
     except NotReachedError as failed:
-        why = failed.__cause__
-        if isinstance(why, OSError) and why.errno in _NO_ROUTE:
-            return Observed("kept", netns, (), (), words=why.strerror or "")
-        raise
+        return kept(netns, failed)
     there = sorted(state.there) if isinstance(state, Looking) else state
     places = [name for name in there if names.kind_of(name) != "pod" and name in state]
     places = list(dict.fromkeys([netns, *places, *ends]))
     ruled = [name for name in places if _has_rules(state, name)]
-    program = bpf.inner_too(bpf.compiled(one.filter), backend.port, backend.kind)
+    program, ports = looking_into(state, backend, one.filter)
     watched = [(name, "") for name in places]
     with Everywhere(watched, homes, program, 2048, Rules(ruled, one.number, one.matches)) as hearing:
         refused = hearing.send(one)
-        seen = _watched(hearing, one, frozenset(backend.udp_ports))
+        seen = _watched(hearing, one, ports)
         told, places_of = hearing.told()
-    found = _understood(state, one, seen, told, places_of, refused)
+    found = understood(state, one, seen, told, places_of, refused)
     entries = _connections(homes, one, found.sightings) if connections else ()
     return msgspec.structs.replace(found, connections=entries)
+
+
+def looking_into(state: State, backend: Backend, words: str) -> tuple[bpf.Program, frozenset[int]]:
+    """The filter, which finds its packets in tunnels, too; and the UDP ports of these: flannel's and all there are."""
+    program, known = bpf.inner_too(bpf.compiled(words), backend.port, backend.kind), frozenset(backend.udp_ports)
+    nodes = (name for name in state if names.kind_of(name) == "node")
+    others = {value.port for name in nodes for value in state[name] if isinstance(value, Vxlan)} - known
+    for port in sorted(others):
+        program = bpf.inner_too(program, port)
+    return program, known | others
+
+
+def kept(netns: str, failed: NotReachedError) -> Observed:
+    """Where the namespace has no route for it. Raises NotReachedError again where it was something else."""
+    why = failed.__cause__
+    if isinstance(why, OSError) and why.errno in _NO_ROUTE:
+        return Observed("kept", netns, (), (), words=why.strerror or "")
+    raise failed
 
 
 def _has_rules(state: State, netns: str) -> bool:
@@ -118,7 +133,7 @@ def _is_sent(one: Beacon, frame: frames.Frame) -> bool:
     return inner.protocol == one.spoken and one.is_sent(inner.seq, inner.payload, inner.kind)
 
 
-def _understood(
+def understood(
     state: State,
     one: Beacon,
     seen: Sequence[tuple[Seen, frames.Frame]],
@@ -126,6 +141,7 @@ def _understood(
     places: Located,
     refused: str,
 ) -> Observed:
+    """What became of a packet: of what was seen of it and its answers, and the rules that were told."""
     sightings = unflooded(state, [_sighting(what, frame) for what, frame in seen if _is_sent(one, frame)])
     answers = [(what, frame.innermost) for what, frame in seen if not _is_sent(one, frame)]
     rules, dropped = _rules(state, told, places)

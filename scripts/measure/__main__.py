@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import agree
 import datapath
 import faults
 import floor
@@ -419,6 +420,7 @@ MEASUREMENTS: dict[str, Callable[[], Iterator[Line]]] = {
     "see": measure_see,
     "labs": measure_labs,
     "faults": faults.measure,
+    "agree": lambda: agree.measure(nsnet),
     "stores": stores.lines,
 }
 

@@ -26,8 +26,7 @@ def _measured(name: str, mode: str, world: str = "cluster") -> Iterator[Line]:
         cluster.add(row.words)
         state, objects = kernel.observe(faulted.NAME), cluster.objects
         named[str(row)] = faulted.is_named(row, faulted.said(objects, state, row.question))
-        faulted.outcomes(objects, [row.question])  # the first packet after a neighbour entry is new takes another way
-        agreed[str(row)] = not faulted.disagreement(objects, state, row.question)
+        agreed[str(row)] = not faulted.disagreements(objects, state, [row.question, *row.well])
         start = time.perf_counter()
         cluster.clear()
         cleared.append(time.perf_counter() - start)

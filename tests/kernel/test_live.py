@@ -13,29 +13,23 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from nsnet import controller, kernel, model
 from nsnet.cli import trace
-from nsnet.cli.target import Target
-from nsnet.cli.trace import foretold
 from nsnet.kernel import nftables, ruletrace
-from nsnet.model import Family, Objects
+from nsnet.model import Objects
 from nsnet.state import NftTable
 from nsnet.store.objects import load_objects
 from nsnet.store.sqlite import open_store
-from nsnet.trace import Packet
-from nsnet.verify import hostports, parted
 from nsnet.verify import world as worlds
-from nsnet.verify.intent import intended
-from nsnet.verify.live import observe
-from nsnet.verify.world import World
+from tests import agreeing
 from tests.kernel import needs
 
 ROOT = Path(__file__).parents[2]
 ENV = {name: value for name, value in os.environ.items() if not name.startswith("NSNET_")} | {"PYTHONPATH": str(ROOT)}
 NSNET = (sys.executable, "-m", "nsnet")
 SHOWN = 5  # disagreements
+PIECEMEAL = 50  # packets for which all is read once more
 LONGEST = 600  # s of one verb: in a virtual machine without KVM an `up` takes two minutes
 
 
@@ -55,16 +49,7 @@ def _down() -> Iterator[None]:
 
 def up(topology: str, mode: str, backend: str = "vxlan") -> Objects:
     """The topology in this mode, with this backend of flannel's; its objects as they are stored."""
-    docs = [doc for doc in yaml.safe_load_all((ROOT / "topologies" / f"{topology}.yaml").read_text()) if doc]
-    cluster = next((doc for doc in docs if doc["kind"] == "Cluster"), None)
-    if cluster is None:
-        cluster = {"apiVersion": "nsnet/v1", "kind": "Cluster"}
-        docs.append(cluster)
-    cluster["metadata"] = {"name": "live"}
-    cluster.setdefault("networking", {})["kubeProxyMode"] = mode
-    if backend != "vxlan":
-        cluster["flannel"] = {"Backend": {"Type": backend}}
-    nsnet("up", "--no-verify", "-", stdin=yaml.safe_dump_all(docs))
+    nsnet("up", "--no-verify", "-", stdin=agreeing.document(topology, "live", mode, backend))
     store = open_store("live")
     try:
         return load_objects(store, pytest.fail)[0]
@@ -72,73 +57,26 @@ def up(topology: str, mode: str, backend: str = "vxlan") -> Objects:
         store.close()
 
 
-def asked(objects: Objects) -> Iterator[tuple[Target, Packet]]:
-    """From a pod of each node, a node and a host: to every pod, every Service port at each of its addresses, every node
-    port on every node, and every hostPort; in each family that the cluster has."""
-    for family in model.families_of(model.cluster_of(objects)):
-        yield from _asked(objects, worlds.world(objects, family), family)
-
-
-def _asked(objects: Objects, world: World, family: Family) -> Iterator[tuple[Target, Packet]]:
-    pods = {pod.node: pod for pod in world.pods if pod.name.startswith("default/")}
-    for source in (*pods.values(), world.nodes[0], world.hosts[0]):
-        start = Target(source.netns, source.name, source.label)
-        for pod in world.pods:
-            if pod.tcp and pod.name.startswith("default/"):
-                yield start, Packet("tcp", pod.address, pod.tcp[0])
-        for service in world.services:
-            for port in service.spec.ports or ():
-                spoken = port.protocol.lower()
-                for address in (service.spec.clusterIP, *model.balanced_addresses(service)):
-                    if model.family_of(address) == family:
-                        yield start, Packet(spoken, address, port.port)
-                if port.nodePort:
-                    yield from ((start, Packet(spoken, node.address, port.nodePort)) for node in world.nodes)
-        for found in hostports.questions(world, objects) if family == "ip" else ():
-            if found.source.netns == source.netns:
-                yield start, Packet(found.protocol.lower(), found.address, found.port)
-        yield start, Packet("icmp", world.nodes[-1].address)
-
-
-IPTABLES = (
-    "quickstart",
-    "racks",
-    "nodeport",
-    "hairpin",
-    "affinity",
-    "hostport",
-    "loadbalancer",
-    "ingress",
-    "refused",
-    "dual-stack",
-)
-NFTABLES = ("quickstart", "host-gw", "nodeport", "hairpin", "hostnetwork", "ports", "dual-stack", "gateway")
-ROWS = [(name, "iptables") for name in IPTABLES] + [(name, "nftables") for name in NFTABLES]
-ROWS.append(("userspace", "userspace"))
+NAMES = sorted(path.stem for path in agreeing.TOPOLOGIES.glob("*.yaml"))
+ROWS = [*((name, mode) for name in NAMES for mode in ("iptables", "nftables")), ("userspace", "userspace")]
 
 
 @pytest.mark.parametrize(("topology", "mode"), ROWS, ids=map(" ".join, ROWS))
 def test_predicted_is_observed_is_intended(topology: str, mode: str) -> None:
+    """Every pair, Service and port on every topology. (With every fault as well: `scripts/bench agree`.)"""
     objects = up(topology, mode)
-    all_agree(objects, asked(objects))
+    all_agree(objects, agreeing.asked(objects, everybody=True))
 
 
-def all_agree(objects: Objects, packets: Iterable[tuple[Target, Packet]]) -> None:
+def all_agree(objects: Objects, packets: Iterable[agreeing.Question]) -> None:
     """Intended, predicted (read at once, and piece by piece) and observed."""
-    state, piecemeal = kernel.observe("live"), kernel.look("live")
-    look, backend = trace.look_of(state, objects), model.cluster_of(objects).flannel.Backend
-    wrong, count = [], 0
-    for start, packet in packets:
+    state, piecemeal, every = kernel.observe("live"), kernel.look("live"), list(packets)
+    assert len(every) > 5
+    for start, packet in every[:: max(1, len(every) // PIECEMEAL)]:
         found = trace.traced(state, start, packet)
         assert trace.traced(piecemeal, start, packet) == found, "read piece by piece it is the same"
-        seen = observe(state, start.netns, packet, backend, [one.way.netns for one in found], connections=False)
-        intent = intended(objects, start.netns, packet)
-        said = parted.compared(state, intent, [foretold(one, look) for one in found], seen, look.place)
-        count += 1
-        if not said.agree:
-            wrong.append(f"{start.label} → {packet}: {said.sentence}")
-    assert count > 5
-    assert not wrong, f"{len(wrong)} of {count}:\n" + "\n".join(wrong[:SHOWN])
+    wrong = agreeing.differences(objects, state, every)
+    assert not wrong, f"{len(wrong)} of {len(every)}:\n" + "\n".join(wrong[:SHOWN])
 
 
 TUNNELS = [  # what trace says, and what capture shows on node1
@@ -154,7 +92,7 @@ def test_through_flannels_other_tunnels(backend: str, feature: str, live: str, c
     needs.features(feature)
     objects = up("quickstart", "iptables", backend)
     between = {pod.address for pod in worlds.world(objects).pods}
-    all_agree(objects, ((start, packet) for start, packet in asked(objects) if packet.dst in between))
+    all_agree(objects, ((start, packet) for start, packet in agreeing.asked(objects) if packet.dst in between))
     pods = {pod.spec.nodeName: pod for pod in model.of(objects, model.Pod) if pod.metadata.namespace == "default"}
     near, far = pods["node1"].metadata.name, pods["node2"].metadata.name
     words = (*NSNET, "capture", "node/node1", "--duration", "600s", "tcp[tcpflags] & tcp-syn != 0 and port 80")
@@ -178,7 +116,13 @@ def test_where_an_fdb_entry_is_missing() -> None:
     fdb = ("bridge", "-n", "live.node.node1", "fdb")
     listed = subprocess.run((*fdb, "show", "dev", "flannel.1"), capture_output=True, text=True, check=True).stdout
     (entry,) = [line.split()[0] for line in listed.splitlines() if " dst 172.18.0.3" in line]
+    before = kernel.observe("live")
     subprocess.run((*fdb, "del", entry, "dev", "flannel.1", "dst", "172.18.0.3"), check=True)
+    every = list(agreeing.asked(objects, everybody=True))
+    assert agreeing.differences(objects, kernel.observe("live"), every, meant=False) == []
+    wrong = agreeing.differences(objects, before, every, meant=False)
+    assert wrong, "who goes by a state of before is told"
+    assert {sentence.rpartition("; ")[2] for sentence in wrong} == {"it never came out eth0 of node/node1"}
     near, far = pods["node1"].metadata.name, pods["node2"].metadata.name
     said = nsnet("trace", near, f"pod/{far}", "--live", code=1).splitlines()
     assert said[-2] == "observed:  lost, last seen in node/node1"

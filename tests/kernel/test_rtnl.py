@@ -169,6 +169,17 @@ def test_applied_is_observed_and_deleted_is_gone(value: Value) -> None:
 
 
 @pytest.mark.usefixtures("base")
+def test_the_route_of_an_address_is_missed_and_made_again() -> None:
+    """The kernel makes it with the address, and nobody but a person takes it away."""
+    address = Address("cni0", "10.1.0.1/24")
+    ip("-n", NODE, "route", "delete", "10.1.0.0/24", "dev", "cni0")
+    (change,) = diff(observed(), BASE)
+    assert change == Change("replace", NODE, address, Address("cni0", "10.1.0.1/24", routed=False))
+    assert apply([change]) == []
+    assert observed() == BASE
+
+
+@pytest.mark.usefixtures("base")
 @pytest.mark.parametrize(("old", "new"), REPLACED, ids=words)
 def test_replaced(old: Value, new: Value) -> None:
     assert apply([Change("add", NODE, old)]) == []
