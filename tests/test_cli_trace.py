@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from nsnet import model, names
 from nsnet.cli import main as cli
-from nsnet.cli import trace
+from nsnet.cli import trace, trace_lines
 from nsnet.cli.explain import rule_lines
 from nsnet.cli.sentences import sentence
 from nsnet.cli.target import target
@@ -35,7 +35,9 @@ def text(start: str, to: str, state: State = STATE, objects: model.Objects = OBJ
     source, end = target(objects, start), trace.destination(objects, to, "default", protocol)
     asked = Packet(protocol, end.address, end.port)
     found = trace.traced(state, source, asked)
-    return "\n".join(trace.report(trace.Followed(source, end, asked, found, trace.look_of(state, objects))))
+    return "\n".join(
+        trace_lines.report(trace_lines.Followed(source, end, asked, found, trace_lines.look_of(state, objects)))
+    )
 
 
 def changed(netns: str, fault: Callable[[Value], Value | None], *more: Value) -> State:
@@ -240,8 +242,8 @@ def test_for_scripts() -> None:
         source, end = target(OBJECTS, "a"), trace.destination(OBJECTS, "svc/web", "default", "tcp")
         asked = Packet("tcp", end.address, end.port)
         found = trace.traced(state, source, asked)
-        followed = trace.Followed(source, end, asked, found, trace.look_of(state, OBJECTS))
-        return msgspec.to_builtins(trace.document(followed))
+        followed = trace_lines.Followed(source, end, asked, found, trace_lines.look_of(state, OBJECTS))
+        return msgspec.to_builtins(trace_lines.document(followed))
 
     whole, broken = said(STATE), said(changed(NODE1, without(FdbEntry)))
     assert (whole["from"], whole["delivered"], broken["delivered"]) == ("pod/a", True, False)

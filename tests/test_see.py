@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from nsnet import names
 from nsnet.cli import graph, line, realised, snapshot
 from nsnet.cli.context import Running
-from nsnet.cli.trace import look_of
+from nsnet.cli.trace_lines import look_of
 from nsnet.errors import InputError
 from nsnet.render import render
 from nsnet.state import Address, Chain, FdbEntry, Neighbour, Route, State, Sysctl, Value, Veth

@@ -23,7 +23,8 @@ from nsnet.cli.context import Running, running
 from nsnet.cli.durations import DURATION
 from nsnet.cli.output import coloured, note, warning
 from nsnet.cli.target import target
-from nsnet.cli.trace import destination, look_of
+from nsnet.cli.trace import destination
+from nsnet.cli.trace_lines import look_of
 from nsnet.errors import InputError
 from nsnet.kernel import bpf, frames, interrupt, netns, pcapng
 from nsnet.kernel.capture import Seen

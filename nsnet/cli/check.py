@@ -14,7 +14,7 @@ from nsnet.cli import elsewhere, options
 from nsnet.cli.context import Running, chosen, running
 from nsnet.cli.failing import guarded
 from nsnet.cli.output import coloured, error, note, out, print_json, print_table, progress
-from nsnet.cli.trace import look_of
+from nsnet.cli.trace_lines import look_of
 from nsnet.errors import InputError, NotReachedError
 from nsnet.render import machines
 from nsnet.store import location

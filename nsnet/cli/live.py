@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import msgspec
 
 from nsnet import model, names
-from nsnet.cli import trace
+from nsnet.cli import trace, trace_lines
 from nsnet.cli.explain import flows
 from nsnet.cli.kernels import Kernels, tell_clocks
 from nsnet.cli.output import coloured, out, print_json
-from nsnet.cli.trace import Followed
+from nsnet.cli.trace_lines import Followed
 from nsnet.errors import NotReachedError
 from nsnet.kernel.everywhere import all_here
 from nsnet.model import Objects
@@ -82,14 +82,14 @@ def report(watch: Watched, followed: Followed) -> Iterator[str]:
     """The lines of `trace`, of what was seen; then what conntrack says, and the three beside each other."""
     seen, asked, look = watch.seen, followed.asked, followed.look
     yield f"{asked.protocol} from {followed.start.label} to {followed.end.words}, sent and seen"
-    yield from trace.way_lines(way_of(seen, asked), asked, look)
+    yield from trace_lines.way_lines(way_of(seen, asked), asked, look)
     rows = [(netns, row) for netns, line in seen.connections for row in flows(line, look.services)]
     for netns, (_, state, source, dest, answers, goes) in rows:
         yield f"conntrack on {look.place(netns)}: {source} → {dest}, answered by {answers} → {goes}  {state}"
     for words in seen.notes:
         yield f"note: {words}"
     yield f"intended:  {_intended(watch.intent)}"
-    said = [trace.verdict(one, asked, look) for one in followed.found]
+    said = [trace_lines.verdict(one, asked, look) for one in followed.found]
     yield f"predicted: {said[0]}" + (f" (or {len(said) - 1} other ways)" if len(said) > 1 else "")
     yield f"observed:  {parted.ending(seen, look.place)}"
     yield coloured(f"verdict:   {watch.verdict.sentence}", "green" if watch.verdict.agree else "red")
@@ -110,13 +110,13 @@ def document(watch: Watched, followed: Followed) -> dict[str, object]:
         "where": look.place(seen.where),
         "words": parted.ending(seen, look.place),
         "packet": seen.packet,
-        "hops": trace.hop_documents(way, asked, look),
+        "hops": trace_lines.hop_documents(way, asked, look),
         "answerPassed": [look.place(netns) for netns in seen.answers],
         "conntrack": [{"where": look.place(netns), "entry": entry} for netns, entry in seen.connections],
         "notes": list(seen.notes),
     }
     return {
-        **trace.document(followed),
+        **trace_lines.document(followed),
         "promised": watch.intent,
         "observed": observed,
         "agree": watch.verdict.agree,

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from nsnet.cli import elsewhere, live, trace
+from nsnet.cli import elsewhere, live, trace, trace_lines
 from nsnet.cli.context import running
 from nsnet.cli.target import spaced, target
 from nsnet.errors import InputError
@@ -31,9 +31,9 @@ def way(cluster: str, source: str, to: str, protocol: str, *, send: bool) -> Doc
     asked = Packet(protocol, end.address, end.port)
     with elsewhere.kernels(now) as kernels:
         state, found = trace.looked(now, start, asked, WAYS + 1, kernels)
-        look = trace.look_of(state, now.objects, namespace)
-        followed = trace.Followed(start, end, asked, found, look)
+        look = trace_lines.look_of(state, now.objects, namespace)
+        followed = trace_lines.Followed(start, end, asked, found, look)
         watch = live.sent(now.objects, followed, kernels) if send else None
     shown = msgspec.structs.replace(followed, found=found[:WAYS])
-    said = live.document(watch, shown) if watch else trace.document(shown)
+    said = live.document(watch, shown) if watch else trace_lines.document(shown)
     return {**said, "more": len(found) > WAYS}

@@ -13,7 +13,8 @@ from nsnet.cli.decided import end_of
 from nsnet.cli.output import coloured, out, print_json
 from nsnet.cli.policy.showing import speaks
 from nsnet.cli.target import target
-from nsnet.cli.trace import Destination, destination
+from nsnet.cli.trace import destination
+from nsnet.cli.trace_lines import Destination
 from nsnet.control import policy as rules
 from nsnet.control.policy import Decision, End
 from nsnet.control.policy.words import HOST_NETWORK
