@@ -60,14 +60,14 @@ def _near(name: str) -> str:
     return f"did you mean {path.parent / found}?" if found else ""
 
 
-def load(files: Sequence[str], cluster: str | None) -> Loaded:
-    """The objects of the files, for the cluster of that name if one is given. Raises InputError."""
-    return parsed(sources(files), cluster)
+def load(files: Sequence[str], cluster: str | None, namespace: str = "") -> Loaded:
+    """The objects of the files, for the cluster and namespace of that name if one is given. Raises InputError."""
+    return parsed(sources(files), cluster, namespace)
 
 
-def parsed(found: Sequence[Source], cluster: str | None) -> Loaded:
+def parsed(found: Sequence[Source], cluster: str | None, namespace: str = "") -> Loaded:
     """The same of what was read already; standard input can be read once."""
-    loaded = manifests.load(found, cluster)
+    loaded = manifests.load(found, cluster, namespace)
     return _renamed(loaded, checked(cluster)) if cluster else loaded
 
 

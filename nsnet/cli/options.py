@@ -76,6 +76,12 @@ def namespace(function: Function) -> Function:
     return click.option("-n", "--namespace", default="default", metavar="NAMESPACE", help="Default: default.")(function)
 
 
+def namespace_of_files(function: Function) -> Function:
+    """-n where files may say one: as kubectl, for objects that say none, and no object may say another."""
+    text = "Of objects that say none (default); others are refused."
+    return click.option("-n", "--namespace", default="", metavar="NAMESPACE", help=text)(function)
+
+
 def files(function: Function) -> Function:
     """FILE…, at least one; `-` is stdin."""
     return click.argument("files", nargs=-1, required=True, metavar="FILE…")(function)
