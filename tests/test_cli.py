@@ -19,7 +19,7 @@ import pytest
 from click.core import ParameterSource
 
 from nsnet import model
-from nsnet.cli import describe, kinds
+from nsnet.cli import describe, files, kinds
 from nsnet.cli import main as cli
 from nsnet.cli.columns import Look, cells, header, human
 from nsnet.cli.context import Running
@@ -379,6 +379,14 @@ def test_validate_reads_standard_input_once(nsnet: Any, monkeypatch: pytest.Monk
     said = nsnet("validate - --cluster small", root=False)
     assert (said.code, said.err) == (0, "")
     assert said.out == "small: 1 Pod, 1 Service, 1 Cluster, all right\n"
+
+
+def test_what_cannot_be_read_is_not_what_was_meant(tmp_path: Path) -> None:
+    for name in ("small.yaml", "small.yml"):
+        (tmp_path / name).write_text(SMALL)
+    assert files._near(str(tmp_path / "small.yaml")) == f"did you mean {tmp_path}/small.yml?"
+    (tmp_path / "small.yml").unlink()
+    assert files._near(str(tmp_path / "small.yaml")) == ""
 
 
 def test_validate_says_everything_that_is_wrong(nsnet: Any, tmp_path: Path) -> None:

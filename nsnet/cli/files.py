@@ -54,7 +54,7 @@ def _source(name: str) -> Source:
 def _near(name: str) -> str:
     path = Path(name)
     try:
-        found = nearest(path.name, (entry.name for entry in path.parent.iterdir()))
+        found = nearest(path.name, (entry.name for entry in path.parent.iterdir() if entry.name != path.name))
     except OSError:
         return ""
     return f"did you mean {path.parent / found}?" if found else ""
