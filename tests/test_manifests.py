@@ -334,6 +334,18 @@ spec: {scope: Cluster, names: {kind: Thing}}
     )
 
 
+def test_a_namespace_for_objects_that_say_none() -> None:
+    """As kubectl apply -n; what belongs to no namespace is left alone."""
+    said = "{apiVersion: v1, kind: ConfigMap, metadata: {name: b, namespace: shop}}"
+    docs = f"{{apiVersion: v1, kind: ConfigMap, metadata: {{name: a}}}}\n---\n{said}"
+    node = "\n---\n{apiVersion: v1, kind: Node, metadata: {name: node1}}"
+    found = load([Source("x.yaml", (docs + node).encode())], "demo", "shop").objects
+    assert {Key("ConfigMap", "shop", "a"), Key("ConfigMap", "shop", "b"), Key("Node", "", "node1")} <= set(found)
+    with pytest.raises(InputError) as refused:
+        load([Source("x.yaml", docs.encode())], "demo", "ops")
+    assert str(refused.value) == 'x.yaml:3:66: ConfigMap "shop/b": metadata.namespace: is not ops, as -n says'
+
+
 def test_notes() -> None:
     claims = "---\n".join(
         f"{{apiVersion: v1, kind: PersistentVolumeClaim, metadata: {{name: c{n}, namespace: shop}}}}\n"

@@ -16,7 +16,7 @@ import msgspec
 
 from nsnet import control, kernel, manifests, model, names, reconcile
 from nsnet.cli import fault as cli
-from nsnet.cli import trace
+from nsnet.cli import trace, trace_lines
 from nsnet.cli.impaired import equipped
 from nsnet.cli.target import Target, target
 from nsnet.faults import CATALOGUE, check
@@ -284,12 +284,12 @@ def said(objects: Objects, state: State, question: Question) -> str:
     """Everything that `trace` says about how the packet fares."""
     start, packet = start_of(objects, question), packet_of(objects, question)
     found = trace.traced(state, start, packet)
-    look = trace.look_of(state, objects)
+    look = trace_lines.look_of(state, objects)
     parting = trace.compared(objects, start, packet, found, look)
     lines = [parting.sentence]
     for one in found:
-        lines.append(trace.verdict(one, packet, look))
-        lines += [trace.reply_verdict(one.way, reply, look) for reply in one.replies]
+        lines.append(trace_lines.verdict(one, packet, look))
+        lines += [trace_lines.reply_verdict(one.way, reply, look) for reply in one.replies]
     return "\n".join(lines)
 
 
