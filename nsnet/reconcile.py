@@ -80,7 +80,7 @@ from nsnet.state import (
 )
 from nsnet.store import Conflict, Store, Unreachable, location
 from nsnet.store.members import Member
-from nsnet.store.objects import differences, load_objects, refresh, save_objects
+from nsnet.store.objects import differ, differences, load_objects, refresh, save_differences
 
 T = TypeVar("T")
 Listening = Mapping[str, frozenset[tuple[str, int]]]
@@ -162,7 +162,7 @@ def rooms() -> Rooms:
         """A damage is done when nothing else is left to do: its values are held from then on."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         found = completed(objects, listening, now)
-        return found if differences(objects, found) else dict(faults.marked(found))
+        return found if differ(objects, found) else dict(faults.marked(found))
 
     def render(objects: Objects) -> State:
         return wanted(objects).state
@@ -414,12 +414,14 @@ class _Sync:
 
     def run(self, only: Scope | None, memory: Memory | None) -> Report:
         objects, revision = self._load(memory)
-        want = self._render(objects)
         scope: Scope | None = None
         old: State = {}
         before: Listening = {}
-        if only is not None and memory is not None:
+        if only is None or memory is None:
+            want = self._render(objects)
+        else:
             old, before = memory.want, memory.listening
+            want = self._rendered_again(objects, memory)
             scope = union(only, self._timed("diff", self.rooms.touched, old, want))
             scope = union(scope, self._released(memory.holds))
         have = self._first_look(scope, old, want)
@@ -431,10 +433,13 @@ class _Sync:
                 have, scope, listening = self._look_again(changes, have, want, scope, listening)
                 continue
             completed = self._completed(objects, listening, revision)
-            if completed is None or not self._differ(objects, completed):
+            puts = self._timed("control", differences, objects, completed) if completed is not None else {}
+            if completed is None or not puts:
+                if completed is not None:
+                    self._tell(listening, revision)
                 self._forget_flows(objects, None if scope is None else self.filtered)
                 return self._report(number, Memory(objects, revision, want, listening, self.holds))
-            objects, revision = self._save(objects, completed, revision)
+            objects, revision = self._save(objects, completed, puts, revision)
             held = self.holds
             old, want = want, self._render(objects)
             if scope is not None:
@@ -448,16 +453,28 @@ class _Sync:
         """What control makes of it; None where that has to wait, or is another machine's to do."""
         if self.unreachable is not None:
             return None
+        self._tell(listening, revision)
         if self.member is not None:
             try:
-                self.member.tell(listening, revision)
                 if not self.member.in_charge():
                     return None
-                listening = self.member.heard(listening)
+                everywhere = self.member.heard(listening)
             except Unreachable as error:
                 self.unreachable = error
                 return None
+            if everywhere is None:
+                return None
+            listening = everywhere
         return self._timed("control", self.rooms.complete, objects, listening)
+
+    def _tell(self, listening: Listening, revision: int) -> None:
+        """The other machines: who listens here, what the kernel has followed, and of whom control has heard."""
+        if self.member is None or self.unreachable is not None:
+            return
+        try:
+            self.member.tell(listening, revision)
+        except Unreachable as error:
+            self.unreachable = error
 
     def _first_look(self, scope: Scope | None, old: State, want: State) -> State:
         """While the rules of nodes are read, what programs in pods read is written: names need not wait for them.
@@ -532,6 +549,7 @@ class _Sync:
 
     def _load(self, memory: Memory | None) -> tuple[dict[Key, Object], int]:
         self.progress("store", 0)
+        objects: Objects
         if memory is None:
             objects, revision = self._timed("store", load_objects, self.store, self.garbage.append)
         else:
@@ -548,6 +566,13 @@ class _Sync:
         self.progress("render", len(objects))
         self.holds = self._timed("render", self.rooms.holds, objects)
         return self._timed("render", self.rooms.render, objects)
+
+    def _rendered_again(self, objects: dict[Key, Object], memory: Memory) -> State:
+        """What was wanted of these very objects is wanted still: another machine's word alone may have woken us."""
+        if objects is not memory.objects:
+            return self._render(objects)
+        self.holds = memory.holds
+        return memory.want
 
     def _observe(self, scope: Scope | None) -> State:
         self.progress("observe", 0 if scope is None else len(scope))
@@ -572,18 +597,20 @@ class _Sync:
         self.refused = {_identity(refusal.change) for refusal in refusals}
         self.refusals += refusals
 
-    def _differ(self, before: Objects, after: Objects) -> bool:
-        return bool(self._timed("control", differences, before, after))
-
     def _save(
-        self, before: dict[Key, Object], after: dict[Key, Object], revision: int
+        self, before: dict[Key, Object], after: dict[Key, Object], puts: Mapping[str, bytes | None], revision: int
     ) -> tuple[dict[Key, Object], int]:
         """Writes what control made of it; where somebody else wrote meanwhile, takes that instead."""
         claim = self.member.claim if self.member else None
         try:
-            return after, self._timed("store", save_objects, self.store, before, after, revision, claim)
+            written = self._timed("store", save_differences, self.store, before, puts, revision, claim)
+            if written > revision + 1:  # others may have written in between what no fence guards: a flanneld, a person
+                now = self._timed("store", refresh, self.store, after, revision, self.garbage.append, puts)
+                return indexed(now[0]), now[1]
+            return indexed(after), written
         except Conflict:
-            return self._timed("store", refresh, self.store, before, revision, self.garbage.append)
+            objects, revision = self._timed("store", refresh, self.store, before, revision, self.garbage.append)
+            return indexed(objects), revision
 
     def _timed(self, phase: str, function: Callable[..., T], *args: Any, **named: Any) -> T:
         start = time.perf_counter()

@@ -17,6 +17,7 @@ SANDBOX = str(ROOT / "scripts" / "sandbox")
 ENV = {name: value for name, value in os.environ.items() if not name.startswith("NSNET_")} | {"PYTHONPATH": str(ROOT)}
 SSHD = "/usr/sbin/sshd"
 HOME = "192.0.2.254"  # where the etcd members are
+WIRE = "02:00:00:00:02:fe"  # said: a bridge takes its lowest port's, and another one when a machine comes or goes
 
 
 class Box:
@@ -139,7 +140,7 @@ def ip(*words: str) -> None:
 @contextlib.contextmanager
 def boxes(names: str) -> Iterator[dict[str, Box]]:
     """Machines called so, at 192.0.2.1 and so on, on one wire."""
-    ip("link", "add", "wire", "type", "bridge")
+    ip("link", "add", "wire", "address", WIRE, "type", "bridge")
     ip("address", "add", f"{HOME}/24", "dev", "wire")
     ip("link", "set", "wire", "up")
     made = {name: Box(name, f"192.0.2.{index}") for index, name in enumerate(names, 1)}

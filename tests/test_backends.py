@@ -32,6 +32,7 @@ from nsnet.state import (
     WireguardPeer,
     text,
 )
+from nsnet.store import keys as store_keys
 
 FOUR, BOTH, SIX = "10.244.0.0/16", "10.244.0.0/16,fd00:10:244::/56", "fd00:10:244::/56"
 NODE1 = names.node_netns("demo", "node1")
@@ -166,17 +167,67 @@ def test_leases_bear_the_public_half_of_a_key_that_is_kept() -> None:
         assert file.mode == 0o400
 
 
-def test_a_key_of_a_manifest_is_taken_and_a_bad_one_refused() -> None:
-    secret = (
-        "---\napiVersion: v1\nkind: Secret\nmetadata: {name: wgkey-node1, namespace: kube-flannel}\ndata: {wgkey: %s}\n"
-    )
+WG_SECRET = (
+    "---\napiVersion: v1\nkind: Secret\nmetadata: {name: wgkey-node1, namespace: kube-flannel}\ndata: {wgkey: %s}\n"
+)
+WG_PUBLIC = "j0DFrbaPJWJK5bIU6nZ6bslNgp09e14a0bpvPiE4KF8="
+
+
+@pytest.mark.parametrize(
+    ("backend", "subnets", "record"),
+    [
+        (
+            {"Type": "vxlan", "VNI": 7, "Port": 4789},
+            FOUR,
+            '"BackendType":"vxlan","BackendData":{"VNI":7,"VtepMAC":"1e:73:4f:43:de:6a"}}',
+        ),
+        (
+            {"Type": "vxlan", "DirectRouting": True},
+            BOTH,
+            (
+                '"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"f2:34:c4:a1:43:ca"},'
+                '"BackendV6Data":{"VNI":1,"VtepMAC":"fe:60:b1:1f:6e:6b"}}'
+            ),
+        ),
+        ({"Type": "host-gw"}, FOUR, '"BackendType":"host-gw"}'),
+        ({"Type": "host-gw"}, BOTH, '"BackendType":"host-gw"}'),
+        ({"Type": "ipip", "DirectRouting": True}, FOUR, '"BackendType":"ipip"}'),
+        ({"Type": "udp", "Port": 9000}, FOUR, "}"),
+        ({"Type": "wireguard"}, FOUR, f'"BackendType":"wireguard","BackendData":{{"PublicKey":"{WG_PUBLIC}"}}}}'),
+        (
+            {"Type": "wireguard", "Mode": "auto"},
+            BOTH,
+            (
+                f'"BackendType":"wireguard","BackendData":{{"PublicKey":"{WG_PUBLIC}"}},'
+                f'"BackendV6Data":{{"PublicKey":"{WG_PUBLIC}"}}}}'
+            ),
+        ),
+    ],
+)
+def test_a_lease_is_byte_for_byte_what_the_backend_writes(
+    backend: dict[str, object], subnets: str, record: str
+) -> None:
+    """flannel's `LeaseAttrs` as each backend fills them: udp's code gives no type."""
     private = base64.b64encode(base64.b64encode(bytes(range(32)))).decode()
-    state = render(completed(cluster({"Type": "wireguard"}, more=secret % private)))
+    more = WG_SECRET % private if backend["Type"] == "wireguard" else ""
+    objects = completed(cluster(backend, subnets, more))
+    lease = next(item for name, item in leases(objects).items() if name.startswith("10.244.1.0-24"))
+    six = '"fd00:172:18::2"' if subnets == BOTH else "null"
+    head, _, tail = store_keys.encode(lease).decode().partition(six)
+    assert head == '{"PublicIP":"172.18.0.2","PublicIPv6":'
+    assert tail.removeprefix(",") == record
+    (node,) = [node for node in model.of(objects, model.Node) if node.metadata.name == "node1"]
+    assert node.metadata.annotations["flannel.alpha.coreos.com/backend-type"] == lease.BackendType
+
+
+def test_a_key_of_a_manifest_is_taken_and_a_bad_one_refused() -> None:
+    private = base64.b64encode(base64.b64encode(bytes(range(32)))).decode()
+    state = render(completed(cluster({"Type": "wireguard"}, more=WG_SECRET % private)))
     (key,) = [value for value in state[NODE1] if isinstance(value, WireguardKey)]
     public = X25519PrivateKey.from_private_bytes(bytes(range(32))).public_key().public_bytes_raw()
     assert key.public_key == base64.b64encode(public).decode()
     with pytest.raises(ObjectError, match="is not a private key of WireGuard's"):
-        completed(cluster({"Type": "wireguard"}, more=secret % "c2hvcnQ="))
+        completed(cluster({"Type": "wireguard"}, more=WG_SECRET % "c2hvcnQ="))
 
 
 # --- cables and sysctls -----------------------------------------------------------------------------------------------

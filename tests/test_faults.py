@@ -128,6 +128,24 @@ def test_nothing_is_broken_without_a_fault() -> None:
     assert faults.holds(STATE, OBJECTS) == frozenset()
 
 
+@pytest.mark.parametrize("kind", [kind for kind in CATALOGUE.values() if kind.damage], ids=lambda kind: kind.name)
+def test_a_namespace_that_is_not_wanted_here_is_not_made(kind: faults.Kind) -> None:
+    """Of a cluster over several machines every machine wants its own namespaces alone."""
+    where = {"service": ("svc/default/far",), "pod": ("pod/default/c",)}.get(kind.places, ("node/node2",))
+    fault = made(kind.name, *where, to=("node/node1",) if kind.pairs else (), leave="keys")
+    here = {netns: values for netns, values in STATE.items() if netns != names.node_netns("demo", "node2")}
+    objects = with_(msgspec.structs.replace(fault, status=FaultStatus(done=True)))
+    assert faults.broken(here, objects).keys() == here.keys()
+    assert kind.hold or all(netns in here for netns, _ in faults.holds(here, objects))
+
+
+def test_a_time_that_is_none_never_comes() -> None:
+    """One that came past `check`: what stands in the store may be anybody's."""
+    objects = with_(made("ip-forward-off", "node/node1", until="tomorrow"))
+    assert faults.standing(objects, "2026-12-01T10:00:00Z") == objects
+    assert list(faults.ends(objects)) == []
+
+
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
@@ -139,6 +157,14 @@ def test_nothing_is_broken_without_a_fault() -> None:
         (made("partition", "node/node1", to=("node/node1",)), "spec.to: node/node1 is on both sides"),
         (made("mtu", "node/node1", options={"size": "1"}), "spec.options.size: mtu has no such option"),
         (made("loss", "node/node1", options={"loss": "200%"}), 'spec.options.loss: "200%" does not fit'),
+        (made("mtu", "node/node1", options={"mtu": "99999"}), 'spec.options.mtu: "99999" does not fit'),
+        (made("vni-mismatch", "node/node1", options={"vni": "16777216"}), 'spec.options.vni: "16777216" does not fit'),
+        (made("vxlan-port-mismatch", "node/node1", options={"port": "0"}), 'spec.options.port: "0" does not fit'),
+        (made("wrong-target-port", "svc/default/far", options={"port": "65536"}), '"65536" does not fit'),
+        (made("overlapping-cidr", "node/node1", options={"cidr": "999.1.1.1/99"}), '"999.1.1.1/99" does not fit'),
+        (made("ip-forward-off", "node/node1", until="tomorrow"), 'spec.until: "tomorrow" is no time'),
+        (made("ip-forward-off", "node/node1", until="2026-13-01T10:00:00Z"), 'spec.until: "2026-13-01T10:00:00Z"'),
+        (made("ip-forward-off", "node/node1", until="2026-12-01T10:00:00+05:00"), "is no time"),
         (made("no-endpoints", "svc/default/far", leave="keys"), 'spec.leave: "keys" is not possible'),
         (made("ip-forward-off", "node/node1", leave="it"), 'spec.leave: "it" is not possible'),
     ],

@@ -50,6 +50,7 @@ from nsnet.state import (
     Veth,
 )
 from nsnet.store import sqlite
+from nsnet.store.keys import encode, path
 from nsnet.store.objects import load_objects, save_objects
 
 ROUTER = "demo.fabric.router"
@@ -210,6 +211,21 @@ def test_the_death_of_the_pod_server_does_not_empty_the_services(
     assert kernel.batches == [[Change("add", ROUTER, SERVER)]]
     assert store.revision() == 1
     assert chain(kernel) == BOTH
+
+
+def test_what_somebody_writes_past_the_fence_while_control_computes_is_not_missed(
+    kernel: Kernel, rooms: Rooms, store: sqlite.SqliteStore
+) -> None:
+    new = pod("c", 4)
+
+    def meanwhile(objects: Objects, listening: Listening) -> dict[Key, Object]:
+        if store.get(path(new)) is None:
+            store.txn({}, {path(new): encode(new)})
+        return complete(objects, listening)
+
+    save_objects(store, PODS, by_key([pod("a", 2, "False"), pod("b", 3, "False")]), 1)
+    sync(store, "demo", using=rooms._replace(complete=meanwhile))
+    assert chain(kernel) == (*BOTH, "-d 10.244.1.4 -j ACCEPT")
 
 
 def test_the_same_with_a_limited_look(kernel: Kernel, rooms: Rooms, store: sqlite.SqliteStore) -> None:

@@ -335,6 +335,20 @@ def test_refresh_follows_changes(store: sqlite.SqliteStore) -> None:
     assert refresh(store, first, 1) == (third, 3)
 
 
+def test_refresh_after_a_writing_of_ours_finds_what_others_wrote_before_it(store: sqlite.SqliteStore) -> None:
+    """They know no fence: a flanneld, or a person with etcdctl. What we wrote keeps its identity."""
+    first = by_key([pod("a")])
+    save_objects(store, {}, first, 0)
+    foreign = pod("c")
+    store.txn({}, {path(foreign): encode(foreign)})
+    second = by_key([pod("a", "node2")])
+    puts = differences(first, second)
+    assert save_objects(store, first, second, 1) == 3
+    found, revision = refresh(store, second, 1, ours=puts)
+    assert (found, revision) == ({**second, **by_key([foreign])}, 3)
+    assert all(found[key] is obj for key, obj in second.items())
+
+
 # --- garbage ----------------------------------------------------------------------------------------------------------
 
 

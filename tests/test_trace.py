@@ -13,6 +13,7 @@ from nsnet.state import (
     FdbEntry,
     Loopback,
     Neighbour,
+    NftChain,
     Route,
     State,
     Sysctl,
@@ -116,6 +117,14 @@ def test_what_stops_a_packet_between_nodes(netns: str, fault: Fault, result: str
     end = one(broken(netns, fault), A1, POD_TO_POD)
     assert end[:2] == (result, where), end
     assert end[2].startswith(why), end
+
+
+def test_a_tunnel_whose_own_packets_are_routed_into_it() -> None:
+    state = broken(NODE1, lambda value: value, Route("172.18.0.3/32", "flannel.1", "10.244.2.0", onlink=True))
+    assert one(state, A1, POD_TO_POD) == (
+        "dropped", NODE1,
+        "the VXLAN packet is dropped: what flannel.1 sends to 172.18.0.3 is routed into flannel.1 itself",
+    )  # fmt: skip
 
 
 def test_a_neighbour_entry_with_a_wrong_mac() -> None:
@@ -275,7 +284,7 @@ def test_does_a_rule_match(rule: str, expected: float) -> None:
     assert likelihood(parse(rule), TRIP, facts, number(packet.src), number(packet.dst)) == expected
 
 
-def node(*chains: Chain) -> State:
+def node(*chains: Chain | NftChain) -> State:
     """A lonely namespace that sends to itself."""
     return {"n": frozenset([Loopback(), Bridge("eth0", ""), Address("eth0", "10.0.0.5/24"), *chains])}
 
@@ -310,6 +319,7 @@ def test_what_chains_make_of_a_packet(chains: list[Chain], results: set[str]) ->
     [
         ("-p tcp -j DNAT --to-destination 10.0.0.5:99", "10.0.0.5", 99),
         ("-p tcp -j DNAT --to-destination 10.0.0.5", "10.0.0.5", 80),
+        ("-p tcp -j DNAT --to-destination 10.0.0.5-10.0.0.9:99-100", "10.0.0.5", 99),
         ("-p tcp -j REDIRECT --to-ports 99", "127.0.0.1", 99),
     ],
 )
@@ -319,3 +329,35 @@ def test_translations(rule: str, dst: str, dport: int) -> None:
     assert (way.result, way.packet.dst, way.packet.dport) == ("delivered", dst, dport)
     (back,) = answer(state, way, Packet("tcp", "10.0.0.7", 80))
     assert (back.result, back.packet.src, back.packet.sport) == ("delivered", "10.0.0.7", 80)
+
+
+PING = Trip("n", Packet("icmp", "10.0.0.5", 0, "10.1.0.1"))
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("any", 1), ("8", 1), ("0", 0), ("3/4", 0)])
+def test_a_kind_of_ping(kind: str, expected: float) -> None:
+    rule = parse(f"-p icmp -m icmp --icmp-type {kind} -j X")
+    assert likelihood(rule, PING, Facts(lambda _: False), number("10.1.0.1"), number("10.0.0.5")) == expected
+
+
+@pytest.mark.parametrize(
+    ("rules", "dst", "end"),
+    [  # of a person's own table, which trace has to take as it comes
+        (("dnat to 10.0.0.5",), "10.0.0.7", "delivered 10.0.0.5:80"),
+        (("dnat to 10.0.0.5-10.0.0.9",), "10.0.0.7", "delivered 10.0.0.5:80"),
+        (
+            ("dnat ip addr . port to numgen random mod 1 map { 0 : 10.0.0.5 . 99 }",),
+            "10.0.0.7",
+            "delivered 10.0.0.5:99",
+        ),
+        (("meta mark set 0x3", "meta mark 1-5 drop"), "10.0.0.5", "dropped 10.0.0.5:80"),
+        (("meta mark set 0x6", "meta mark 1-5 drop"), "10.0.0.5", "delivered 10.0.0.5:80"),
+        (("meta mark 1-5 accept", "drop"), "10.0.0.5", "dropped 10.0.0.5:80"),
+        (("meta mark set 0x6", "meta mark != { 0x1, 0x6 } drop"), "10.0.0.5", "delivered 10.0.0.5:80"),
+        (("meta priority set 0x1 drop",), "10.0.0.5", "delivered 10.0.0.5:80"),
+    ],
+)
+def test_what_a_table_of_nftables_makes_of_a_packet(rules: tuple[str, ...], dst: str, end: str) -> None:
+    table = NftChain("mine", "out", rules, "type nat hook output priority -100; policy accept;")
+    (way,) = walk(node(table), "n", Packet("tcp", dst, 80))
+    assert f"{way.result} {way.packet.dst}:{way.packet.dport}" == end

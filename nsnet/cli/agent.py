@@ -1,7 +1,7 @@
 """`agent`: this machine takes its part of a cluster that several carry.
 
-It finds the cluster in the etcd, remembers which machine it is, brings its own nodes and pods into being and leaves a
-controller that looks after them. Nothing else of the machine is touched; the other machines reach it at the address
+It finds the cluster in the etcd, remembers which machine it is and starts the controller that brings its nodes and
+pods into being and looks after them. Nothing else of the machine is touched; the other machines reach it at the address
 that the Cluster document says, by VXLAN, which has no authentication: that is for networks one trusts.
 """
 
@@ -15,17 +15,16 @@ import click
 from nsnet import controller, model, reconcile
 from nsnet.cli import options, spread
 from nsnet.cli.context import changing, checked, waiting_for
-from nsnet.cli.output import out, progress
-from nsnet.cli.up import duration, show_phase
+from nsnet.cli.output import out, progress, warning
+from nsnet.cli.up import duration, going_on
 from nsnet.errors import InputError, NotReachedError
-from nsnet.model import Node
 from nsnet.render import machines
-from nsnet.store import location, opening
+from nsnet.store import Store, location, opening
 from nsnet.store.etcd import EtcdStore
 from nsnet.store.keys import CLUSTERS
 from nsnet.store.location import Here
 from nsnet.store.members import Member
-from nsnet.store.objects import update
+from nsnet.store.objects import entries_decoded, update
 
 
 @options.verb("agent")
@@ -44,38 +43,44 @@ def agent(store: str, machine: str, timeout: str, cluster: str | None) -> None:
         raise InputError(f"{place} is one machine's own store", "--store etcd://HOST:2379, which every machine reaches")
     started = time.perf_counter()
     name = _found(place, cluster, time.monotonic() + duration(timeout))
-    with (
-        reconcile.lock(name, waiting=waiting_for(name, "agent")),
-        opening.open_at(name, place) as there,
-        settled(name, place, machine),
-    ):
-        update(there, lambda stored: spread.at_home(stored, machine))
-        with joining(there, name):
-            report = reconcile.sync(there, name, progress=show_phase, member=reconcile.member(there, name))
+    with going_on(name, on="nsnet agent"), settled(name, place, machine):
+        with reconcile.lock(name, waiting=waiting_for(name, "agent")), opening.open_at(name, place) as there:
+            cluster_ = _joined(there, name, machine)
+            revision = there.revision()
+        progress(f"building what machine {machine} carries")
+        changes = controller.build(name, revision)
     progress("")
-    controller.start(name)
-    mine = [node for node in model.of(report.memory.objects, Node) if _is_here(report.memory.objects, node, machine)]
+    nodes = ", ".join(_carried(cluster_, machine)) or "no node yet"
     seconds = time.perf_counter() - started
-    names = ", ".join(node.metadata.name for node in mine) or "no node yet"
-    out(f"machine {machine} carries {names} of cluster {name}  ({report.changes} changes, {seconds:.2f} s)")
+    out(f"machine {machine} carries {nodes} of cluster {name}  ({changes} changes, {seconds:.2f} s)")
 
 
-def _is_here(objects: model.Objects, node: Node, machine: str) -> bool:
-    return machines.of_nodes(model.cluster_of(objects)).get(node.metadata.name) == machine
+def _joined(store: Store, name: str, machine: str) -> model.Cluster:
+    """The cluster, with our address. InputError where this cannot be that machine, or another one goes by its name."""
+    stored = entries_decoded(store.list(CLUSTERS)[0], warning)
+    found = spread.at_home(stored, machine)
+    Member(store, machine, location.here(name).id).check()
+    if found != stored:
+        found, _ = update(store, lambda stored: spread.at_home(stored, machine))
+    return model.cluster_of(found)
+
+
+def _carried(cluster: model.Cluster, machine: str) -> list[str]:
+    return sorted(node for node, place in machines.of_nodes(cluster).items() if place == machine)
 
 
 def _found(place: str, cluster: str | None, deadline: float) -> str:
     """The cluster in that etcd; waits until there is one."""
     with EtcdStore(location.parsed(place)) as store:
-        while not (found := [entry.key.removeprefix(CLUSTERS) for entry in store.list(CLUSTERS)[0]]):
+        while not (there := store.list(CLUSTERS))[0]:
             progress("waiting until there is a cluster")
             if time.monotonic() > deadline:
                 raise NotReachedError(
                     f"there is no cluster in {place}", "`nsnet up --store … --machine … FILE` makes it"
                 )
-            store.wait(1.0)
+            store.await_key(CLUSTERS, there[1], max(0.0, deadline - time.monotonic()))
     progress("")
-    name = checked(found[0])
+    name = checked(there[0][0].key.removeprefix(CLUSTERS))
     if cluster not in (None, name):
         raise InputError(f'{place} holds cluster "{name}"', "leave --cluster out, or say another prefix")
     return name
@@ -95,17 +100,3 @@ def settled(name: str, place: str, machine: str) -> Iterator[None]:
     except InputError:
         location.settle(name, had)
         raise
-
-
-@contextlib.contextmanager
-def joining(store: object, name: str) -> Iterator[None]:
-    """Holds our name while the first sync goes on, unless our controller does. InputError: another machine has it."""
-    at = location.here(name)
-    assert isinstance(store, EtcdStore)
-    member = Member(store, at.machine, at.id)
-    if not member.is_there():
-        member.beat()
-    try:
-        yield
-    finally:
-        member.leave()

@@ -101,9 +101,10 @@ def _some(places: Sequence[str], *, wide: bool) -> str:
 
 def left(until: str) -> str:
     """`in 25s`; `never`."""
-    if not until:
+    end = faults.time_of(until)
+    if end is None:
         return "never"
-    seconds = (datetime.fromisoformat(until) - datetime.now(UTC)).total_seconds()
+    seconds = (end - datetime.now(UTC)).total_seconds()
     return f"in {max(0, round(seconds))}s"
 
 
@@ -277,7 +278,7 @@ def _until(duration: str | None) -> str:
     if said is None or int(said[1]) == 0:
         raise InputError(f'"{duration}" is no time', "as 30s, 5m or 1h")
     end = datetime.now(UTC) + timedelta(seconds=int(said[1]) * _SECONDS[said[2]] + 1, microseconds=-1)  # whole seconds
-    return end.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return end.strftime(faults.UNTIL)
 
 
 @fault.command("clear", cls=click.Command)

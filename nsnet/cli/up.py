@@ -160,10 +160,14 @@ def build(loaded: Loaded, name: str, place: str | None = None, machine: str | No
                 said = update(
                     store, lambda stored: reconcile.possible(equipped(wanted(loaded, stored, known))), warning
                 )
-            report = explained(lambda: _sync_and_start(store, name, Memory(*said, {}, {})))
-    progress("")
-    objects = report.memory.objects
-    return Built(Running(name, objects, report.revision), report.changes, time.perf_counter() - started)
+            if not location.here(name).machine:
+                report = explained(lambda: _sync_and_start(store, name, Memory(*said, {}, {})))
+                progress("")
+                running = Running(name, report.memory.objects, report.revision)
+                return Built(running, report.changes, time.perf_counter() - started)
+    progress("building what this machine carries")
+    changes = explained(lambda: controller.build(name, said[1]))  # it alone speaks to the other machines
+    return Built(Running(name, *said), changes, time.perf_counter() - started)
 
 
 def _settle(cluster: model.Cluster, place: str | None, machine: str | None) -> None:
@@ -217,8 +221,7 @@ def _sync_and_start(store: Store, name: str, known: Memory) -> Report:
     with ThreadPoolExecutor(1) as beside:
         started = beside.submit(controller.start, name)
         try:
-            here = reconcile.member(store, name)
-            report = reconcile.sync(store, name, memory=known, progress=show_phase, member=here)
+            report = reconcile.sync(store, name, memory=known, progress=show_phase)
         except NotReachedError:
             started.result()
             controller.stop(name)  # it would try for ever what the kernel has refused
@@ -232,7 +235,7 @@ def _sync_and_start(store: Store, name: str, known: Memory) -> Report:
 _OF_IPV6 = re.compile(r"ip6|ipv6|::", re.IGNORECASE)  # in a refused command, or in the kernel's sentence
 
 
-def explained(sync: Callable[[], Report]) -> Report:
+def explained(sync: Callable[[], T]) -> T:
     """A refusal of the kernel on a machine that lacks something is the machine's fault, and named."""
     try:
         return sync()
@@ -257,14 +260,15 @@ def until_ready(built: Built, seconds: float) -> Built:
     deadline = time.monotonic() + seconds
     name, objects, revision = built.running.cluster, built.running.objects, built.running.revision
     with opened(name) as store:
-        if location.here(name).machine:
-            objects, revision = _followed_everywhere(store, objects, revision, deadline)
-        while (left := _waited_for(objects)) and time.monotonic() < deadline:
+        while True:
+            if location.here(name).machine:
+                objects, revision = _followed_everywhere(store, objects, revision, deadline)
+            left = _waited_for(objects)
+            if not left or time.monotonic() >= deadline:
+                break
             progress(f"waiting for {len(left)} pods, {left[0].metadata.name} first")
             store.wait(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
             objects, revision = refresh(store, objects, revision)
-        if location.here(name).machine:
-            objects, revision = _followed_everywhere(store, objects, revision, deadline)
     progress("")
     return msgspec.structs.replace(built, running=Running(name, objects, revision))
 

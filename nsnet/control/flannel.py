@@ -289,12 +289,18 @@ class _Held:
 
 def annotations(cluster: Cluster, node: str, addresses: Sequence[str], key: str) -> dict[str, str]:
     """What flanneld writes on its Node object; `addresses` are the node's own, `key` its public WireGuard key."""
-    found = {f"{PREFIX}/backend-type": cluster.flannel.Backend.Type}
+    found = {f"{PREFIX}/backend-type": _backend_type(cluster)}
     for family in families_of(cluster):
         data, public = ("backend-data", "public-ip") if family == "ip" else ("backend-v6-data", "public-ipv6")
         found[f"{PREFIX}/{data}"] = msgspec.json.encode(_backend_data(cluster, node, family, key)).decode()
         found[f"{PREFIX}/{public}"] = _first(addresses, family)
     return found
+
+
+def _backend_type(cluster: Cluster) -> str:
+    """As the backend's code writes it; udp's leaves it out (flannel `pkg/backend/udp/udp_amd64.go`)."""
+    kind = cluster.flannel.Backend.kind
+    return "" if kind == "udp" else kind
 
 
 def _backend_data(cluster: Cluster, node: str, family: Family, key: str) -> dict[str, int | str] | None:
@@ -339,7 +345,7 @@ def _lease(cluster: Cluster, node: Node, key: str) -> SubnetLease:
     return SubnetLease(
         meta,
         _first(addresses, "ip") if "ip" in cidrs else NO_SUBNET.partition("/")[0],
-        cluster.flannel.Backend.Type,
+        _backend_type(cluster),
         _backend_data(cluster, name, "ip", key),
         (_first(addresses, "ip6") or None) if "ip6" in cidrs else None,
         _backend_data(cluster, name, "ip6", key),

@@ -13,6 +13,6 @@ The two are found in /proc by their command line and environment, not by pid fil
 deleted. Only processes of the same mount and pid namespaces count.
 """
 
-from nsnet.controller.client import converge, start, status, stop
+from nsnet.controller.client import build, converge, start, status, stop
 
-__all__ = ["converge", "start", "status", "stop"]
+__all__ = ["build", "converge", "start", "status", "stop"]

@@ -2,8 +2,10 @@
 
 The protocol is one line of JSON each way on `/run/nsnet/<cluster>/controller.sock`:
 
-    {"converge": 17}   →  {"ok": true, "revision": 17}, or {"error": "…", "hint": "…", "exit_code": 1}
-    {"status": true}   →  {"pid": 4711, "started": "…", "revision": 17, "error": "", "drift": 0, …}
+    {"converge": 17}   →  {"ok": true, "revision": 17, "changes": 268}, or {"error": "…", "hint": "…", "exit_code": 1}
+    {"status": true}   →  {"pid": 4711, "started": "…", "revision": 17, "changes": 268, "error": "", "drift": 0, …}
+
+`changes` are those it has made since it started.
 """
 
 import contextlib
@@ -27,6 +29,7 @@ PACKAGES = Path(__file__).parent.parent.parent  # where this very nsnet lies
 KINDS = {kind.exit_code: kind for kind in (NsnetError, NotReachedError, InputError, MachineError)}
 KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONDONTWRITEBYTECODE", "NSNET_RESYNC")  # of our environment
 START_SECONDS = 15.0
+BUILD_SECONDS = 1800.0
 STOP_SECONDS = 5.0
 
 
@@ -48,6 +51,32 @@ def converge(cluster: str, revision: int, timeout: float = 60.0) -> int | None:
     holding the lock. Raises what the sync raised (NotReachedError, InputError, MachineError); NotReachedError when
     `timeout` seconds are over.
     """
+    answer = _converged(cluster, revision, timeout)
+    return None if answer is None else int(answer["revision"])
+
+
+def build(cluster: str, revision: int) -> int:
+    """Starts a controller that builds this machine's part of the cluster, and waits; how many changes that took.
+
+    One that lives already follows to `revision`. One that was started for it and cannot reach that is stopped: it would
+    try for ever. Raises as `converge`.
+    """
+    lived = bool(living(cluster))
+    before = status(cluster) if lived else None
+    start(cluster)
+    try:
+        answer = _converged(cluster, revision, BUILD_SECONDS)
+    except NsnetError:
+        if not lived:
+            stop(cluster)
+        raise
+    if answer is None:
+        raise NotReachedError(f"the controller of {cluster} has died", f"it starts again; read {log_path(cluster)}")
+    return int(answer["changes"]) - int(before["changes"] if before else 0)
+
+
+def _converged(cluster: str, revision: int, timeout: float) -> dict[str, Any] | None:
+    """What a controller says that has reached the revision; None where none lives. Raises as `converge`."""
     try:
         answer = _ask(cluster, {"converge": revision}, timeout)
     except TimeoutError:
@@ -55,7 +84,7 @@ def converge(cluster: str, revision: int, timeout: float = 60.0) -> int | None:
             f"the controller has not reached revision {revision} within {timeout:.0f} s", f"read {log_path(cluster)}"
         ) from None
     if answer is None or answer.get("ok"):
-        return None if answer is None else int(answer["revision"])
+        return answer
     kind = KINDS.get(answer.get("exit_code", 6), NsnetError)
     raise kind(str(answer.get("error")), str(answer.get("hint", "")))
 

@@ -25,7 +25,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +147,7 @@ class Loop:
         self.revision = -1  # reached by the last good sync
         self.error: NsnetError | None = None
         self.failures = 0
-        self.drift = 0
+        self.changes = self.drift = 0
         self.syncs = self.looks = 0  # of these syncs, those that looked at everything
         self.started = _now()
         self.cost = 0.0  # processor seconds of the last look
@@ -314,6 +313,7 @@ class Loop:
             if line not in self.garbage:
                 _log(self.cluster, f"warning: skipped what is no object of ours: {line}")
         self.garbage.update(report.garbage)
+        self.changes += report.changes
         if report.revision == self.revision:
             self.drift += report.changes
         if report.changes:
@@ -346,11 +346,13 @@ class Loop:
         elif whole:
             self.resync = now + max(self.pace.latest, self.cost / SHARE)
         self.due = min([self.due, *(now + seconds for seconds in self._ends())])
+        if self.member is not None and (left := self.member.patience()):
+            self.due = min(self.due, now + left)
 
     def _ends(self) -> list[float]:
         """In how many seconds faults end by themselves."""
         objects = self.memory.objects if self.memory else {}
-        return [max(0.0, datetime.fromisoformat(end).timestamp() - time.time()) for end in faults.ends(objects)]
+        return [max(0.0, end.timestamp() - time.time()) for end in faults.ends(objects)]
 
     def _answer(self) -> None:
         """Tells those whose revision is reached; where the sync failed all: what they wrote was there when it began."""
@@ -361,7 +363,7 @@ class Loop:
 
     def _outcome(self) -> dict[str, Any]:
         if self.error is None:
-            return {"ok": True, "revision": self.revision}
+            return {"ok": True, "revision": self.revision, "changes": self.changes}
         return {"error": str(self.error), "hint": self.error.hint, "exit_code": self.error.exit_code}
 
     # --- what is watched ----------------------------------------------------------------------------------------------
@@ -500,6 +502,7 @@ class Loop:
             "pid": os.getpid(),
             "started": self.started,
             "revision": self.revision,
+            "changes": self.changes,
             "error": str(self.error or ""),
             "drift": self.drift,
             "syncs": self.syncs,

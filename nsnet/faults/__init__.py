@@ -15,7 +15,9 @@ nor what somebody does about it is undone.
     nodes.py · overlay.py · services.py · dns.py · links.py · hands.py      the catalogue
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from difflib import get_close_matches
 
 from msgspec.structs import replace
@@ -37,16 +39,19 @@ __all__ = [
     "broken",
     "check",
     "derived",
+    "ends",
     "holds",
     "kind_of",
     "marked",
     "standing",
+    "time_of",
 ]
 
 CATALOGUE: Mapping[str, Kind] = {
     kind.name: kind for kind in (*nodes.KINDS, *overlay.KINDS, *services.KINDS, *dns.KINDS, *links.KINDS, *hands.KINDS)
 }
 LEAVES = ("keys", "places")
+UNTIL = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def asked(objects: Objects) -> Objects:
@@ -119,8 +124,26 @@ def _site(objects: Objects, fault: Fault, kind: Kind) -> Site:
 
 def standing(objects: Objects, now: str) -> Objects:
     """Without the faults whose time is over; `now` is RFC 3339 in UTC, empty: no clock."""
-    over = {key for key, obj in model.keyed(objects, Fault).items() if obj.spec.until and obj.spec.until <= now}
+    clock = time_of(now)
+    over = {key for key, obj in model.keyed(objects, Fault).items() if _is_over(obj, clock)}
     return {key: obj for key, obj in objects.items() if key not in over} if over else objects
+
+
+def _is_over(fault: Fault, clock: datetime | None) -> bool:
+    end = time_of(fault.spec.until)
+    return bool(clock and end and end <= clock)
+
+
+def ends(objects: Objects) -> Iterator[datetime]:
+    """When faults end by themselves."""
+    return (end for fault in model.of(objects, Fault) if (end := time_of(fault.spec.until)))
+
+
+def time_of(text: str) -> datetime | None:
+    """RFC 3339 in UTC, in whole seconds; None for what is none: that never comes."""
+    with suppress(ValueError):
+        return datetime.strptime(text, UNTIL).replace(tzinfo=UTC)
+    return None
 
 
 def marked(objects: Objects) -> Objects:
@@ -165,6 +188,8 @@ def check(fault: Fault, objects: Objects) -> None:
             "keys or places" if kind.damage else f"{kind.name} is not a damage that somebody could mend in the kernel"
         )
         raise ObjectError(key, "spec.leave", f'"{spec.leave}" is not possible', hint)
+    if spec.until and time_of(spec.until) is None:
+        raise ObjectError(key, "spec.until", f'"{spec.until}" is no time', "in UTC, as 2026-12-31T23:59:59Z")
     _check_options(key, spec.options, kind)
     _check_needs(key, kind, objects)
 
@@ -224,8 +249,3 @@ def _check_needs(key: Key, kind: Kind, objects: Objects) -> None:
             raise ObjectError(
                 key, "spec.fault", f"{kind.name} cannot be here: {wrong[need]}", f"nsnet fault show {kind.name}"
             )
-
-
-def ends(objects: Objects) -> Iterable[str]:
-    """When faults end by themselves, RFC 3339."""
-    return (fault.spec.until for fault in model.of(objects, Fault) if fault.spec.until)

@@ -42,9 +42,11 @@ class Draft:
         return {**self._state, **{netns: frozenset(values.values()) for netns, values in self._open.items()}}
 
     def values(self, netns: str) -> dict[Key, Value]:
-        """What is wanted in a namespace, by key; changing it changes the draft."""
+        """What is wanted in a namespace, by key; changing it changes the draft, unless the namespace is not there."""
+        if netns not in self:
+            return {}
         if netns not in self._open:
-            self._open[netns] = {value.key: value for value in self._state.get(netns, ())}
+            self._open[netns] = {value.key: value for value in self._state[netns]}
         return self._open[netns]
 
     def __contains__(self, netns: object) -> bool:

@@ -18,16 +18,37 @@ OF_THE_KERNEL = frozenset({"string", "legacy"})
 
 
 class Option(msgspec.Struct, frozen=True):
-    """`NAME=VALUE`, or the value alone for a kind's first one. `form` is a regular expression."""
+    """`NAME=VALUE`, or the value alone for a kind's first one.
+
+    `form` is a regular expression; `read` raises ValueError for what has that form and is no such value.
+    """
 
     name: str
     default: str
     form: str
     example: str
     words: str
+    read: Callable[[str], object] = str
 
     def fits(self, value: str) -> bool:
-        return re.fullmatch(self.form, value) is not None
+        if re.fullmatch(self.form, value) is None:
+            return False
+        try:
+            self.read(value)
+        except ValueError:
+            return False
+        return True
+
+
+def between(least: int, most: int) -> Callable[[str], object]:
+    """Of an option that is a number."""
+
+    def read(value: str) -> int:
+        if not least <= int(value) <= most:
+            raise ValueError(value)
+        return int(value)
+
+    return read
 
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from nsnet.faults.draft import Draft, Site
-from nsnet.faults.kinds import Kind, Option
+from nsnet.faults.kinds import Kind, Option, between
 from nsnet.model import bits, lost_by_chance, micros, percent
 from nsnet.state import Qdisc, Segments
 
@@ -150,7 +150,7 @@ KINDS = (
         detect=("nsnet exec node/NODE -- ping -M do -s 1472 -c 2 -W 1 OTHER   # and -s 1300",),
         mend=("ip -n CLUSTER.fabric.NETWORK link set node-NODE mtu 1500",),
         places="machine",
-        options=(Option("mtu", "1400", r"\d{3,5}", "1400", "bytes that the port takes"),),
+        options=(Option("mtu", "1400", r"\d{3,5}", "1400", "bytes that the port takes", between(68, 65535)),),
         damage=_mtu,
         source="flannel#463",
     ),

@@ -1,6 +1,7 @@
 """Faults of a node's own settings: sysctls, rules, routes."""
 
 from collections.abc import Callable
+from ipaddress import ip_network
 
 from msgspec.structs import replace
 
@@ -188,7 +189,11 @@ KINDS = (
             "nsnet exec node/NODE -- ip neigh show dev cni0   # INCOMPLETE, or FAILED",
         ),
         mend=("nsnet exec node/NODE -- ip route delete CIDR dev cni0",),
-        options=(Option("cidr", "", r"(\d+\.){3}\d+/\d+", "10.244.2.0/24", "the range; default: the hosts' network"),),
+        options=(
+            Option(
+                "cidr", "", r"(\d+\.){3}\d+/\d+", "10.244.2.0/24", "the range; default: the hosts' network", ip_network
+            ),
+        ),
         damage=_overlap,
         source="k3s#588, calico#2140, kops#16340",
     ),

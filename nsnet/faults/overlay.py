@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from msgspec.structs import replace
 
 from nsnet.faults.draft import Draft, Site
-from nsnet.faults.kinds import Kind, Option
+from nsnet.faults.kinds import Kind, Option, between
 from nsnet.state import OFFLOADS, Bridge, FdbEntry, Hold, Key, Neighbour, NftChain, Offload, Route, Veth
 
 OLD_VTEP = "02:00:00:00:53:01"  # local, and nobody's
@@ -157,7 +157,7 @@ KINDS = (
         cause="The VXLAN devices have different ids: packets arrive and no error counter moves.",
         detect=("nsnet exec node/NODE -- ip -d link show flannel.1",),
         mend=("make the device anew with the others' id (flannel: delete it and restart flanneld)",),
-        options=(Option("vni", "2", r"[0-9]{1,8}", "2", "the id it has instead"),),
+        options=(Option("vni", "2", r"[0-9]{1,8}", "2", "the id it has instead", between(0, 2**24 - 1)),),
         needs=OF_VXLAN,
         damage=_tunnels_with("vni"),
         source="flannel#423, #2388",
@@ -172,7 +172,7 @@ KINDS = (
             "nsnet exec node/NODE -- nstat -az UdpNoPorts",
         ),
         mend=("make the device anew with the others' port",),
-        options=(Option("port", "4789", r"[0-9]{1,5}", "4789", "the port it has instead"),),
+        options=(Option("port", "4789", r"[0-9]{1,5}", "4789", "the port it has instead", between(1, 65535)),),
         needs=OF_VXLAN,
         damage=_tunnels_with("port"),
         source="flannel#2388, typhoon PR#1561",

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from nsnet import model
 from nsnet.faults.draft import Draft, Site
-from nsnet.faults.kinds import Kind, Option
+from nsnet.faults.kinds import Kind, Option, between
 from nsnet.model import Endpoints, EndpointSlice, Key, Object, Objects, Service
 from nsnet.state import FILLERS, BridgePort, ConntrackTable, Family, File, Hold, NftChain, NftTable, Process
 from nsnet.state import Key as ValueKey
@@ -336,7 +336,7 @@ KINDS = (
         detect=("nsnet get endpoints NAME   # which port?", "nsnet exec POD -- ss -lnt"),
         mend=("a targetPort that a container serves",),
         places="service",
-        options=(Option("port", "9999", r"[0-9]{1,5}", "9999", "the port that nobody serves"),),
+        options=(Option("port", "9999", r"[0-9]{1,5}", "9999", "the port that nobody serves", between(1, 65535)),),
         derived=_wrong_port,
         source="kubernetes#7341, #112481",
     ),

@@ -41,9 +41,14 @@ def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
 def _overlay(node: Node, leases: tuple[Lease, ...], pod_cidrs: tuple[str, ...], backend: Backend) -> frozenset[Value]:
     subnets = {leg.subnet for leg in node.legs}
     own = tuple(lease for lease in leases if lease.subnet in subnets)
-    remote = tuple(lease for lease in leases if lease.subnet not in subnets and lease.backend == backend.kind)
+    remote = tuple(lease for lease in leases if lease.subnet not in subnets and _is_for(lease, backend))
     legs = tuple(leg for leg in node.legs if any(lease.subnet == leg.subnet for lease in own))
     return backends.values(Overlay(node, legs, own, remote, pod_cidrs, backend)) if legs else frozenset()
+
+
+def _is_for(lease: Lease, backend: Backend) -> bool:
+    """Whether it is a peer's of this backend; udp takes every lease for one, since its own do not say."""
+    return backend.kind in {"udp", lease.backend}
 
 
 def _network(pod_cidrs: tuple[str, ...], family: Family) -> str:

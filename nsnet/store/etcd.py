@@ -12,6 +12,7 @@ Keys stand as the contract says them, after the location's prefix. What etcd has
 `changes` asks etcd for its revision and waits until the watch has come that far; see `watch.py` for why that is exact.
 """
 
+import contextlib
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,7 +32,8 @@ VERSION = 1  # of what stands under the prefix
 MAX_OPS, MAX_BYTES = 120, 1_000_000  # etcd's own limits are 128 and 1.5 MiB
 BEHIND_SECONDS = 1.5  # until a stream that lacks what etcd has is opened elsewhere
 BEHIND_TRIES = 4
-OTHERS_SECONDS = 1.0  # for whoever is carrying out a large transaction, before we do it for them
+OTHERS_SECONDS, AT_MOST_SECONDS = 1.0, 10.0  # without a step of whoever carries out a large transaction; in all
+OTHERS_PAUSE = 0.02
 PAGE = 4000  # entries per answer
 _NAMES = (1 << 63) - 1
 
@@ -253,6 +255,11 @@ class EtcdStore:
             if not came or time.monotonic() >= deadline:
                 return False
 
+    def await_key(self, prefix: str, since: int, timeout: float) -> None:
+        """Waits at most `timeout` seconds until a key that begins so is written, after that revision."""
+        with contextlib.closing(Watch(self.gateway, since, self.range_of(prefix))) as watch:
+            watch.pump(timeout)
+
     def fileno(self) -> int:
         return self._watching().fileno()
 
@@ -386,15 +393,25 @@ class EtcdStore:
 
     def _clean(self) -> _Range:
         """Waits until no large transaction stands half carried out; carries out what its writer left behind."""
-        deadline = time.monotonic() + OTHERS_SECONDS
+        began = time.monotonic()
+        steps: dict[int, float] = {}  # revision → when we saw it first
         while True:
             found = self.gateway.ask("/v3/kv/range", {"key": self.name(COMMIT)}, _Range)
             if not found.kvs:
                 return found
-            if time.monotonic() < deadline:
-                time.sleep(0.01)
+            now = time.monotonic()
+            moved = steps.setdefault(found.header.revision, now)
+            if now < min(moved + OTHERS_SECONDS, began + AT_MOST_SECONDS):
+                self._pause()
             else:
                 carry_out(self, found.kvs[0].mod_revision)
+
+    def _pause(self) -> None:
+        """Until something happens, where we hear of it."""
+        if self._watch is None or self._watch.compacted:
+            time.sleep(OTHERS_PAUSE)
+        else:
+            self._watch.pump(OTHERS_PAUSE)
 
     def range_of(self, prefix: str) -> dict[str, bytes]:
         """All keys that begin so, as etcd says it: a zero byte is the first key, and as an end none."""

@@ -199,8 +199,8 @@ def _default(field: msgspec.structs.FieldInfo) -> Any:
 
 
 @cache
-def _names(cls: type[msgspec.Struct]) -> frozenset[str]:
-    return frozenset(field.name for field in _fields(cls))
+def _attributes(cls: type[msgspec.Struct]) -> dict[str, str]:
+    return {field.name: field.attribute for field in _fields(cls)}
 
 
 def _plain(value: Any, raw: Any) -> Any:
@@ -217,11 +217,13 @@ def _plain_struct(value: msgspec.Struct, raw: dict[str, Any]) -> dict[str, Any]:
     doc = {}
     for name, attribute, default in _fields(type(value)):
         field = getattr(value, attribute)
+        if field is default and not field and name not in raw:
+            continue
         plain = _plain(field, raw.get(name))
         if plain or field != default or (isinstance(plain, dict) and raw.get(name) is not None):
             doc[name] = plain
     if raw:
-        names = _names(type(value))
+        names = _attributes(type(value))
         doc |= {name: item for name, item in raw.items() if name not in names}
     return doc
 
@@ -237,12 +239,15 @@ def _extras(value: Any, doc: Any) -> Any:
 
 
 def _extras_of_struct(value: msgspec.Struct, doc: dict[str, Any]) -> dict[str, Any] | None:
-    names = _names(type(value))
-    found = {name: item for name, item in doc.items() if name not in names}
-    for name, attribute, _ in _fields(type(value)):
-        extra = _extras(getattr(value, attribute), doc[name]) if name in doc else None
-        if extra is not None:
-            found[name] = extra
+    attributes = _attributes(type(value))
+    found = {}
+    for name, item in doc.items():  # which has few of many fields
+        if name not in attributes:
+            found[name] = item
+        elif isinstance(item, dict | list | tuple):
+            extra = _extras(getattr(value, attributes[name]), item)
+            if extra is not None:
+                found[name] = extra
     return found if found or not doc else None  # an empty document says something: `podSelector: {}`
 
 

@@ -25,7 +25,6 @@ from nsnet.names import state_dir
 SQLITE, INSIDE = "sqlite", "etcd"
 PATIENCE = 6.0  # seconds in which every endpoint is tried again before a verb gives up
 PORT = 2379
-PATIENCE = 6.0  # seconds in which every endpoint is tried again before a verb gives up
 FORMS = "sqlite, etcd, or etcd://HOST:2379[,HOST…][/PREFIX]"
 TLS_FILES = ("cacert", "cert", "key")
 _PREFIX = re.compile(r"(/[A-Za-z0-9._-]+)*")

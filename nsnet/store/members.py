@@ -23,6 +23,7 @@ from nsnet.store.objects import Claim
 TTL = 10  # seconds a machine may be silent until its pods are no longer ready
 BEAT = 2.5
 GLANCE = 0.5
+FIRST_WORDS = 2.0
 
 Listening = Mapping[str, frozenset[tuple[str, int]]]
 
@@ -31,10 +32,12 @@ class Told(msgspec.Struct, frozen=True):
     """A machine's record. `id` is the installation's, so that one that starts again is not taken for another.
 
     `reached`: the last writing of objects (the fence's revision) that its kernel has followed.
+    `heard`: of who is in charge, the last record of another machine (its revision) that control has gone by.
     """
 
     id: str
     reached: int = 0
+    heard: int = 0
     listening: dict[str, list[tuple[str, int]]] = {}
 
 
@@ -49,7 +52,9 @@ class Member:
         self._lease = 0
         self._beaten = 0.0
         self._told: bytes = b""
-        self._reached = 0
+        self._reached = self._heard = 0
+        self._patient = 0.0  # until when control may wait for machines that have said nothing yet
+        self._silent = False  # there are such
         self.claim: Claim | None = None  # with which control writes, while the charge is ours
 
     def due(self) -> bool:
@@ -70,9 +75,9 @@ class Member:
         if not self._lease or there is None or there.lease != self._lease:
             self._join(there)
 
-    def is_there(self) -> bool:
-        """Is this machine among the others already, by its controller? Raises as `beat`."""
-        return self._record() is not None
+    def check(self) -> None:
+        """Raises InputError where another machine goes by our name; Unreachable."""
+        self._record()
 
     def _record(self) -> Entry | None:
         there = self.store.get(self._key)
@@ -91,6 +96,7 @@ class Member:
         except Conflict:
             self._lease = 0
             self.store.revoke(lease)
+            self._record()  # says whose it is by now
             raise
         self._lease, self._beaten = lease, time.monotonic()
 
@@ -105,29 +111,43 @@ class Member:
         written = self.store.written([FENCE]).get(FENCE, 0)
         said = {netns: sorted(ports) for netns, ports in sorted(listening.items())}
         self._reached = written if written <= revision else self._reached
-        value = msgspec.json.encode(Told(self.ident, self._reached, said))
+        value = msgspec.json.encode(Told(self.ident, self._reached, self._heard, said))
         if value == self._told or not self._lease:
             return
-        self._told = value
         try:
             self.store.txn({}, {self._key: value}, lease=self._lease)
         except InputError:
             self._lease = 0  # the others have given us up: the next beat joins again, and says it
+        self._told = value
 
-    def heard(self, own: Listening) -> dict[str, frozenset[tuple[str, int]]]:
-        """Who listens where, on every machine that is there."""
-        found = dict(own)
-        for entry in self.store.list(MACHINES)[0]:
-            told = _decoded(entry.value) if entry.key != self._key else None
-            if told is not None:
-                found |= {netns: frozenset(ports) for netns, ports in told.listening.items()}
-        return found
+    def heard(self, own: Listening) -> dict[str, frozenset[tuple[str, int]]] | None:
+        """Who listens where, on every machine that is there; None while control may wait (`patience`).
+
+        When next it tells, control has gone by that.
+        """
+        entries = [entry for entry in self.store.list(MACHINES)[0] if entry.key != self._key]
+        said = {entry.mod_revision: told for entry in entries if (told := _decoded(entry.value)) is not None}
+        self._silent = any(told.reached == 0 for told in said.values())
+        if self.patience():
+            return None
+        self._heard = max(said, default=0)
+        others = (told.listening.items() for told in said.values())
+        return {netns: frozenset(ports) for each in others for netns, ports in each} | dict(own)
 
     def in_charge(self) -> bool:
         """Whether control is ours to do; takes the charge where nobody has it."""
         taken = self._taken()
-        self.claim = Claim(self.machine, taken) if taken else None
+        had, self.claim = self.claim, Claim(self.machine, taken) if taken else None
+        if self.claim not in (None, had):
+            self._patient = time.monotonic() + FIRST_WORDS
         return taken > 0
+
+    def patience(self) -> float:
+        """For how many seconds control may still wait: who has just taken the charge lets others say their first words.
+
+        They are building what they carry, and for what they say then control would have to write once more.
+        """
+        return max(0.0, self._patient - time.monotonic()) if self._silent else 0.0
 
     def _taken(self) -> int:
         """The revision at which the charge became ours; 0 where it is not."""
@@ -152,11 +172,20 @@ def _decoded(value: bytes) -> Told | None:
 
 
 def behind(store: Store, expected: Collection[str] = ()) -> list[str]:
-    """The machines that have not followed what was written last: of those that are there, and of those expected."""
+    """The machines that have not followed what was written last: of those that are there, and of those expected.
+
+    Whoever is in charge has followed when control has gone by what all others say; while nobody is, no machine has.
+    """
     written = store.written([FENCE]).get(FENCE, 0)
-    each = {entry.key.removeprefix(MACHINES): _decoded(entry.value) for entry in store.list(MACHINES)[0]}
-    late = [name for name, told in each.items() if told is not None and told.reached < written]
-    return sorted({*late, *(name for name in expected if each.get(name) is None)})
+    charge = store.get(CHARGE)
+    entries = {entry.key.removeprefix(MACHINES): entry for entry in store.list(MACHINES)[0]}
+    each = {name: told for name, entry in entries.items() if (told := _decoded(entry.value)) is not None}
+    late = {name for name, told in each.items() if charge is None or told.reached < written}
+    holder = charge.value.decode() if charge else ""
+    others = [entries[name].mod_revision for name in each.keys() - {holder}]
+    if holder in each and each[holder].heard < max(others, default=0):
+        late.add(holder)
+    return sorted({*late, *(name for name in expected if name not in each)})
 
 
 def await_all(store: Store, timeout: float, expected: Collection[str] = ()) -> list[str]:

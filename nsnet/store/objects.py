@@ -9,7 +9,7 @@ the one it has taken (`members.py`), and the fence says whose write it was.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -62,30 +62,44 @@ def entries_decoded(
     return _with_metadata(objects, entries)
 
 
-def refresh(store: Store, objects: Objects, revision: int, warn: Warn = _silent) -> tuple[dict[Key, Object], int]:
-    """The objects of `revision` brought up to date: reads only what changed, or everything if that is not known."""
+def refresh(
+    store: Store, objects: Objects, revision: int, warn: Warn = _silent, ours: Mapping[str, bytes | None] | None = None
+) -> tuple[Objects, int]:
+    """The objects of `revision` brought up to date: reads only what changed, or everything if that is not known.
+
+    The very same where no object has changed. `ours`: what we wrote since, and is among the objects already.
+    """
     try:
         events, now = store.changes("/", revision)
     except Compacted:
         return load_objects(store, warn)
+    if ours:
+        events = [event for event in events if event.key not in ours or ours[event.key] != event.value]
     if any(event.key.startswith((LEASES, LEASE_META)) for event in events):
         return load_objects(store, warn)  # rare, and their two records belong together
-    last = {event.key: event for event in events}
-    return _followed(objects, list(last.values()), warn), now
+    last = {event.key: event for event in events if not event.key.startswith(PRIVATE)}
+    return _followed(objects, list(last.values()), warn) if last else objects, now
 
 
 def differences(before: Objects, after: Objects) -> dict[str, bytes | None]:
     """What a store that holds `before` must put (None: delete) to hold `after`; compares what would be stored."""
-    puts: dict[str, bytes | None] = {}
+    return {name: value for each in _each_difference(before, after) for name, value in each.items()}
+
+
+def differ(before: Objects, after: Objects) -> bool:
+    """Whether there are any `differences`."""
+    return any(_each_difference(before, after))
+
+
+def _each_difference(before: Objects, after: Objects) -> Iterator[dict[str, bytes | None]]:
     for key in before.keys() | after.keys():
         old, new = before.get(key), after.get(key)
         if old is new or old == new:
             continue
         there = records(old) if old is not None else {}
         wanted = records(new) if new is not None else {}
-        puts |= dict.fromkeys(there.keys() - wanted.keys())
-        puts |= {name: value for name, value in wanted.items() if there.get(name) != value}
-    return puts
+        written = {name: value for name, value in wanted.items() if there.get(name) != value}
+        yield {**dict.fromkeys(there.keys() - wanted.keys()), **written}
 
 
 def save_objects(store: Store, before: Objects, after: Objects, revision: int, claim: Claim | None = None) -> int:
@@ -94,10 +108,16 @@ def save_objects(store: Store, before: Objects, after: Objects, revision: int, c
     `before` is what was read at `revision`. Raises Conflict where anything was written since, the cluster was removed,
     or the charge is not the `claim`'s any more, and then writes nothing.
     """
-    puts = differences(before, after)
+    return save_differences(store, before, differences(before, after), revision, claim)
+
+
+def save_differences(
+    store: Store, before: Objects, puts: Mapping[str, bytes | None], revision: int, claim: Claim | None = None
+) -> int:
+    """The same, where the differences are known."""
     if not puts:
         return revision
-    puts[FENCE] = msgspec.json.encode(claim._asdict() if claim else {})
+    puts = {**puts, FENCE: msgspec.json.encode(claim._asdict() if claim else {})}
     held = {CHARGE: claim.charge} if claim else {}
     cluster = {path(obj) for obj in before.values() if isinstance(obj, Cluster)}
     there = _last_written(store, {*puts, *cluster}, revision)
@@ -185,6 +205,6 @@ def _with_metadata(objects: dict[Key, Object], entries: list[Entry]) -> dict[Key
 
 def _followed(objects: Objects, events: list[Event], warn: Warn) -> dict[Key, Object]:
     written = {event.key: _object(event.key, event.value, warn) for event in events if event.value is not None}
-    gone = {event.key for event in events if written.get(event.key) is None} - {FENCE}
+    gone = {event.key for event in events if written.get(event.key) is None}
     found = {key: obj for key, obj in objects.items() if path(obj) not in gone} if gone else dict(objects)
     return found | {key_of(obj): obj for obj in written.values() if obj is not None}

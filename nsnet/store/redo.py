@@ -5,15 +5,17 @@
     …                           the parts, each in a transaction that compares the commit record
     /nsnet/redo/commit          deleted, with the parts
 
-That is a database's redo log. While the commit record stands nobody else reads or writes: whoever meets it waits a
-second for its writer and then carries out what is left, which is the same however often it is done. So nobody sees a
-half, and nobody has to be alive for it.
+That is a database's redo log. While the commit record stands nobody else reads or writes: whoever meets it waits for
+its writer, and where nothing has moved for a second carries out what is left, which is the same however often it is
+done. So nobody sees a half, and nobody has to be alive for it.
 
-More compares than fit in a transaction are made when everything is read, and in the commit by one compare per root
-(`/registry/`, `/coreos.com/`): nothing between the first and the last of the keys was written since. Only a key that
-somebody else deletes in that moment escapes it; the keys on which all depends are compared one by one.
+More compares than fit in a transaction are made when everything is read, and in the commit by one compare per kind of
+object: nothing between the first and the last of its keys was written since. Only a key that somebody else deletes in
+that moment escapes it; the keys on which all depends are compared one by one.
 """
 
+import zlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,7 @@ LEASE_SECONDS = 60
 MAX_COMPARES, MAX_PUTS = 100, 120
 PART_BYTES, PART_PUTS = 600_000, 2000  # as base64 it fits into a request
 MAX_PARTS = 100
+FASTEST = 1  # of zlib's levels: objects are much alike, and whoever watches the etcd is sent the parts, too
 
 Puts = dict[str, bytes | None]
 
@@ -50,10 +53,9 @@ _written = msgspec.json.Decoder(_Written)
 
 def write_down(store: "EtcdStore", compares: Mapping[str, int], puts: Mapping[str, bytes | None], lease: int) -> int:
     """One large transaction; the revision after it. Raises Conflict; InputError where it is too large even so."""
-    parts = [msgspec.json.encode(part) for part in _parts(puts)]
+    parts = [zlib.compress(msgspec.json.encode(part), FASTEST) for part in _parts(puts)]
     if len(parts) > MAX_PARTS:
         raise InputError(f"{len(puts)} changes at once are too many for etcd", "write them in several steps")
-    _checks(store, compares)  # who has lost already need not write anything down
     ours = store.grant(LEASE_SECONDS)
     try:
         for number, part in enumerate(parts):
@@ -83,7 +85,10 @@ def _commit(store: "EtcdStore", compares: Mapping[str, int], record: _Written) -
 
 
 def _checks(store: "EtcdStore", compares: Mapping[str, int]) -> tuple[Mapping[str, int], list[dict[str, Any]]]:
-    """The compares: of single keys, or of ranges where these are too many. Raises Conflict."""
+    """The compares: of single keys, or of ranges where these are too many. Raises Conflict.
+
+    A range is of one kind of object (`/registry/pods/`): what machines say of themselves meanwhile is no conflict.
+    """
     if len(compares) <= MAX_COMPARES:
         return compares, []
     revision = store.revision()
@@ -91,9 +96,11 @@ def _checks(store: "EtcdStore", compares: Mapping[str, int]) -> tuple[Mapping[st
     for key, wanted in compares.items():
         if there.get(key, 0) != wanted:
             raise Conflict(key)
-    roots = {key[: key.find("/", 1) + 1] for key in compares}
     exact = {key: compares[key] for key in (CHARGE, FENCE) if key in compares}
-    return exact, [_untouched(store, [key for key in compares if key.startswith(root)], revision) for root in roots]
+    kinds: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for key in compares.keys() - exact:
+        kinds[tuple(key.split("/")[1:-1][:2])].append(key)
+    return exact, [_untouched(store, keys, revision) for keys in kinds.values()]
 
 
 def _untouched(store: "EtcdStore", keys: list[str], revision: int) -> dict[str, Any]:
@@ -108,10 +115,17 @@ def carry_out(store: "EtcdStore", commit: int) -> None:
     record = store.peek(COMMIT)
     if record is None or record.mod_revision != commit:
         return
-    written = _written.decode(record.value)
+    try:
+        written = _written.decode(record.value)
+    except msgspec.MsgspecError:  # not ours; nobody could write while it stood
+        store.commit({COMMIT: commit}, [store.operation(COMMIT, None)])
+        return
     for number in range(written.parts):
         part = store.peek(_name(written.id, number))
-        if part is None or not all(_put(store, commit, some, written.lease) for some in _few(_part.decode(part.value))):
+        if part is None:
+            return
+        puts = _part.decode(zlib.decompress(part.value))
+        if not all(_put(store, commit, some, written.lease) for some in _few(puts)):
             return  # somebody else has finished it
     done = {"request_delete_range": store.range_of(f"{REDO}{written.id:016x}/")}
     store.commit({COMMIT: commit}, [store.operation(COMMIT, None), done])

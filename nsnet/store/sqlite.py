@@ -244,7 +244,12 @@ class SqliteStore:
             try:
                 yield
             finally:
-                self._db.execute("rollback")
+                self._end()
+
+    def _end(self) -> None:
+        """Takes back what was begun, unless an error (a full disk) has ended it already."""
+        if self._db.in_transaction:
+            self._db.execute("rollback")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -256,8 +261,7 @@ class SqliteStore:
                 yield
                 self._db.execute("commit")
             except BaseException:
-                if self._db.in_transaction:  # a full disk may have ended it already
-                    self._db.execute("rollback")
+                self._end()
                 raise
         if self._db.total_changes != before:
             self._wake_others()

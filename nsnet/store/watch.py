@@ -13,6 +13,7 @@ import socket
 import ssl
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import httptools
@@ -22,7 +23,7 @@ from nsnet.store.gateway import CONNECT_SECONDS, Gateway, connected, context
 
 PAUSE_FIRST, PAUSE_LAST = 0.1, 5.0  # seconds until a lost stream is opened again, as flannel waits
 KEPT = 100_000  # events that wait for somebody to ask; more, and whoever asks lists everything anew
-EVERYTHING = b"\0"
+EVERYTHING = {"key": b"\0", "range_end": b"\0"}
 
 
 class _KeyValue(msgspec.Struct):
@@ -66,12 +67,15 @@ _frames = msgspec.json.Decoder(_Frame, strict=False)
 class Watch:
     """Every change after revision `since`. Used by one thread; `pump` whenever `fileno` is readable, and now and then.
 
+    `within`: of a range of keys alone, as etcd says it; `reached` is that of the last change in it then.
+
     `reached` is the revision up to which everything has come; `compacted` that up to which etcd has forgotten the
     changes, where it has forgotten some that were wanted (0: it has not).
     """
 
-    def __init__(self, gateway: Gateway, since: int) -> None:
+    def __init__(self, gateway: Gateway, since: int, within: Mapping[str, bytes] = EVERYTHING) -> None:
         self._gateway = gateway
+        self._within = within
         self._tls = context(gateway.location)
         self._endpoint = 0
         self._poll = select.epoll()
@@ -136,7 +140,7 @@ class Watch:
         try:
             self._socket = connected(endpoint, self._tls)
             self._socket.settimeout(CONNECT_SECONDS)
-            self._socket.sendall(_request(self.reached + 1))
+            self._socket.sendall(_request(self._within, self.reached + 1))
         except OSError:
             self._lost()
             return
@@ -195,8 +199,8 @@ class Watch:
             self.forget(self.changes[len(self.changes) - KEPT].revision)
 
 
-def _request(revision: int) -> bytes:
-    body: dict[str, Any] = {"key": EVERYTHING, "range_end": EVERYTHING, "start_revision": str(revision)}
+def _request(within: Mapping[str, bytes], revision: int) -> bytes:
+    body: dict[str, Any] = {**within, "start_revision": str(revision)}
     data = msgspec.json.encode({"create_request": body})
     return (
         b"POST /v3/watch HTTP/1.1\r\nHost: etcd\r\nContent-Type: application/json\r\nGrpc-Metadata-hasleader: true\r\n"

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from nsnet.state import Chain
 from nsnet.trace import nft
-from nsnet.trace.rules import UNKNOWN, Facts, Rule, likelihood, number, pair, parse
+from nsnet.trace.rules import UNKNOWN, Facts, Rule, end_of, likelihood, number, pair, parse
 from nsnet.trace.values import Hop, Packet, Trip
 from nsnet.trace.view import LEGACY, LOOPBACK, View, lookup, source
 
@@ -217,7 +217,7 @@ def _marked(rule: Rule, trip: Trip) -> Trip:
 
 
 def _to_destination(rule: Rule, trip: Trip, _: View) -> Trip:
-    address, port = _address(rule.argument("--to-destination"))
+    address, port = end_of(rule.argument("--to-destination"))
     packet = replace(trip.packet, dst=address or trip.packet.dst, dport=port or trip.packet.dport)
     return replace(trip, packet=packet, translated=True)
 
@@ -231,7 +231,7 @@ def _redirected(rule: Rule, trip: Trip, here: View) -> Trip:
 
 
 def _to_source(rule: Rule, trip: Trip, _: View) -> Trip:
-    address, port = _address(rule.argument("--to-source"))
+    address, port = end_of(rule.argument("--to-source"))
     return replace(trip, packet=replace(trip.packet, src=address, sport=port or trip.packet.sport))
 
 
@@ -255,17 +255,6 @@ _TRANSLATIONS = {
     "SNAT": _to_source,
     "MASQUERADE": _masqueraded,
 }
-
-
-def _address(text: str) -> tuple[str, int]:
-    """`ip:port`, `[ip]:port` or an address alone."""
-    if text.startswith("["):
-        address, _, port = text[1:].partition("]")
-        return address, int(port.lstrip(":") or 0)
-    if text.count(":") > 1:
-        return text, 0
-    address, _, port = text.partition(":")
-    return address, int(port.partition("-")[0] or 0)
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from nsnet.state import NftChain, NftElement, NftSet, Value
+from nsnet.trace.rules import end_of
 from nsnet.trace.values import Hop, Packet, Trip
 
 Place = tuple[str, str]  # table, chain or set
@@ -149,6 +150,8 @@ def _statements(words: _Words) -> Iterator[Statement]:
             yield Statement("masquerade", values=("fully-random",) if words.skip("fully-random") else ())
         elif words.skip("meta", "mark", "set", "meta", "mark"):
             yield Statement("mark", values=(words.take(), words.take()))
+        elif words.skip("meta", "mark", "set"):
+            yield Statement("mark", values=("=", words.take()))
         elif words.skip("dnat"):
             yield _dnat(words)
         elif words.skip("update"):
@@ -177,7 +180,8 @@ def _dnat(words: _Words) -> Statement:
 
 
 def _joined(target: str) -> str:
-    return target.replace(" . ", ":")
+    address, _, port = target.partition(" . ")
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _pairs(words: _Words) -> tuple[tuple[str, str], ...]:
@@ -304,14 +308,15 @@ def _vmap(chain: NftChain, statement: Statement, trip: Trip, hop: Hop, facts: Fa
 
 def _translated(statement: Statement, trip: Trip) -> Iterator[Step]:
     for _, target in statement.pairs:
-        address, _, port = target.rpartition(":")
-        packet = replace(trip.packet, dst=address.strip("[]"), dport=int(port))
+        address, port = end_of(target)
+        packet = replace(trip.packet, dst=address, dport=port or trip.packet.dport)
         yield "accept", replace(trip, packet=packet, translated=True, chance=trip.chance / len(statement.pairs))
 
 
 def _marked(statement: Statement, trip: Trip) -> Trip:
     sign, bits = statement.values[0], int(statement.values[1], 0)
-    return replace(trip, mark=trip.mark | bits if sign == "|" else trip.mark ^ bits)
+    marks = {"|": trip.mark | bits, "&": trip.mark & bits, "=": bits}
+    return replace(trip, mark=marks.get(sign, trip.mark ^ bits))
 
 
 # --- does it match? ---------------------------------------------------------------------------------------------------
@@ -325,7 +330,7 @@ def _is_among(table: str, statement: Statement, trip: Trip, facts: Facts) -> boo
     first = statement.fields[0]
     if first == "meta mark":
         mask = int(statement.fields[1], 0) if statement.fields[1:] else 0xFFFFFFFF
-        return trip.mark & mask == int(statement.values[0], 0)
+        return any(_is_between(trip.mark & mask, value) for value in statement.values)
     if first.startswith("ct "):
         return any(bit in _conntrack(first, trip) for bit in statement.values[0].split(","))
     key = " . ".join(_field(field, trip, facts) for field in statement.fields)
@@ -389,6 +394,15 @@ def _is_address(words: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_between(number: int, said: str) -> bool:
+    """A number or a range of numbers; nothing else is one."""
+    first, _, last = said.partition("-")
+    try:
+        return int(first, 0) <= number <= int(last or first, 0)
+    except ValueError:
+        return False
 
 
 @lru_cache(maxsize=1 << 12)

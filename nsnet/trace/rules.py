@@ -204,7 +204,9 @@ def _one(match: Match, trip: Trip, facts: Facts) -> float:
         case "set", "--match-set":
             return _is_in(facts.sets.get(values[0]), values[1].split(","), packet)
         case "icmp", "--icmp-type":
-            return values[0] in (("3/4", "3") if trip.error else ("8", "8/0") if not trip.reply else ("0", "0/0"))
+            return values[0] in ("any", "255") or values[0] in (
+                ("3/4", "3") if trip.error else ("8", "8/0") if not trip.reply else ("0", "0/0")
+            )
         case "icmp6", "--icmpv6-type":
             return values[0] in _ICMP6_TYPES[trip.error, trip.asks, bool(trip.reply)]
         case "tcp", "--tcp-flags":
@@ -321,3 +323,14 @@ def policy_of(rule: str) -> str:
 @lru_cache(maxsize=1 << 12)
 def number(address: str) -> int:
     return int(ip_address(address))
+
+
+def end_of(text: str) -> tuple[str, int]:
+    """`ip:port`, `[ip]:port` or an address alone, and a port 0; of a range the first."""
+    if text.startswith("["):
+        address, _, port = text[1:].partition("]")
+    elif text.count(":") > 1:
+        address, port = text, ""
+    else:
+        address, _, port = text.partition(":")
+    return address.partition("-")[0], int(port.lstrip(":").partition("-")[0] or 0)

@@ -62,6 +62,7 @@ class Trip(msgspec.Struct, frozen=True):
     flows: tuple[Flow, ...] = ()
     chance: float = 1.0
     ttl: int = 64
+    carriers: tuple[tuple[str, str], ...] = ()  # (namespace, tunnel's device) that it carries a packet for
     size: int = 0  # bytes of the whole IP packet; 0: so few that every device takes it
     whole: bool = True  # it may not be fragmented (DF)
     error: bool = False  # not the packet, but the ICMP error "fragmentation needed" about one

@@ -325,6 +325,10 @@ def _onward(world: World, trip: Trip, here: View) -> Iterator[Way]:
         yield _end("dropped", trip, f"a loopback source may not leave by {branches[0][0]}: {why}")
         return
     for dev, via in branches:
+        if (trip.netns, dev) in trip.carriers:
+            why = f"what {dev} sends to {trip.packet.dst} is routed into {dev} itself"
+            yield _end("dropped", _share(trip, 1 / len(branches)), why)
+            continue
         what = Hop(trip.netns, f"out {dev}" + (f" via {via}" if via else ""), _spelled(route))
         leaving = replace(trip, dev_out=dev, hops=(*trip.hops, what), chance=trip.chance / len(branches))
         for outcome, after in netfilter.hook("POSTROUTING", leaving, here, world.recent):
@@ -697,7 +701,16 @@ def _tunnel(world: World, trip: Trip, here: View, nexthop: str) -> Iterator[Way]
         return
     size = trip.size + sent.overhead if trip.size else 0
     hops = (*trip.hops, sent.hop)
-    under = Trip(trip.netns, sent.outer, mark=trip.mark, hops=hops, chance=trip.chance, size=size, whole=False)
+    under = Trip(
+        trip.netns,
+        sent.outer,
+        mark=trip.mark,
+        hops=hops,
+        chance=trip.chance,
+        size=size,
+        whole=False,
+        carriers=(*trip.carriers, (trip.netns, trip.dev_out)),
+    )
     for end in _send(replace(world, family=family_of(sent.outer.dst)), under):
         inner = replace(trip, hops=end.hops, chance=end.chance)
         try:

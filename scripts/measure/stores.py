@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from nsnet.model import ObjectMeta, Pod, by_key
+from nsnet.model import ObjectMeta, Objects, Pod, by_key
 from nsnet.store import Store, sqlite
 from nsnet.store.etcd import EtcdStore
 from nsnet.store.location import parsed
@@ -101,6 +101,7 @@ def _to_another_machine(directory: Path) -> Iterator[Line]:
 
 
 PODS, MACHINES = 1000, "abc"
+TRIES = 3
 MANY = """
 apiVersion: nsnet/v1
 kind: Cluster
@@ -134,36 +135,57 @@ def _over_three_machines(directory: Path) -> Line:
 
     Three real machines would do their thirds side by side, each on processors of its own. Here they share two, so the
     thirds that they are compared with do so, too: three clusters without anything in common, each in its SQLite store.
-    The store's own time is what it takes to write all objects of the cluster into the etcd once and to read them once.
+    The store's own time is what it takes to write all objects of the cluster into an etcd once and to read them once,
+    when no machine watches it. What one third takes that has both processors for itself is told beside it.
+
+    Each is done a few times in turn, and the quickest counts: what else runs on the machine only ever adds.
     """
-    (directory / "three").mkdir()
     whole, third = directory / "whole.yaml", directory / "third.yaml"
     whole.write_text(_many(PODS, MACHINES))
     third.write_text(_many(-(-PODS // len(MACHINES)), ""))
-    with boxes(MACHINES) as made:
-        start = time.perf_counter()
-        _all_up([box.begin("up", str(third), "--no-verify", "--timeout", "200s") for box in made.values()])
-        thirds = time.perf_counter() - start
-    with boxes(MACHINES) as made, members(directory / "three", 1) as (url, _):
-        start = time.perf_counter()
-        first = made["a"].begin("up", str(whole), "--no-verify", "--store", url, "--machine", "a", "--timeout", "200s")
-        agents = [made[name].begin("agent", "--store", url, "--machine", name) for name in MACHINES[1:]]
-        _all_up([first, *agents])
-        together = time.perf_counter() - start
-        with EtcdStore(parsed(url)) as store, EtcdStore(parsed(f"{url}/again")) as again:
-            start = time.perf_counter()
-            objects, _ = load_objects(store)
-            save_objects(again, {}, objects, again.revision())
-            own = time.perf_counter() - start
+    places = [directory / f"three-{number}" for number in range(TRIES)]
+    took = [(_thirds(third, MACHINES[:1]), _thirds(third, MACHINES), *_spread(place, whole)) for place in places]
+    alone, thirds, together, own = map(min, zip(*took, strict=True))
     ratio = (together - own) / thirds
-    told = f"({together:.1f} - {own:.1f}) / {thirds:.1f} s = {ratio:.2f}"
-    return f"{PODS:,} pods over 3 machines, without the store / a third on each", told, "<= 1.3", ratio <= 1.3
+    told = f"({together:.1f} - {own:.1f}) / {thirds:.1f} s = {ratio:.2f} (one third alone: {alone:.1f} s)"
+    return f"{PODS:,} pods over 3 machines, without the store / 3 thirds side by side", told, "<= 1.3", ratio <= 1.3
 
 
-def _all_up(processes: "list[subprocess.Popen[str]]") -> None:
+def _spread(directory: Path, document: Path) -> tuple[float, float]:
+    """Seconds until the cluster stands on all machines; seconds that its store alone takes."""
+    directory.mkdir()
+    with boxes(MACHINES) as made, members(directory, 1) as (url, _):
+        EtcdStore(parsed(url)).close()  # it answers
+        up = ("up", str(document), "--no-verify", "--store", url, "--machine", "a", "--timeout", "200s")
+        joins = [(name, "agent", "--store", url, "--machine", name) for name in MACHINES[1:]]
+        together = _all_up([made["a"].begin(*up), *(made[name].begin(*words) for name, *words in joins)])
+        with EtcdStore(parsed(url)) as store:
+            objects, _ = load_objects(store)
+    (directory / "own").mkdir()
+    return together, _own_time(directory / "own", objects)
+
+
+def _thirds(document: Path, machines: str) -> float:
+    """Seconds until each of these machines has a cluster of its own."""
+    with boxes(machines) as made:
+        return _all_up([box.begin("up", str(document), "--no-verify", "--timeout", "200s") for box in made.values()])
+
+
+def _own_time(directory: Path, objects: Objects) -> float:
+    with running(directory) as etcd, etcd.store("/own") as store:
+        start = time.perf_counter()
+        save_objects(store, {}, objects, store.revision())
+        load_objects(store)
+        return time.perf_counter() - start
+
+
+def _all_up(processes: "list[subprocess.Popen[str]]") -> float:
+    """Seconds until they all have ended, and well."""
+    start = time.perf_counter()
     for process in processes:
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
+    return time.perf_counter() - start
 
 
 WRITE = """

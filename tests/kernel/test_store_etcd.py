@@ -8,16 +8,17 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nsnet.errors import InputError, MachineError, NsnetError
-from nsnet.model import Key, ObjectMeta, Pod, by_key
+from nsnet.model import Key, Object, ObjectMeta, Pod, by_key
 from nsnet.store import Compacted, Conflict, Store, Unreachable, redo
 from nsnet.store.etcd import EtcdStore, open_etcd
 from nsnet.store.keys import CHARGE
 from nsnet.store.location import parsed
-from nsnet.store.members import Member
+from nsnet.store.members import Member, behind
 from nsnet.store.objects import load_objects, save_objects
 from tests.etcds import Etcd, certificates, free_ports, running, until
 from tests.store_contract import Contract, Opener
@@ -106,6 +107,35 @@ def test_a_writer_that_dies_amid_a_large_transaction(etcd: Etcd, monkeypatch: py
         assert list(next_one._pages(redo.REDO, next_one.revision())) == []
 
 
+@pytest.mark.parametrize(
+    ("written", "conflict"),
+    [
+        ("/registry/nsnet/machines/b", False),
+        ("/registry/pods/default/150", True),
+        ("/registry/pods/default/1500", True),
+    ],
+)
+def test_what_others_write_before_a_large_transaction_commits(
+    etcd: Etcd, monkeypatch: pytest.MonkeyPatch, written: str, conflict: bool
+) -> None:
+    """An object of a kind that it writes is a conflict; what a machine says of itself is none."""
+    objects = [f"/registry/nodes/{number}" for number in range(3)]
+    objects += [f"/registry/pods/default/{number:03}" for number in range(300)]
+    with etcd.store(f"/large{written}") as store, etcd.store(f"/large{written}") as other:
+        checks = redo._checks
+
+        def overtaken(*asked: Any) -> Any:
+            found = checks(*asked)
+            other.txn({}, {written: b"theirs"})
+            return found
+
+        monkeypatch.setattr(redo, "_checks", overtaken)
+        with pytest.raises(Conflict) if conflict else contextlib.nullcontext():
+            store.txn(dict.fromkeys(objects, 0), dict.fromkeys(objects, b"ours"))
+        ours = [entry.key for entry in other.list("/")[0] if entry.value == b"ours"]
+        assert ours == ([] if conflict else objects)
+
+
 class _Died(Exception):  # noqa: N818
     pass
 
@@ -123,13 +153,28 @@ def test_nobody_is_there() -> None:
         EtcdStore(parsed(f"etcd://127.0.0.1:{port}"), 0.2)
 
 
-def test_what_answers_is_no_etcd() -> None:
-    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        thread = threading.Thread(target=server.handle_request)
-        thread.start()
-        with pytest.raises(MachineError, match="not an etcd with a v3 JSON gateway"):
-            EtcdStore(parsed(f"etcd://127.0.0.1:{server.server_port}"), 0.2)
-        thread.join()
+class _Proxy(BaseHTTPRequestHandler):
+    """What reaches no etcd."""
+
+    def do_POST(self) -> None:
+        self.send_error(503)
+
+
+@pytest.mark.parametrize(
+    ("who", "kind", "said"),
+    [
+        (BaseHTTPRequestHandler, MachineError, "not an etcd with a v3 JSON gateway"),
+        (_Proxy, Unreachable, "HTTP 503"),
+    ],
+)
+def test_what_answers_is_no_etcd(who: type[BaseHTTPRequestHandler], kind: type[NsnetError], said: str) -> None:
+    with HTTPServer(("127.0.0.1", 0), who) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        try:
+            with pytest.raises(kind, match=said):
+                EtcdStore(parsed(f"etcd://127.0.0.1:{server.server_port}"), 0.2)
+        finally:
+            server.shutdown()
 
 
 @pytest.mark.parametrize(
@@ -252,6 +297,91 @@ def test_nothing_lands_of_who_was_in_charge(etcd: Etcd) -> None:
         objects, revision = load_objects(one)
         save_objects(one, objects, pods[1], revision, asleep.claim)
         assert load_objects(other)[0] == pods[1]
+
+
+def test_garbage_for_a_large_transaction_holds_up_nobody(etcd: Etcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nsnet.store.etcd.OTHERS_SECONDS", 0.05)
+    with etcd.store("/garbage-redo") as store:
+        store.gateway.ask("/v3/kv/put", {"key": store.name(redo.COMMIT), "value": b"\x00 none"}, dict)
+        store.txn({"/a": 0}, {"/a": b"1"})
+        assert [entry.key for entry in store.list("/")[0]] == ["/a"]
+
+
+def test_a_name_is_one_machines(etcd: Etcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second is refused, also where both look before either joins; a machine that starts again is no second."""
+    with etcd.store("/name") as one, etcd.store("/name") as other:
+        first, second = Member(one, "a", "1"), Member(other, "a", "2")
+        looks = iter([first.beat, second._record])
+
+        def look() -> object:
+            return next(looks)()
+
+        with monkeypatch.context() as both_look:
+            both_look.setattr(second, "_record", look)
+            with pytest.raises(InputError, match="another machine goes by the name a"):
+                second.beat()
+        for refused in (second.check, second.beat):
+            with pytest.raises(InputError, match="another machine goes by the name a"):
+                refused()
+        again = Member(one, "a", "1")
+        again.beat()
+        again.leave()
+        second.beat()
+        with pytest.raises(InputError, match="another machine goes by the name a"):
+            first.check()
+
+
+def test_who_has_not_followed_yet(etcd: Etcd) -> None:
+    """Nobody has while nobody is in charge; then who has not told since the last writing, or was not gone by."""
+    pods: list[Object] = [Pod(ObjectMeta(name=name, namespace="default")) for name in "pq"]
+    with etcd.store("/behind") as one, etcd.store("/behind") as other, etcd.store("/behind") as asking:
+        save_objects(one, {}, by_key(pods[:1]), one.revision())
+        first, second = Member(one, "a", "1"), Member(other, "b", "2")
+        for member, store in ((first, one), (second, other)):
+            member.beat()
+            member.tell({}, store.revision())
+        assert behind(asking, ["c"]) == ["a", "b", "c"]
+        assert first.in_charge()
+        assert behind(asking) == ["a"]  # what b says has not been gone by
+        first.heard({})
+        first.tell({}, one.revision())
+        assert behind(asking) == []
+        second.tell({"x": frozenset({("TCP", 80)})}, other.revision())
+        assert behind(asking) == ["a"]
+        assert first.heard({}) == {"x": frozenset({("TCP", 80)})}
+        revision = save_objects(one, by_key(pods[:1]), by_key(pods), one.revision())
+        first.tell({}, revision)
+        assert behind(asking) == ["b"]
+        second.tell({}, other.revision())
+        assert behind(asking) == ["a"]
+        first.heard({})
+        first.tell({}, revision)
+        assert behind(asking) == []
+
+
+def test_control_waits_a_moment_for_first_words(etcd: Etcd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of machines that are there, and once: who has had the charge for longer waits for nobody."""
+    with etcd.store("/words") as one, etcd.store("/words") as other:
+        save_objects(one, {}, by_key([Pod(ObjectMeta(name="p", namespace="default"))]), one.revision())
+        first, second = Member(one, "a", "1"), Member(other, "b", "2")
+        monkeypatch.setattr("nsnet.store.members.FIRST_WORDS", 3600.0)
+        for member in (first, second):
+            member.beat()
+        assert first.in_charge()
+        assert first.heard({}) is None
+        assert first.patience() > 0
+        second.tell({"x": frozenset({("TCP", 80)})}, other.revision())
+        assert first.in_charge()
+        assert first.heard({}) == {"x": frozenset({("TCP", 80)})}
+        assert first.patience() == 0
+        second.leave()
+        monkeypatch.setattr("nsnet.store.members.FIRST_WORDS", 0.0)
+        first.leave()
+        second = Member(other, "b", "3")
+        for member in (first, second):
+            member.beat()
+        assert first.in_charge()
+        assert first.heard({}) == {}
 
 
 def test_garbage_under_our_prefix_is_a_warning(etcd: Etcd) -> None:

@@ -19,7 +19,7 @@ from nsnet.cli.health import health
 from nsnet.cli.page.feed import Feed
 from nsnet.errors import NsnetError
 from nsnet.faults import CATALOGUE
-from nsnet.model import Event, Key, Object, Objects
+from nsnet.model import Event, Objects
 from nsnet.store import opening
 from nsnet.store.objects import load_objects, refresh
 
@@ -47,6 +47,7 @@ def watch(cluster: str, feed: Feed) -> None:
 def _follow(cluster: str, feed: Feed) -> str:
     """Until the cluster is gone. Raises NsnetError where the store or the kernel cannot be read."""
     with closing(opening.open_store(cluster)) as store:
+        objects: Objects
         objects, revision = load_objects(store)
         drawn, looks = -1, _Looks(feed)
         while not store.gone() and names.run_dir(cluster).is_dir():
@@ -61,7 +62,7 @@ def _follow(cluster: str, feed: Feed) -> str:
     return f"cluster {cluster} is gone"
 
 
-def _draw(cluster: str, objects: dict[Key, Object], revision: int, feed: Feed) -> None:
+def _draw(cluster: str, objects: Objects, revision: int, feed: Feed) -> None:
     feed.put("picture", picture(objects))
     feed.put("events", list(_events(objects)))
     feed.put("faults", list(_faults(objects)))
