@@ -15,6 +15,7 @@ there, and writes the difference.
 
     floor 3, the roof     cli/ · controller/                the only code that prints, exits or waits
     floor 2, halls        reconcile.py · verify/ · labs.py  the order in which rooms are used
+    between them          locking.py · scopes.py          who may write, and what a look has to see
     floor 1, rooms        manifests/ · store/ · control/ · render/ · faults/ · diff.py · kernel/ · trace/ · programs/
     floor 0, words        model.py · state.py · names.py · errors.py; made of them, routes/: what is asked of HTTP
 

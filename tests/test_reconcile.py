@@ -13,24 +13,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from nsnet import names, reconcile
+from nsnet import names, scopes
 from nsnet.diff import diff, touched
 from nsnet.errors import NotReachedError
 from nsnet.kernel import iptables
 from nsnet.model import Condition, Key, Object, ObjectMeta, Objects, Pod, PodStatus, by_key, is_ready, of
-from nsnet.reconcile import (
-    FLOWS,
-    BusyError,
-    Listening,
-    Rooms,
-    heard,
-    lock,
-    merged,
-    scope_of,
-    sync,
-    union,
-    with_listeners,
-)
+from nsnet.reconcile import FLOWS, BusyError, Listening, Rooms, lock, sync
+from nsnet.scopes import heard, merged, scope_of, union, with_listeners
 from nsnet.state import (
     KINDS,
     Address,
@@ -284,7 +273,7 @@ FILTERS = {("chain",), ("legacy",), ("nft",), ("ipset",)}
 def test_a_large_load_of_rules_is_not_read_back_until_the_next_whole_look(
     kernel: Kernel, rooms: Rooms, store: sqlite.SqliteStore, monkeypatch: pytest.MonkeyPatch, limited: bool
 ) -> None:
-    monkeypatch.setattr(reconcile, "LOAD", 1)
+    monkeypatch.setattr(scopes, "LOAD", 1)
     memory = sync(store, "demo", using=rooms).memory
     kernel.values[NODE] = {Netns("m")}
     kernel.looks.clear()
@@ -305,7 +294,7 @@ def test_a_large_load_of_rules_is_not_read_back_until_the_next_whole_look(
 def test_what_was_refused_of_a_large_load_is_seen(
     kernel: Kernel, rooms: Rooms, store: sqlite.SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconcile, "LOAD", 1)
+    monkeypatch.setattr(scopes, "LOAD", 1)
     kernel.stubborn = lambda change: isinstance(change.value, Chain)
     with pytest.raises(NotReachedError, match="not permitted"):
         sync(store, "demo", using=rooms)
@@ -557,7 +546,7 @@ def dirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 HOLDER = """
 import sys, pathlib
-from nsnet import names, reconcile
+from nsnet import names, reconcile, scopes
 names.RUN = pathlib.Path(sys.argv[1])
 with reconcile.lock("demo"):
     print("held", flush=True)
@@ -613,7 +602,7 @@ def test_clusters_do_not_wait_for_each_other(holder: "subprocess.Popen[bytes]") 
 
 COUNTER = """
 import sys, pathlib, shutil
-from nsnet import names, reconcile
+from nsnet import names, reconcile, scopes
 names.RUN = pathlib.Path(sys.argv[1])
 count = pathlib.Path(sys.argv[2])
 run = names.run_dir("demo")

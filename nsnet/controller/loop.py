@@ -37,8 +37,9 @@ from nsnet.errors import InputError, NsnetError
 from nsnet.kernel import health, notify, process
 from nsnet.kernel.netns import identity
 from nsnet.model import Node, cluster_of, of
-from nsnet.reconcile import LISTENERS, WHOLE, BusyError, Memory, Report
+from nsnet.reconcile import BusyError, Memory, Report
 from nsnet.render import machines
+from nsnet.scopes import LISTENERS, WHOLE
 from nsnet.state import Change, Key, Netns, Refusal
 from nsnet.store import Store, Unreachable, known, location, opening
 from nsnet.store.keys import CLUSTERS, GONE
