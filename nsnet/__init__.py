@@ -17,7 +17,7 @@ there, and writes the difference.
     floor 2, halls        reconcile.py · verify/ · labs.py  the order in which rooms are used
     between them          locking.py · scopes.py          who may write, and what a look has to see
     floor 1, rooms        manifests/ · store/ · control/ · render/ · faults/ · diff.py · kernel/ · trace/ · programs/
-    floor 0, words        model.py · state.py · names.py · errors.py; made of them, routes/: what is asked of HTTP
+    floor 0, words        model/ · state.py · names.py · errors.py; made of them, routes/: what is asked of HTTP
 
 Imports only point down, and rooms on floor 1 never see each other. `render` never sees the kernel, the kernel never
 sees a Service; only `kernel/` (and `programs/`, which run inside) make system calls; only `kernel/netns.py` enters a
