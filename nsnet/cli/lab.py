@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from nsnet import control, labs, model, verify
+from nsnet import control, labs, model, names, verify
 from nsnet.cli import options
 from nsnet.cli.change import Change, write
 from nsnet.cli.context import changing, clusters, need_root, running
@@ -25,6 +25,7 @@ from nsnet.cli.target import target
 from nsnet.cli.up import build, going_on, until_ready
 from nsnet.cli.words import did_you_mean
 from nsnet.errors import InputError, NotReachedError
+from nsnet.kernel import tracking
 from nsnet.kernel.run import typed
 from nsnet.labs import CLUSTER, Lab, Result, State, Step, Way
 from nsnet.manifests import Loaded, Source, load
@@ -32,7 +33,6 @@ from nsnet.model import Key, Object, Objects
 
 READY_SECONDS = 60.0
 TIMEOUT = 0.9  # s; after one a SYN is sent again, and may be balanced to somebody who answers
-FORGET_ALL = Step("conntrack -F", ("nodes",))
 # A new attempt that has the port of an old one goes its way, for two minutes: what never had an answer is forgotten.
 FORGET = tuple(Step(f"conntrack -D -p tcp --state {state}", ("nodes",)) for state in ("SYN_SENT", "SYN_RECV"))
 LEVELS = {1: "first steps", 2: "takes a while", 3: "hard"}
@@ -135,7 +135,8 @@ def _break(one: Lab, change: Change, *, judged: bool = False) -> None:
         there = {key: obj for key, obj in change(stored).items() if key.kind != "Fault"}
         return {**there, **labs.damage(one, there)}
 
-    _set_up(running("lab", CLUSTER).objects, (FORGET_ALL,))  # before it is broken: a full table is to stay full
+    for node in model.of(running("lab", CLUSTER).objects, model.Node):
+        tracking.forget(names.node_netns(CLUSTER, node.metadata.name))
     _, after = write(CLUSTER, broken, judged=judged)
     _set_up(after, (*one.undo, *one.begin))
 

@@ -258,8 +258,21 @@ class Netlink:
             data = self._socket.recv(_BUFFER)
             waiting -= sum(kind in {NLMSG_ERROR, NLMSG_DONE} for kind, *_ in _messages(data))
 
+    def packed(self, requests: Sequence[Request]) -> bytes:
+        """These requests, for `ask_packed`: for who sends the same thousands of times but for a word or two."""
+        return self._packed(requests, NLM_F_ACK)
+
+    def ask_packed(self, data: bytes) -> int:
+        """Sends what was packed last, or something as long; how many were refused."""
+        self._socket.send(data)
+        return sum(1 for _ in self._refused(self._sequence))
+
     def _send(self, requests: Sequence[Request], last: int, every: int = 0) -> int:
         """Sends with flag `last` on the last request and `every` on each; the first sequence number."""
+        self._socket.send(self._packed(requests, last, every))
+        return self._sequence - len(requests) + 1
+
+    def _packed(self, requests: Sequence[Request], last: int, every: int = 0) -> bytes:
         first = self._sequence + 1
         self._sequence += len(requests)
         parts = []
@@ -271,8 +284,7 @@ class Netlink:
             parts.append(body)
             if len(body) & 3:
                 parts.append(bytes(-len(body) % 4))
-        self._socket.send(b"".join(parts))
-        return first
+        return b"".join(parts)
 
     def _refused(self, sent: int) -> Iterator[tuple[int, Failure]]:
         """Positions and refusals until the acknowledgement of the last request."""

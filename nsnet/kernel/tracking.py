@@ -15,7 +15,6 @@ Source: Linux `net/netfilter/nf_conntrack_core.c` (__nf_conntrack_alloc, early_d
 import errno
 import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from secrets import randbelow
 from socket import AF_INET, inet_aton
@@ -50,10 +49,12 @@ _SEEN_REPLY, _ASSURED, _CONFIRMED = 2, 4, 8  # IPS_…
 _ESTABLISHED = 3  # TCP_CONNTRACK_…
 _LASTS = 432_000  # s: what an established connection has
 _OURS = _U32.pack(0x6E736E74)  # the fillers' mark: "nsnt"
+_NOBODYS = bytes(4)
 _EVERY_BIT = _U32.pack(0xFFFFFFFF)
 _DESTINATION, _SERVED = inet_aton("198.19.255.254"), _PORT.pack(9)  # discard
 _FIRST = (inet_aton("198.18.0.1"), _SERVED)  # source and port
-_AT_ONCE = 2000  # entries between two looks
+_CROWD = [_U32.pack(0xC612_0100 + number) for number in range(0xFE00)]  # 198.18.1.0 and the addresses after it
+_AT_ONCE = 1000  # entries of one address, and between two looks
 _ROUNDS_WITHOUT_PROGRESS = 5
 
 
@@ -75,6 +76,12 @@ def write(netns: str, changes: Sequence[Change]) -> list[Refusal]:
     return [Refusal(change, why) for change, why in found if why]
 
 
+def forget(netns: str) -> None:
+    """Every connection, but those that fill the table up. Raises NetlinkError."""
+    with inside(netns), Netlink(NETLINK_NETFILTER) as netfilter:
+        netfilter.do(_all_with(_NOBODYS))
+
+
 def _number(name: str) -> int:
     """0: there is none, or no limit."""
     try:
@@ -92,23 +99,21 @@ def _fill(netfilter: Netlink) -> str:
     if not most:
         return "this kernel's conntrack has no limit (net.netfilter.nf_conntrack_max is 0)"
     _throw_out(netfilter)
-    entries, stuck, before = _entries(), 0, -1
+    netfilter.ask([_entry(*_FIRST)])  # by which it is seen that they are there
+    ports = [_PORT.pack(1024 + number) for number in range(_AT_ONCE)]
+    many = netfilter.packed([_entry(_CROWD[0], port) for port in ports])
+    stuck, before, start = 0, -1, randbelow(len(_CROWD))
     while (count := _number("nf_conntrack_count")) < most:
         stuck = stuck + 1 if count <= before else 0
         if stuck > _ROUNDS_WITHOUT_PROGRESS:
             return f"it takes no more than {count} entries of {most}"
-        before = count
-        netfilter.ask(list(islice(entries, min(_AT_ONCE, most - count))))
+        before, start = count, start + 1
+        source = _CROWD[start % len(_CROWD)]
+        if most - count < _AT_ONCE:
+            netfilter.ask([_entry(source, port) for port in ports[: most - count]])
+        else:
+            netfilter.ask_packed(many.replace(_CROWD[0], source))
     return ""
-
-
-def _entries() -> Iterator[Request]:
-    """The first one, by which it is seen that they are there; then others, from anywhere among all there can be."""
-    yield _entry(*_FIRST)
-    start = randbelow(1 << 32)
-    while True:
-        start += 1
-        yield _entry(_U32.pack(0xC612_0000 | start >> 16 & 0xFFFF), _PORT.pack(start & 0xFFFF))  # 198.18.0.0/16
 
 
 def _ends(kind: int, source: bytes, destination: bytes, sport: bytes, dport: bytes) -> bytes:
@@ -152,9 +157,12 @@ def _is_there(netfilter: Netlink) -> bool:
 
 def _empty(netfilter: Netlink) -> str:
     """All with the mark; to a kernel without marks the attributes would mean every entry, but it took none either."""
-    marked = attribute(_MARK, _OURS) + attribute(_MASK, _EVERY_BIT)
-    refused = netfilter.ask([Request(_DELETE, 0, _ANY_FAMILY + marked)])
+    refused = netfilter.ask([_all_with(_OURS)])
     return next((str(failure) for failure in refused.values()), "")
+
+
+def _all_with(mark: bytes) -> Request:
+    return Request(_DELETE, 0, _ANY_FAMILY + attribute(_MARK, mark) + attribute(_MASK, _EVERY_BIT))
 
 
 # --- what gives way ---------------------------------------------------------------------------------------------------
@@ -162,7 +170,7 @@ def _empty(netfilter: Netlink) -> str:
 
 def _throw_out(netfilter: Netlink) -> None:
     """What the kernel itself would, for somebody new."""
-    others = attribute(_MARK, bytes(4)) + attribute(_MASK, _EVERY_BIT)
+    others = attribute(_MARK, _NOBODYS) + attribute(_MASK, _EVERY_BIT)
     (messages,) = netfilter.dump([Request(_GET, 0, _ANY_FAMILY + others)])
     netfilter.ask([going for message in messages for going in _giving_way(message)])
 
