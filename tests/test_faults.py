@@ -61,6 +61,7 @@ FAILURES = {  # what people debug, as the field's issues have it, and the kinds 
     "a NetworkPolicy that forgets DNS": {"policy-forgets-dns"},
     "pod default route missing": {"no-default-route"},
     "duplicate pod IP": {"duplicate-ip"},
+    "SNAT port collisions": {"snat-collision"},
     "double NAT": {"double-nat"},
     "node has no route for the Service range": {"no-service-route"},
 }  # fmt: skip
