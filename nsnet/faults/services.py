@@ -300,13 +300,13 @@ KINDS = (
         f"by --random-fully; here there is but one port, {ONLY_PORT}.",
         detect=(
             "nsnet exec node/NODE -- conntrack -S   # insert_failed= grows",
-            f"nsnet exec node/NODE -- conntrack -L --reply-port-dst {ONLY_PORT}   # who has the port",
+            f"nsnet exec node/NODE -- conntrack -L -p tcp --reply-port-dst {ONLY_PORT}   # who has the port",
             "nsnet exec node/NODE -- iptables -t nat -S | grep MASQUERADE   # --to-ports, and no --random-fully",
             "nsnet exec node/NODE -- nft list chain ip kube-proxy masquerading   # with kube-proxy in nftables mode",
         ),
         mend=(
-            "nsnet exec node/NODE -- iptables -t nat -D FLANNEL-POSTRTG …   # and KUBE-POSTROUTING: --to-ports",
-            f"nsnet exec node/NODE -- conntrack -D --reply-port-dst {ONLY_PORT}   # helps the next one only",
+            "nsnet exec node/NODE -- iptables -t nat -D FLANNEL-POSTRTG N   # each with --to-ports",
+            f"nsnet exec node/NODE -- conntrack -D -p tcp --reply-port-dst {ONLY_PORT}   # helps the next one only",
         ),
         damage=_one_port,
         source="flannel PR#1040",
