@@ -509,7 +509,8 @@ class Conntrack(msgspec.Struct, frozen=True, tag=True):
     """An entry of conntrack; observed when asked for by kind, never wanted, and it may be deleted.
 
     `answerer` is who answers, as `ip:port` or `[ip]:port`: the reply's source. Where that is not the destination, DNAT
-    rewrote it.
+    rewrote it. `seen_as` is whom the answerer sees, the reply's destination, which SNAT may have rewritten. `over`: the
+    TCP connection has ended, and the entry waits for its time.
     """
 
     src: str
@@ -518,6 +519,8 @@ class Conntrack(msgspec.Struct, frozen=True, tag=True):
     dport: int
     answerer: str
     protocol: str = "udp"  # or tcp, sctp
+    seen_as: str = ""
+    over: bool = False
 
     @property
     def key(self) -> Key:
@@ -610,6 +613,10 @@ class Looking(Mapping[str, frozenset[Value]]):
     @abstractmethod
     def has_tables(self, netns: str) -> bool:
         """Has it any of iptables' or ip6tables' tables?"""
+
+    @abstractmethod
+    def tracked(self, netns: str, protocol: str) -> frozenset[Conntrack]:
+        """What conntrack knows there of the protocol, as it was when it was first asked for."""
 
     @abstractmethod
     def ahead(self, nodes: Iterable[str], family: Family) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from nsnet import faults, model, names
 from nsnet.cli import fault as cli
@@ -15,7 +16,7 @@ from nsnet.faults import CATALOGUE
 from nsnet.faults.services import VALID
 from nsnet.model import Fault, FaultSpec, FaultStatus, Key, Object, ObjectMeta
 from nsnet.render import render
-from nsnet.state import SYSCTLS, Chain, ConntrackTable, Hold, Offload, State, Sysctl, Value, lines
+from nsnet.state import SYSCTLS, Chain, Conntrack, ConntrackTable, Hold, Offload, State, Sysctl, Value, lines
 from nsnet.trace import Packet, walk
 from nsnet.trace.further import lost_when_large
 from nsnet.trace.observed import stations
@@ -61,6 +62,7 @@ FAILURES = {  # what people debug, as the field's issues have it, and the kinds 
     "a NetworkPolicy that forgets DNS": {"policy-forgets-dns"},
     "pod default route missing": {"no-default-route"},
     "duplicate pod IP": {"duplicate-ip"},
+    "SNAT port collisions": {"snat-collision"},
     "double NAT": {"double-nat"},
     "node has no route for the Service range": {"no-service-route"},
 }  # fmt: skip
@@ -278,6 +280,70 @@ def test_a_segment_out_of_the_window_is_not_translated_back(
     lost = lost_when_large(state, netns, packet, walk(state, netns, packet))
     assert said in (lost.reason if lost else "")
     assert bool(lost) is bool(said)
+
+
+TAKEN = "its source port 61000 towards 203.0.113.2:80 is taken by 10.244.1.3:40001 (insert_failed)"
+OVER = TAKEN.replace(" (insert", ", a connection that is over (insert")
+OUT = Packet("tcp", "203.0.113.2", 80)
+OTHER = Conntrack("10.244.1.3", 40001, OUT.dst, 80, "203.0.113.2:80", "tcp", "172.18.0.2:61000")
+
+
+@pytest.mark.parametrize(
+    ("entries", "packet", "said"),
+    [
+        ((), OUT, [""]),
+        ((OTHER,), OUT, [TAKEN]),
+        ((OTHER,), replace(OUT, sport=61000), [TAKEN]),
+        ((OTHER,), replace(OUT, dport=81), [""]),
+        ((OTHER,), replace(OUT, protocol="udp"), [""]),
+        ((OTHER,), replace(OUT, src="10.244.1.3", sport=40001), [""]),  # that connection itself
+        ((replace(OTHER, protocol="udp"),), replace(OUT, protocol="udp"), [TAKEN]),
+        ((replace(OTHER, seen_as="172.18.0.2:61001"),), OUT, [""]),  # of before the fault
+        ((replace(OTHER, seen_as="10.244.1.3:40001"),), OUT, [""]),  # not translated
+        ((replace(OTHER, over=True),), OUT, ["", OVER]),  # it makes room for every second SYN
+        ((OTHER,), Packet("icmp", "203.0.113.2"), [""]),
+        ((OTHER,), Packet("tcp", "10.244.2.2", 80), [""]),  # is not masqueraded
+    ],
+)
+def test_one_port_is_for_one_connection_to_a_destination(
+    entries: tuple[Conntrack, ...], packet: Packet, said: list[str]
+) -> None:
+    state = dict(wanted(with_(made("snat-collision", "node/node1"))))
+    state[NODE] |= frozenset(entries)
+    ways = walk(state, POD, packet)
+    assert [way.reason for way in ways] == said
+    assert sum(way.chance for way in ways) == 1
+    seen = {way.packet.sport for way in ways if packet.protocol != "icmp" and packet.dst == OUT.dst}
+    assert seen <= {61000}
+
+
+def test_a_range_of_ports_is_for_as_many() -> None:
+    """By SNAT, too."""
+    rule = "-s 10.244.0.0/16 -p tcp -j SNAT --to-source 172.18.0.2:61000-61001"
+    state = {**STATE, NODE: frozenset({*STATE[NODE]})}
+    old = next(value for value in STATE[NODE] if value.key == ("chain", "ip", "nat", "POSTROUTING"))
+    assert isinstance(old, Chain)
+    state[NODE] = (STATE[NODE] - {old}) | {replace(old, rules=(rule, *old.rules)), OTHER}
+    assert [way.reason for way in walk(state, POD, OUT)] == [""]
+    state[NODE] |= {replace(OTHER, sport=40002, seen_as="172.18.0.2:61001")}
+    words = "its source ports 61000-61001 towards 203.0.113.2:80 are all taken (insert_failed)"
+    assert [way.reason for way in walk(state, POD, OUT)] == [words]
+
+
+@pytest.mark.parametrize("mode", ["iptables", "nftables"])
+def test_kube_proxy_gives_one_port_too(mode: str) -> None:
+    """To who comes in by a node port, and to a pod that calls itself."""
+    objects = up((HERE / "cluster.yaml").read_text().replace("name: faulted", "name: demo").replace("iptables", mode))
+    fault = made("snat-collision", "node/node1")
+    state = dict(wanted({**objects, model.key_of(fault): fault}))
+    state[NODE] |= {
+        Conntrack("203.0.113.2", 40001, "172.18.0.2", 30081, "10.244.2.2:80", "tcp", "10.244.1.0:61000"),
+        Conntrack("10.244.1.3", 40002, "10.96.0.101", 80, "10.244.1.3:80", "tcp", "10.244.1.1:61000"),
+    }
+    (way,) = walk(state, names.host_netns("demo", "client"), Packet("tcp", "172.18.0.2", 30081))
+    assert way.reason == "its source port 61000 towards 10.244.2.2:80 is taken by 203.0.113.2:40001 (insert_failed)"
+    (way,) = walk(state, names.pod_netns("demo", "default", "b"), Packet("tcp", "10.96.0.101", 80))
+    assert way.reason == "its source port 61000 towards 10.244.1.3:80 is taken by 10.244.1.3:40002 (insert_failed)"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from nsnet.kernel import beside, netns
 from nsnet.kernel.everywhere import Other
 from nsnet.kernel.remote import Talk
 from nsnet.render import machines
-from nsnet.state import Chain, Family, Scope, Value, Veth
+from nsnet.state import Chain, Conntrack, Family, Scope, Value, Veth
 from nsnet.store import location
 
 State = dict[str, frozenset[Value]]
@@ -137,6 +137,7 @@ class Looking(state.Looking):
         self._kernels, self._near, self._tracked = kernels, near, tracked
         self._far: dict[str, State] = {}
         self._chains: dict[tuple[str, Family], _Chains] = {}
+        self._flows: dict[tuple[str, str], frozenset[Conntrack]] = {}
         switches = [name for name in near.there if names.kind_of(name) == "fabric" and name != kernels.router]
         away = [names.on_machine(switch, machine) for machine in others(kernels.now) for switch in switches]
         here = [name for name in near.there if kernels.standing(kernels.here, name)]
@@ -183,6 +184,15 @@ class Looking(state.Looking):
         if self._of(name) is self._near:
             return self._near.has_tables(name)
         return any(isinstance(value, Chain) for value in self.get(name, frozenset()))
+
+    def tracked(self, name: str, protocol: str) -> frozenset[Conntrack]:
+        if self._of(name) is self._near:
+            return self._near.tracked(name, protocol)
+        key = name, protocol
+        if key not in self._flows:
+            there = self._kernels.observe({name: frozenset({("conntrack", protocol)})}).get(name, frozenset())
+            self._flows[key] = frozenset(value for value in there if isinstance(value, Conntrack))
+        return self._flows[key]
 
     def ahead(self, nodes: Iterable[str], family: Family) -> None:
         self._near.ahead((name for name in nodes if self._of(name) is self._near), family)

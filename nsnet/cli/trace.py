@@ -24,7 +24,7 @@ from nsnet.errors import InputError, NotReachedError
 from nsnet.model import Objects, Pod, Service, family_of
 from nsnet.state import Looking, State, socket_address
 from nsnet.trace import Packet, Way, answer, walk
-from nsnet.trace.further import stale
+from nsnet.trace.further import alone, stale
 from nsnet.trace.listening import is_open
 from nsnet.trace.resolver import long_way
 from nsnet.verify.intent import Intent
@@ -87,7 +87,7 @@ def trace(
             return watched(now.objects, followed, output, kernels)
     parting = None if request else compared(now.objects, start, asked, found, look)
     wanted = tuple(_intended(now.objects, start, found, request))
-    notes = (*remembered(found, asked, look), *searching(start, asked, look))
+    notes = (*remembered(found, asked, look), *sharing(found, look), *searching(start, asked, look))
     if output == "json":
         said = {"agree": parting.agree, "verdict": parting.sentence} if parting else {}
         intent = {"intended": wanted} if wanted else {}
@@ -131,6 +131,16 @@ def remembered(found: Sequence[Traced], asked: Packet, look: Look) -> Iterator[s
         yield (
             f"note: conntrack on {look.place(where)} still leads {port} to {entry.answerer}, where no new connection "
             f"goes: a client that keeps its port gets no answer"
+        )
+
+
+def sharing(found: Sequence[Traced], look: Look) -> Iterator[str]:
+    """Where it arrives by the only source port that there is for it."""
+    for flow in dict.fromkeys(alone([one.way for one in found if one.way.result == "delivered"])):
+        to = socket_address(flow.left.dst, flow.left.dport)
+        yield (
+            f"note: {look.place(flow.netns)} has one source port, {flow.left.sport}, for what goes to {to}: while this "
+            f"connection lives, every further one is dropped"
         )
 
 

@@ -1,6 +1,7 @@
 """Faults of Services and masquerading: kube-proxy's rules, conntrack, endpoints."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ from nsnet import model
 from nsnet.faults.draft import Draft, Site
 from nsnet.faults.kinds import Kind, Option, between
 from nsnet.model import Endpoints, EndpointSlice, Key, Object, Objects, Service
-from nsnet.state import FILLERS, BridgePort, ConntrackTable, Family, File, Hold, NftChain, NftTable, Process
+from nsnet.state import FILLERS, BridgePort, Chain, ConntrackTable, Family, File, Hold, NftChain, NftTable, Process
 from nsnet.state import Key as ValueKey
 
 SLICE_OF = "kubernetes.io/service-name"
@@ -66,6 +67,41 @@ def _without_nft(draft: Draft, netns: str, chain: str, words: str) -> None:
     for one in draft.of(netns, NftChain):
         if one.table == "kube-proxy" and one.name == chain:
             draft.put(netns, replace(one, rules=tuple(rule for rule in one.rules if words not in rule)))
+
+
+def _one_port(draft: Draft, site: Site) -> None:
+    """Whatever masquerades on the node gives TCP and UDP one source port, not a random one."""
+    for netns in site.on():
+        for chain in draft.of(netns, Chain):
+            if chain.table == "nat":
+                draft.put(netns, replace(chain, rules=tuple(_narrowed(chain.rules, _with_one_port))))
+        for one in draft.of(netns, NftChain):
+            if one.table == "kube-proxy":
+                draft.put(netns, replace(one, rules=tuple(_narrowed(one.rules, _with_one_nft_port))))
+
+
+def _narrowed(rules: Iterable[str], narrow: Callable[[str, str], str]) -> Iterator[str]:
+    """Before each rule that masquerades stands one for each protocol that has ports."""
+    for rule in rules:
+        if _MASQUERADES.search(rule):
+            yield from (narrow(rule, protocol) for protocol in ("tcp", "udp"))
+        yield rule
+
+
+def _with_one_port(rule: str, protocol: str) -> str:
+    """As iptables-save prints it: the protocol stands behind addresses and devices."""
+    head, tail = _MATCHES.split(rule, maxsplit=1)[0], _MATCHES.search(rule)
+    rest = rule[tail.start() :].lstrip() if tail else ""
+    return _MASQUERADES.sub(f"-j MASQUERADE --to-ports {ONLY_PORT}", f"{head} -p {protocol} {rest}".lstrip())
+
+
+def _with_one_nft_port(rule: str, protocol: str) -> str:
+    return f"meta l4proto {protocol} {_MASQUERADES.sub(f'masquerade to :{ONLY_PORT}', rule)}"
+
+
+ONLY_PORT = 61000  # above those that Linux gives its own sockets (net.ipv4.ip_local_port_range)
+_MASQUERADES = re.compile(r"-j MASQUERADE\b.*|\bmasquerade(?: fully-random)?$")
+_MATCHES = re.compile(r"(?:^| )-[mj] ")
 
 
 # --- conntrack --------------------------------------------------------------------------------------------------------
@@ -252,6 +288,28 @@ KINDS = (
         mend=("nsnet exec node/NODE -- iptables -t nat -D POSTROUTING -s RANGE -d RANGE -j MASQUERADE",),
         damage=_double_nat,
         source="flannel#1702, #1703",
+    ),
+    Kind(
+        name="snat-collision",
+        title="Masqueraded connections collide on one source port",
+        symptom="A share of the calls that the node masquerades (to the outside, to other nodes, by its node ports) "
+        "hangs for 1 s, 3 s or longer. Here each does while another to the same destination is open, or has just "
+        "ended; pods among themselves are well.",
+        cause="Two connections to one destination got the same source port, and conntrack drops the packet of the "
+        "second when it is to be kept. Where people meet it that is by chance, for many ask for a port at once and not "
+        f"by --random-fully; here there is but one port, {ONLY_PORT}.",
+        detect=(
+            "nsnet exec node/NODE -- conntrack -S   # insert_failed= grows",
+            f"nsnet exec node/NODE -- conntrack -L -p tcp --reply-port-dst {ONLY_PORT}   # who has the port",
+            "nsnet exec node/NODE -- iptables -t nat -S | grep MASQUERADE   # --to-ports, and no --random-fully",
+            "nsnet exec node/NODE -- nft list chain ip kube-proxy masquerading   # with kube-proxy in nftables mode",
+        ),
+        mend=(
+            "nsnet exec node/NODE -- iptables -t nat -D FLANNEL-POSTRTG N   # each with --to-ports",
+            f"nsnet exec node/NODE -- conntrack -D -p tcp --reply-port-dst {ONLY_PORT}   # helps the next one only",
+        ),
+        damage=_one_port,
+        source="flannel PR#1040",
     ),
     Kind(
         name="stale-conntrack",

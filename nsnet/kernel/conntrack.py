@@ -29,9 +29,11 @@ from nsnet.state import Change, Conntrack, Refusal, socket_address
 
 _NAMES: Mapping[int, str] = {number: name for name, number in PROTOCOLS.items()}
 _GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK; IPCTNL_MSG_CT_GET, _DELETE
-_ORIGINAL, _REPLY, _FILTER = 1, 2, 25  # CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_FILTER
+_ORIGINAL, _REPLY, _INFO, _FILTER = 1, 2, 4, 25  # CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_PROTOINFO, CTA_FILTER
 _IP, _PROTO = 1, 2  # CTA_TUPLE_IP, CTA_TUPLE_PROTO
 _ENDS = {AF_INET: (1, 2), AF_INET6: (3, 4)}  # CTA_IP_V4_SRC, CTA_IP_V4_DST; CTA_IP_V6_SRC, CTA_IP_V6_DST
+_TCP, _STATE = 1, 1  # CTA_PROTOINFO_TCP, CTA_PROTOINFO_TCP_STATE
+_OVER = (7, 8)  # TCP_CONNTRACK_TIME_WAIT, TCP_CONNTRACK_CLOSE
 _NUMBER, _SPORT, _DPORT = 1, 2, 3  # CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT
 _BY_PROTOCOL = Struct("=I").pack(1 << 3)  # CTA_FILTER_ORIG_FLAGS: CTA_FILTER_F_CTA_PROTO_NUM
 _NFGENMSG = Struct("=BBH")
@@ -72,8 +74,14 @@ def _decode(message: Message) -> Iterator[Conntrack]:
     found = attributes(data, start + _NFGENMSG.size, end)
     protocol, src, sport, dst, dport = _ends(found[_ORIGINAL])
     if protocol in _NAMES:
-        _, ip, port, _, _ = _ends(found[_REPLY])
-        yield Conntrack(src, sport, dst, dport, socket_address(ip, port), _NAMES[protocol])
+        _, ip, port, seen, seen_port = _ends(found[_REPLY])
+        ends = socket_address(ip, port), _NAMES[protocol], socket_address(seen, seen_port)
+        yield Conntrack(src, sport, dst, dport, *ends, over=_is_over(found))
+
+
+def _is_over(found: dict[int, bytes]) -> bool:
+    said = inner(inner(found.get(_INFO, b"")).get(_TCP, b"")).get(_STATE)
+    return said is not None and said[0] in _OVER
 
 
 def _ends(payload: bytes) -> tuple[int, str, int, str, int]:

@@ -15,8 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from nsnet import names, state
 from nsnet.errors import MachineError
-from nsnet.kernel import netns, observing
-from nsnet.state import KINDS, Chain, Family, Key, Value
+from nsnet.kernel import conntrack, netns, observing
+from nsnet.state import KINDS, Chain, Conntrack, Family, Key, Value
 
 _NOT_OF = {"pod": {"nft", "legacy", "ipset", "offload"}, "node": set[str]()}  # as `observe` has it
 _AT_ONCE = 2  # nodes whose chains are read ahead
@@ -45,6 +45,7 @@ class Looking(state.Looking):
         self.there = frozenset(netns.candidates(cluster))
         self._seen = observing.Seen(cluster)
         self._macs: dict[str, dict[str, str]] = {}
+        self._flows: dict[tuple[str, str], frozenset[Conntrack]] = {}
         self._known: dict[str, frozenset[Value] | None] = {}
         self._chains: dict[tuple[str, Family], _Chains] = {}
         self._ahead: dict[tuple[str, Family], Future[_Chains]] = {}
@@ -104,6 +105,12 @@ class Looking(state.Looking):
 
     def likely(self, mac: str) -> str:
         return self._expected.get(mac, "")
+
+    def tracked(self, name: str, protocol: str) -> frozenset[Conntrack]:
+        key = name, protocol
+        if key not in self._flows:
+            self._flows[key] = conntrack.read(name, (protocol,)) if name in self else frozenset()
+        return self._flows[key]
 
     def has_tables(self, name: str) -> bool:
         return name in self and names.kind_of(name) != "pod" and bool(observing.with_tables(name))

@@ -508,7 +508,9 @@ class _Reader:
 
     def masq(self, found: dict[int, bytes]) -> None:
         flags = number(found[1]) if 1 in found else 0
-        self.words.append("masquerade" + "".join(f" {name}" for bit, name in _NAT_FLAGS if flags & bit))
+        ends = [_word("inet_service", self.held(found[at]).raw[:2]) for at in (2, 3) if at in found]
+        ports = f" to :{'-'.join(dict.fromkeys(ends))}" if ends else ""
+        self.words.append(f"masquerade{ports}" + "".join(f" {name}" for bit, name in _NAT_FLAGS if flags & bit))
 
     def reject(self, found: dict[int, bytes]) -> None:
         if (number(found[1]), found[2]) not in ((0, b"\3"), (0, b"\4")):  # port unreachable, in IPv4 and in IPv6

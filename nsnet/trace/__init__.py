@@ -9,6 +9,7 @@ back, `joined` makes one way of a proxy's two connections. A way names each devi
     rules.py      one iptables rule: parsed, and does it match this packet?
     nft.py        nftables chains, sets and maps
     netfilter.py  chains: a hook of a namespace, NAT and conntrack included
+    ports.py      source ports that a rule gives from a range, and who has them already
     view.py       one namespace, indexed: links, addresses, routes, neighbours
     process.py    kube-proxy's userspace process: what it would do with a connection
     further.py    packets of full size, and what conntrack remembers of before

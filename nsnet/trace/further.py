@@ -4,11 +4,12 @@ The first packet is small and new. A path that takes it may lose every large one
 keeps for a client's old port may lead to where nobody is any more.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 
 from nsnet.names import kind_of
 from nsnet.state import Conntrack, Looking, State, socket_address
-from nsnet.trace.values import Packet, Way
+from nsnet.trace.values import Flow, Packet, Way
 from nsnet.trace.view import family_of, lookup, view
 from nsnet.trace.walk import answer, walk
 
@@ -51,6 +52,16 @@ def _is_too_large(way: Way) -> bool:
 
 def _is_strange(way: Way) -> bool:
     return way.result == "dropped" and "which nobody asked" in way.reason
+
+
+def alone(ways: Sequence[Way]) -> Iterator[Flow]:
+    """The connections for which a namespace has but one source port, as they come in and leave there."""
+    for way in ways:
+        given = {hop.netns for hop in way.hops if _ONE_PORT.search(hop.rule)}
+        yield from (flow for flow in way.flows if flow.netns in given)
+
+
+_ONE_PORT = re.compile(r"-j MASQUERADE --to-ports \d+(?: |$)|\bmasquerade to :\d+(?: |$)")
 
 
 def stale(state: State, packet: Packet, ways: Sequence[Way]) -> Iterator[tuple[str, Conntrack]]:

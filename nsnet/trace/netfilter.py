@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from msgspec.structs import replace
 
 from nsnet.state import Chain
-from nsnet.trace import nft
+from nsnet.trace import nft, ports
 from nsnet.trace.rules import UNKNOWN, Facts, Rule, end_of, likelihood, number, pair, parse
 from nsnet.trace.values import Hop, Packet, Trip
 from nsnet.trace.view import LEGACY, LOOPBACK, View, lookup, source
@@ -231,22 +231,26 @@ def _redirected(rule: Rule, trip: Trip, here: View) -> Trip:
 
 
 def _to_source(rule: Rule, trip: Trip, _: View) -> Trip:
-    address, port = end_of(rule.argument("--to-source"))
-    return replace(trip, packet=replace(trip.packet, src=address, sport=port or trip.packet.sport))
+    said = rule.argument("--to-source")
+    address, port = end_of(said)
+    return ports.given(replace(trip, packet=replace(trip.packet, src=address)), said.rpartition(":")[2] if port else "")
 
 
 def _masqueraded(rule: Rule, trip: Trip, here: View) -> Trip:
-    return _leaving(trip, "--random-fully" in rule.arguments, here)
+    return _leaving(trip, "--random-fully" in rule.arguments, rule.argument("--to-ports"), here)
 
 
-def _leaving(trip: Trip, any_port: bool, here: View) -> Trip:
-    """The address of the device it leaves by, as for a packet of the namespace's own to the same next hop."""
+def _leaving(trip: Trip, any_port: bool, some: str, here: View) -> Trip:
+    """The address of the device it leaves by, as for a packet of the namespace's own to the same next hop.
+
+    `some`: the range of ports it is given one of.
+    """
     route = lookup(here, trip.packet.dst)
     nexthop = (route.via if route else "") or trip.packet.dst
     plain = replace(route, src="") if route and route.proto != "kernel" else route
     own = source(here, plain, trip.dev_out, nexthop) if plain else ""
     packet = replace(trip.packet, src=own or trip.packet.src, sport=0 if any_port else trip.packet.sport)
-    return replace(trip, packet=packet)
+    return ports.given(replace(trip, packet=packet), some)
 
 
 _TRANSLATIONS = {

@@ -147,7 +147,8 @@ def _statements(words: _Words) -> Iterator[Statement]:
             verdict = words.take()
             yield Statement("verdict", values=(verdict, words.take() if verdict in {"jump", "goto"} else ""))
         elif words.skip("masquerade"):
-            yield Statement("masquerade", values=("fully-random",) if words.skip("fully-random") else ())
+            ports = words.take().lstrip(":") if words.skip("to") else ""
+            yield Statement("masquerade", values=(ports, "fully-random" if words.skip("fully-random") else ""))
         elif words.skip("meta", "mark", "set", "meta", "mark"):
             yield Statement("mark", values=(words.take(), words.take()))
         elif words.skip("meta", "mark", "set"):
@@ -217,7 +218,7 @@ class Facts(msgspec.Struct, frozen=True):
 
     here: Tables
     is_local: Callable[[str], bool]
-    masquerade: Callable[[Trip, bool], Trip]  # the packet with the source it leaves by; True: and with any port
+    masquerade: Callable[[Trip, bool, str], Trip]  # the source it leaves by; True: and any port; or of which range
     recent: Collection[Place] = ()  # (affinity set, source address)
 
 
@@ -259,7 +260,8 @@ def _rule(chain: NftChain, rule: str, trip: Trip, facts: Facts, depth: int) -> I
                 yield from _translated(statement, _hopped(changed, hop))
                 return
             case "masquerade":
-                yield "accept", facts.masquerade(_hopped(changed, hop), statement.values == ("fully-random",))
+                ports, how = statement.values
+                yield "accept", facts.masquerade(_hopped(changed, hop), how == "fully-random", ports)
                 return
             case "mark":
                 changed = _hopped(_marked(statement, changed), hop)

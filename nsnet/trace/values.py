@@ -51,6 +51,7 @@ class Trip(msgspec.Struct, frozen=True):
     netns: str
     packet: Packet
     mark: int = 0
+    ports: tuple[int, int] | None = None  # the range that a rule of this namespace gave its source port from
     dev_in: str = ""
     dev_out: str = ""
     port_in: str = ""  # the bridge port it came in by

@@ -11,6 +11,7 @@ Two facts that decide real failures, found by sending packets (facts/FAILURES.md
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from ipaddress import ip_address
 from itertools import islice
 
@@ -20,7 +21,7 @@ from msgspec.structs import replace
 from nsnet import state as kernel
 from nsnet.names import called, kind_of
 from nsnet.state import Bridge, BridgePort, Route, State, Veth, Vxlan
-from nsnet.trace import netfilter, process, tunnels
+from nsnet.trace import netfilter, ports, process, tunnels
 from nsnet.trace.values import Flow, Hop, Packet, Result, Trip, Way
 from nsnet.trace.view import BRIDGE_NF, FORWARDING, View, family_of, is_loopback, lookup, source, view
 
@@ -51,6 +52,12 @@ class World(msgspec.Struct, frozen=True, eq=False):
     def _seen(self, netns: str) -> View:
         chains = self.state.chains(netns, self.family) if isinstance(self.state, kernel.Looking) else None
         return view(self.state.get(netns, frozenset()), self.family, chains)
+
+    def tracked(self, netns: str, protocol: str) -> Iterable[kernel.Conntrack]:
+        """The connections that conntrack knows there: read now, where the state is read piece by piece."""
+        if isinstance(self.state, kernel.Looking):
+            return self.state.tracked(netns, protocol)
+        return self.here(netns).tracked.values()
 
     def macs(self) -> Callable[[str, str], str]:
         """The MAC of the other end of a cable, by its namespace and name."""
@@ -331,11 +338,20 @@ def _onward(world: World, trip: Trip, here: View) -> Iterator[Way]:
             continue
         what = Hop(trip.netns, f"out {dev}" + (f" via {via}" if via else ""), _spelled(route))
         leaving = replace(trip, dev_out=dev, hops=(*trip.hops, what), chance=trip.chance / len(branches))
-        for outcome, after in netfilter.hook("POSTROUTING", leaving, here, world.recent):
+        for outcome, after in _postrouting(world, leaving, here):
             if outcome != "accept":
                 yield _ended(outcome, _unsent(after))
             else:
                 yield from _out(world, _noted(netfilter.back_from(after)), here, via)
+
+
+def _postrouting(world: World, trip: Trip, here: View) -> Iterator[netfilter.Step]:
+    """The hook, and behind it conntrack, which keeps the connection, or the packet goes nowhere."""
+    for outcome, after in _hook("POSTROUTING", world, trip, here):
+        if outcome != "accept" or after.ports is None:
+            yield outcome, after
+        else:
+            yield from ports.confirmed(after, world.tracked(trip.netns, after.packet.protocol))
 
 
 def _out(world: World, trip: Trip, here: View, via: str) -> Iterator[Way]:
@@ -680,9 +696,14 @@ def _bridged(world: World, trip: Trip) -> Iterable[netfilter.Step]:
     steps: list[netfilter.Step] = [("accept", _known(world, trip))]
     for name, then in (("PREROUTING", netfilter.back_to), ("FORWARD", _same), ("POSTROUTING", netfilter.back_from)):
         ended = [step for step in steps if step[0] != "accept"]
-        going = [step for before, one in steps if before == "accept" for step in netfilter.hook(name, one, here)]
+        hook = _postrouting if name == "POSTROUTING" else partial(_hook, name)
+        going = [step for before, one in steps if before == "accept" for step in hook(world, one, here)]
         steps = ended + [(outcome, then(after)) for outcome, after in going]
     return [(outcome, _noted(after)) for outcome, after in steps]
+
+
+def _hook(name: str, world: World, trip: Trip, here: View) -> Iterable[netfilter.Step]:
+    return netfilter.hook(name, trip, here, world.recent)
 
 
 def _same(trip: Trip) -> Trip:

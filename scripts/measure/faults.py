@@ -16,7 +16,6 @@ def measure() -> Iterator[Line]:
 
 
 def _measured(name: str, mode: str, world: str = "cluster") -> Iterator[Line]:
-    from nsnet import kernel
     from tests import faulted
 
     cluster = faulted.Cluster(mode, world)
@@ -24,9 +23,11 @@ def _measured(name: str, mode: str, world: str = "cluster") -> Iterator[Line]:
     named, agreed, cleared = {}, {}, []
     for row in cluster.rows:
         cluster.add(row.words)
-        state, objects = kernel.observe(faulted.NAME), cluster.objects
-        named[str(row)] = faulted.is_named(row, faulted.said(objects, state, row.question))
-        agreed[str(row)] = not faulted.disagreements(objects, state, [row.question, *row.well])
+        objects = cluster.objects
+        with faulted.held(objects, row.question):
+            state = faulted.seen(row.question)
+            named[str(row)] = faulted.is_named(row, faulted.said(objects, state, row.question))
+            agreed[str(row)] = not faulted.disagreements(objects, state, [row.question, *row.well])
         start = time.perf_counter()
         cluster.clear()
         cleared.append(time.perf_counter() - start)

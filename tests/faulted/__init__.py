@@ -5,9 +5,11 @@ process; nothing here knows what a fault does.
 """
 
 import re
+import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from difflib import unified_diff
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from nsnet.cli import trace, trace_lines
 from nsnet.cli.impaired import equipped
 from nsnet.cli.target import Target, target
 from nsnet.faults import CATALOGUE, check
+from nsnet.kernel.netns import inside
 from nsnet.kernel.probe import Answer, Probe
 from nsnet.kernel.probe import probe as ask
 from nsnet.model import Fault, FaultSpec, Key, ObjectMeta, Objects
@@ -50,7 +53,7 @@ class Question(msgspec.Struct, frozen=True):
     sender: str
     to: str
     port: int
-    how: str = ""  # ping, udp, large; larges: that six times at once, of which the worst counts
+    how: str = ""  # ping, udp, large; larges: that six times at once, of which the worst counts; second: see `held`
 
     def __str__(self) -> str:
         port = f":{self.port}" if self.port else ""
@@ -82,7 +85,7 @@ def _row(line: str) -> Row:
 
 
 def _question(text: str) -> Question:
-    found = re.fullmatch(r"(\S+) → (\w+(?:/6)?)(?::(\d+))?(?: (ping|udp|larges?))?", text.strip())
+    found = re.fullmatch(r"(\S+) → (\w+(?:/6)?)(?::(\d+))?(?: (ping|udp|larges?|second))?", text.strip())
     assert found, text
     return Question(found[1], found[2], int(found[3] or 0), found[4] or "")
 
@@ -267,7 +270,29 @@ def _outcome(question: Question, answer: Answer) -> str:
     return answer.outcome
 
 
+@contextmanager
+def held(objects: Objects, question: Question) -> Iterator[None]:
+    """What has to be there first: of the `second` connection the first one, open until it is asked."""
+    if question.how != "second":
+        yield
+        return
+    with inside(netns_of(question.sender)):
+        first = socket.create_connection((address(objects, question.to), question.port), PATIENCE)
+    with first:
+        yield
+
+
 # --- the walk ---------------------------------------------------------------------------------------------------------
+
+
+def seen(question: Question) -> State:
+    """What the kernel has, and of a `second` connection what conntrack knows of the first one."""
+    state = kernel.observe(NAME)
+    if question.how != "second":
+        return state
+    nodes = [name for name in state if names.kind_of(name) == "node"]
+    flows = kernel.observe(NAME, dict.fromkeys(nodes, frozenset({("conntrack", "tcp")})))
+    return {name: values | flows.get(name, frozenset()) for name, values in state.items()}
 
 
 def packet_of(objects: Objects, question: Question) -> Packet:
@@ -326,8 +351,9 @@ def proved(cluster: Cluster, before: Mapping[str, str], row: Row) -> None:
     had = settled()
     try:
         cluster.add(row.words)
-        state, objects = kernel.observe(NAME), cluster.objects
-        with ThreadPoolExecutor(1) as beside:  # what hangs, hangs, while others are asked
+        objects = cluster.objects
+        with held(objects, row.question), ThreadPoolExecutor(1) as beside:  # what hangs does, while others are asked
+            state = seen(row.question)
             symptom = beside.submit(outcomes, objects, [row.question])
             well = outcomes(objects, row.well, tries=3)
             words = said(objects, state, row.question)

@@ -88,8 +88,8 @@ def send(name: str, kind: socket.SocketKind, port: int, *to: tuple[str, int]) ->
                     sender.connect(address)
 
 
-REWRITTEN = Conntrack("127.0.0.1", 4000, "10.0.0.1", 53, "127.0.0.1:5353")
-PLAIN = Conntrack("127.0.0.1", 4000, "127.0.0.1", 54, "127.0.0.1:54")
+REWRITTEN = Conntrack("127.0.0.1", 4000, "10.0.0.1", 53, "127.0.0.1:5353", seen_as="127.0.0.1:4000")
+PLAIN = Conntrack("127.0.0.1", 4000, "127.0.0.1", 54, "127.0.0.1:54", seen_as="127.0.0.1:4000")
 
 
 def test_udp_entries_are_read_and_no_others(alone: str) -> None:
@@ -99,6 +99,8 @@ def test_udp_entries_are_read_and_no_others(alone: str) -> None:
         server.accept()[0].close()
     assert "tcp" in inside(alone, "conntrack", "-L")
     assert conntrack.read(alone) == {REWRITTEN, PLAIN}
+    (connection,) = conntrack.read(alone, ("tcp",))
+    assert (connection.seen_as, connection.over) == ("127.0.0.1:4001", True)
     assert REWRITTEN.rewritten
     assert not PLAIN.rewritten
     found: set[Value] = set().union(*observe(NAME, only={alone: reconcile.FLOWS}).values())

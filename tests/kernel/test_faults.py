@@ -129,6 +129,28 @@ def test_an_old_udp_entry_leads_a_client_that_keeps_its_port_astray(cluster: Clu
     _relabelled(cluster, "c", "far")
 
 
+def test_trace_asks_conntrack_who_has_the_only_port(cluster: Cluster) -> None:
+    """Of the node whose rule gives one; whichever pod of the node is the next."""
+    cluster.add(["snat-collision", "--on", "node/node1"])
+    now, first = Running(faulted.NAME, dict(cluster.objects)), Question("a", "node3", 30081, "second")
+    packet = faulted.packet_of(cluster.objects, first)
+    starts = [faulted.start_of(cluster.objects, Question(pod, "node3", 30081)) for pod in ("a", "b")]
+    before = [one.good for start in starts for one in trace.looked(now, start, packet)[1]]
+    state, found = trace.looked(now, starts[0], packet)
+    (note,) = trace.sharing(found, trace_lines.look_of(state, cluster.objects))
+    with faulted.held(cluster.objects, first):
+        during = [one.way.reason for start in starts for one in trace.looked(now, start, packet)[1]]
+    cluster.clear()
+    after = [one.good for start in starts for one in trace.looked(now, start, packet)[1]]
+    assert before == after == [True, True]
+    assert note == (
+        f"note: node/node1 has one source port, 61000, for what goes to {packet.dst}:30081: "
+        "while this connection lives, every further one is dropped"
+    )
+    taken = rf"its source port 61000 towards {packet.dst}:30081 is taken by 10\.244\.1\.\d+:\d+ \(insert_failed\)"
+    assert [bool(re.fullmatch(taken, words)) for words in during] == [True, True]
+
+
 def _relabelled(cluster: Cluster, name: str, app: str) -> None:
     key = model.Key("Pod", "default", name)
 

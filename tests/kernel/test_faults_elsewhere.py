@@ -10,7 +10,7 @@ from tests.kernel import needs
 
 IN_RULES = {
     "forward-drop", "hairpin-no-masquerade", "no-masquerade", "double-nat", "local-policy", "no-endpoints",
-    "wrong-target-port", "policy-forgets-dns", "partition", "loss", "vxlan-checksum",
+    "wrong-target-port", "policy-forgets-dns", "partition", "loss", "vxlan-checksum", "snat-collision",
 }  # fmt: skip
 CLUSTERS = {
     "nftables": ("nftables", faulted.WORLD), "racks": ("iptables", "racks"), "dual-stack": ("iptables", "dual-stack"),

@@ -80,6 +80,15 @@ def test_every_kind_of_value_comes_back_as_it_was_spelled(netns: str, node: str)
     assert nftables.read(netns, frozenset(value.key for value in TABLES[node])) == TABLES[node]
 
 
+def test_ports_to_masquerade_by_come_back_as_they_were_spelled(netns: str) -> None:
+    ways = ("masquerade to :61000", "masquerade to :61000-61010 fully-random", "masquerade fully-random", "masquerade")
+    hook = "type nat hook postrouting priority 100; policy accept;"
+    rules = tuple(f"meta l4proto {protocol} {way}" for way in ways for protocol in ("tcp", "udp"))
+    chain = NftChain("kube-proxy", "masquerading", rules, hook)
+    assert go(netns, frozenset(), frozenset({NftTable("kube-proxy"), chain})) == []
+    assert chain in nftables.read(netns)
+
+
 EVERY_SETTING = (
     Settings(LocalDetector(interface="cni0"), service_cidrs=("10.96.0.0/12",)),
     Settings(LocalDetector(interface="veth+"), masquerade_bit=3, service_cidrs=("10.96.0.0/16", "10.200.0.0/20")),
