@@ -17,14 +17,14 @@ there, and writes the difference.
     floor 2, halls        reconcile.py · verify/ · labs.py  the order in which rooms are used
     between them          locking.py · scopes.py          who may write, and what a look has to see
     floor 1, rooms        manifests/ · store/ · control/ · render/ · faults/ · diff.py · kernel/ · trace/ · programs/
-    floor 0, words        model.py · state.py · names.py · errors.py; made of them, routes/: what is asked of HTTP
+    floor 0, words        model/ · state.py · names.py · errors.py; made of them, routes/: what is asked of HTTP
 
 Imports only point down, and rooms on floor 1 never see each other. `render` never sees the kernel, the kernel never
 sees a Service; only `kernel/` (and `programs/`, which run inside) make system calls; only `kernel/netns.py` enters a
 namespace. Nothing remembers: there are the objects in the store and the kernel, and no third thing.
 
 The store is a file, or an etcd that several machines share: then every machine runs the same controller, renders
-what is its own (`render/machines.py`) and tells the others who listens there (`store/members.py`); one at a time does
+what is its own (`render/spread.py`) and tells the others who listens there (`store/members.py`); one at a time does
 control, and its writes carry the charge as a fencing token. Verbs that look ask every machine's kernel by ssh
 (`cli/kernels.py`, `kernel/beside.py`).
 """

@@ -1,8 +1,12 @@
 """The few kinds of error that nsnet shows to a person, each with what to do about it.
 
 Everything below `cli/` raises; only `cli/` prints and exits. The exit codes are the contract of the verbs:
-1 a check failed or the wanted state was not reached, 2 wrong input, 5 this machine cannot, 6 a bug in nsnet.
+1 a check failed or the wanted state was not reached, 2 wrong input, 5 this machine cannot, 6 a bug in nsnet. Two more
+are what a shell gives for a signal: of Ctrl-C, and of a reader that went away.
 """
+
+INTERRUPTED = 130  # SIGINT
+READER_GONE = 141  # SIGPIPE
 
 
 class NsnetError(Exception):

@@ -163,7 +163,15 @@ def built(lab: Lab, topology: Loaded, own: Loaded) -> Loaded:
     cluster = replace(said, metadata=meta)
     others = {key: obj for key, obj in {**topology.objects, **own.objects}.items() if key.kind != "Cluster"}
     objects: dict[Key, Object] = {**others, model.key_of(cluster): cluster}
-    return replace(topology, objects=objects, notes=(), origins={**topology.origins, **own.origins})
+    first = len(topology.sources)
+    origins = {key: replace(origin, source=first + origin.source) for key, origin in own.origins.items()}
+    return replace(
+        topology,
+        objects=objects,
+        notes=(),
+        origins={**topology.origins, **origins},
+        sources=(*topology.sources, *own.sources),
+    )
 
 
 # --- the damage -------------------------------------------------------------------------------------------------------
@@ -200,9 +208,10 @@ def places(word: str, objects: Objects) -> list[str]:
 
 
 def running(cluster: Cluster) -> tuple[str, int]:
-    """The lab that a cluster is, and how many hints were given; ("", 0) for none."""
+    """The lab that a cluster is, and how many hints were given (0 where somebody wrote no number); ("", 0) for none."""
     said = cluster.metadata.annotations
-    return said.get(model.LAB, ""), int(said.get(HINTS, "0"))
+    given = said.get(HINTS, "")
+    return said.get(model.LAB, ""), int(given) if given.isdecimal() else 0
 
 
 def is_set_up(cluster: Cluster) -> bool:

@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 CLUSTER = re.compile(r"[a-z0-9]([-a-z0-9]{0,18}[a-z0-9])?")  # a DNS label of at most 20 characters
+DEVICE = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,14}")  # plain in a shell and in rules, at most IFNAMSIZ - 1
 
 RUN = Path("/run/nsnet")
 STATE = Path("/var/lib/nsnet")

@@ -8,10 +8,11 @@ Kernel-made things are not values: `proto kernel` routes, link-local IPv6 addres
 fallback tunnel devices, empty built-in chains with policy ACCEPT.
 """
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address, ip_interface
-from shlex import quote
+from shlex import quote, split
 from typing import Literal
 
 import msgspec
@@ -760,69 +761,70 @@ def _words(value: Value) -> Iterator[str]:
         case Loopback(up):
             yield f"ip link set lo {_updown(up)}"
         case Bridge(name, mac, mtu, up):
-            yield f"ip link add {name} address {mac} mtu {mtu} type bridge"
-            yield f"ip link set {name} {_updown(up)}"
+            yield f"ip link add {quote(name)} address {mac} mtu {mtu} type bridge"
+            yield f"ip link set {quote(name)} {_updown(up)}"
         case Veth(name, peer, mac, mtu, up) if is_uplink(value):
             far = far_end(value)
-            yield f"ip link add {name} address {mac} mtu {mtu} type veth peer name {far} netns 1"
-            yield f"nsenter -t 1 -n ip link set {far} master {peer[1:]} up"
-            yield f"ip link set {name} {_updown(up)}"
+            yield f"ip link add {quote(name)} address {mac} mtu {mtu} type veth peer name {quote(far)} netns 1"
+            yield f"nsenter -t 1 -n ip link set {quote(far)} master {quote(peer[1:])} up"
+            yield f"ip link set {quote(name)} {_updown(up)}"
         case Veth(name, peer, mac, mtu, up):
             other, _, dev = peer.rpartition("/")
-            yield f"ip link add {name} address {mac} mtu {mtu} type veth peer name {dev} netns {other}"
-            yield f"ip link set {name} {_updown(up)}"
+            cable = f"ip link add {quote(name)} address {mac} mtu {mtu} type veth"
+            yield f"{cable} peer name {quote(dev)} netns {quote(other)}"
+            yield f"ip link set {quote(name)} {_updown(up)}"
         case Vxlan(name, mac, mtu, vni, local, dev, port, learning, up):
             learn = "learning" if learning else "nolearning"
             yield (
-                f"ip link add {name} address {mac} mtu {mtu} "
-                f"type vxlan id {vni} local {local} {f'dev {dev} ' if dev else ''}dstport {port} {learn}"
+                f"ip link add {quote(name)} address {mac} mtu {mtu} "
+                f"type vxlan id {vni} local {local} {f'dev {quote(dev)} ' if dev else ''}dstport {port} {learn}"
             )
-            yield f"ip link set {name} {_updown(up)}"
+            yield f"ip link set {quote(name)} {_updown(up)}"
         case Ipip(name, mtu, local, remote, pmtudisc, up):
             ends = f"local {local}" + (f" remote {remote}" if remote else "")
-            yield f"ip link add {name} mtu {mtu} type ipip {ends} {'' if pmtudisc else 'no'}pmtudisc"
-            yield f"ip link set {name} {_updown(up)}"
+            yield f"ip link add {quote(name)} mtu {mtu} type ipip {ends} {'' if pmtudisc else 'no'}pmtudisc"
+            yield f"ip link set {quote(name)} {_updown(up)}"
         case Tun(name, mtu, up):
-            yield f"ip tuntap add dev {name} mode tun"
-            yield f"ip link set {name} mtu {mtu} {_updown(up)}"
+            yield f"ip tuntap add dev {quote(name)} mode tun"
+            yield f"ip link set {quote(name)} mtu {mtu} {_updown(up)}"
         case Wireguard(name, mtu, up):
-            yield f"ip link add {name} mtu {mtu} type wireguard"
-            yield f"ip link set {name} {_updown(up)}"
+            yield f"ip link add {quote(name)} mtu {mtu} type wireguard"
+            yield f"ip link set {quote(name)} {_updown(up)}"
         case OtherLink(name, kind):
-            yield f"ip link add {name} type {kind}"
+            yield f"ip link add {quote(name)} type {kind}"
         case BridgePort(name, bridge, hairpin):
-            yield f"ip link set {name} master {bridge}"
-            yield f"bridge link set dev {name} hairpin {'on' if hairpin else 'off'}"
+            yield f"ip link set {quote(name)} master {quote(bridge)}"
+            yield f"bridge link set dev {quote(name)} hairpin {'on' if hairpin else 'off'}"
         case Qdisc(dev, kind):
-            yield f"tc qdisc replace dev {dev} root {kind} {' '.join(qdisc_options(value))}"
+            yield f"tc qdisc replace dev {quote(dev)} root {kind} {' '.join(qdisc_options(value))}"
         case Segments(dev, most):
-            yield f"ip link set dev {dev} gso_max_segs {most}"
+            yield f"ip link set dev {quote(dev)} gso_max_segs {most}"
         case Address(dev, cidr):
-            yield f"ip address add {cidr} dev {dev}{' nodad' if ':' in cidr else ''}"
+            yield f"ip address add {cidr} dev {quote(dev)}{' nodad' if ':' in cidr else ''}"
         case Route():
             yield f"ip route replace {_route(value)}"
         case Neighbour(dev, ip, mac):
-            yield f"ip neighbour replace {ip} lladdr {mac} dev {dev} nud permanent"
+            yield f"ip neighbour replace {ip} lladdr {mac} dev {quote(dev)} nud permanent"
         case FdbEntry(dev, mac, dst):
-            yield f"bridge fdb replace {mac} dev {dev} dst {dst} self permanent"
+            yield f"bridge fdb replace {mac} dev {quote(dev)} dst {dst} self permanent"
         case WireguardKey(dev, public, port, file):
-            yield f"wg set {dev} listen-port {port} private-key {quote(file)}  # {public}"
+            yield f"wg set {quote(dev)} listen-port {port} private-key {quote(file)}  # {public}"
         case WireguardPeer():
             yield _peer(value)
         case Offload(dev, off):
-            yield f"ethtool -K {dev} {' '.join(f'{word} off' for word in off)}"
+            yield f"ethtool -K {quote(dev)} {' '.join(f'{word} off' for word in off)}"
         case Sysctl(name, content):
-            yield f"sysctl -w {name}={quote(content)}"
+            yield f"sysctl -w {quote(name)}={quote(content)}"
         case Chain(table, name, rules, policy) | LegacyChain(table, name, rules, policy):
             tool = _iptables(value)
-            yield f"{tool} -t {table} -P {name} {policy}" if policy else f"{tool} -t {table} -N {name}"
+            yield f"{tool} -t {table} " + (f"-P {quote(name)} {policy}" if policy else f"-N {quote(name)}")
             for rule in rules:
-                yield f"{tool} -t {table} -A {name} {rule}"
+                yield f"{tool} -t {table} -A {quote(name)} {_rule(rule)}"
         case NftTable() | NftChain() | NftSet() | NftElement():
             yield from (f"nft {quote(line)}" for line in nft_lines(value))
         case IpSet(name, kind, entries, family):
-            yield f"ipset create {name} {kind}" + (f" family {family}" if family != "inet" else "")
-            yield from (f"ipset add {name} {entry}" for entry in sorted(entries))
+            yield f"ipset create {quote(name)} {kind}" + (f" family {family}" if family != "inet" else "")
+            yield from (f"ipset add {quote(name)} {entry}" for entry in sorted(entries))
         case Process(argv):
             yield f"setsid {' '.join(map(quote, argv))} &"
         case File(path, content, mode):
@@ -841,8 +843,21 @@ def _iptables(chain: Chain | LegacyChain) -> str:
     return f"{tool}-legacy" if isinstance(chain, LegacyChain) else tool
 
 
+_PLAIN = re.compile(r'(?:(?:[-\w.,:/!+=%@[\]]+|"(?:[^"\\$`]|\\["\\])*")(?: |$))*', re.ASCII)
+
+
+def _rule(rule: str) -> str:
+    """A rule as iptables-save spells it, which is how a shell reads it, but for what a shell would act on."""
+    if _PLAIN.fullmatch(rule):
+        return rule
+    try:
+        return " ".join(map(quote, split(rule)))
+    except ValueError:  # no closing quotation
+        return quote(rule)
+
+
 def _peer(peer: WireguardPeer) -> str:
-    words = [f"wg set {peer.dev} peer {peer.public_key}"]
+    words = [f"wg set {quote(peer.dev)} peer {quote(peer.public_key)}"]
     words += [f"preshared-key {quote(peer.psk_file)}"] if peer.psk_file else []
     words += [f"endpoint {peer.endpoint}"]
     words += [f"persistent-keepalive {peer.keepalive}"] if peer.keepalive else []
@@ -857,12 +872,12 @@ def _route(route: Route) -> str:
     words = [] if route.kind == "unicast" else [route.kind]
     words.append(route.dst)
     if route.nexthops:
-        words += [f"nexthop via {via} dev {dev}" for via, dev in route.nexthops]
-    words += [f"{name} {value}" for name, value in (("via", route.via), ("dev", route.dev)) if value]
+        words += [f"nexthop via {via} dev {quote(dev)}" for via, dev in route.nexthops]
+    words += [f"{name} {quote(str(value))}" for name, value in (("via", route.via), ("dev", route.dev)) if value]
     if route.proto != "boot":
         words.append(f"proto {route.proto}")
-    words += [f"{name} {value}" for name, value in (("scope", route.scope), ("src", route.src)) if value]
-    words += [f"{name} {value}" for name, value in (("metric", route.metric), ("mtu", route.mtu)) if value]
+    words += [f"{name} {quote(str(value))}" for name, value in (("scope", route.scope), ("src", route.src)) if value]
+    words += [f"{name} {quote(str(value))}" for name, value in (("metric", route.metric), ("mtu", route.mtu)) if value]
     if route.onlink:
         words.append("onlink")
     return " ".join(words)
@@ -872,15 +887,16 @@ def lines(change: Change) -> list[str]:
     """The change as full command lines, the namespace named in each."""
     if isinstance(change.value, Netns) and change.verb != "replace":
         if change.verb == "delete":
-            return [f"ip netns delete {change.netns}"]
-        return [f"ip netns add {change.netns}", *(_inside(change.netns, word) for word in _words(change.value))]
+            return [f"ip netns delete {quote(change.netns)}"]
+        return [f"ip netns add {quote(change.netns)}", *(_inside(change.netns, word) for word in _words(change.value))]
     words = list(_delete(change.value)) if change.verb == "delete" else list(_replace(change))
     return [_inside(change.netns, word) for word in words]
 
 
 def _inside(netns: str, line: str) -> str:
     tool, _, rest = line.partition(" ")
-    return f"{tool} -n {netns} {rest}" if tool in {"ip", "bridge", "tc"} else f"ip netns exec {netns} {line}"
+    where = quote(netns)
+    return f"{tool} -n {where} {rest}" if tool in {"ip", "bridge", "tc"} else f"ip netns exec {where} {line}"
 
 
 def _replace(change: Change) -> Iterator[str]:
@@ -888,14 +904,14 @@ def _replace(change: Change) -> Iterator[str]:
     if change.verb == "replace" and change.old is not None:
         match value:
             case Bridge() | Veth() | Vxlan() | Ipip() | Tun() | Wireguard() | OtherLink():
-                yield f"ip link delete {value.name}"
+                yield f"ip link delete {quote(value.name)}"
             case Offload():
                 yield from _delete(change.old)
             case Address() if (route := connected(value)) is not None:
                 yield f"ip route add {_route(route)}"
                 return
             case Chain() | LegacyChain():
-                yield f"{_iptables(value)} -t {value.table} -F {value.name}"
+                yield f"{_iptables(value)} -t {value.table} -F {quote(value.name)}"
                 yield from list(_words(value))[0 if value.policy else 1 :]
                 return
             case Process(argv):
@@ -920,37 +936,37 @@ def _delete(value: Value) -> Iterator[str]:
         case Loopback():
             yield "ip link set lo down"
         case Bridge() | Veth() | Vxlan() | Ipip() | Tun() | Wireguard() | OtherLink():
-            yield f"ip link delete {value.name}"
+            yield f"ip link delete {quote(value.name)}"
         case WireguardKey(dev):
             yield f"# {dev} keeps its key until it goes"
         case WireguardPeer(dev, public):
-            yield f"wg set {dev} peer {public} remove"
+            yield f"wg set {quote(dev)} peer {public} remove"
         case Offload(dev, off):
-            yield f"ethtool -K {dev} {' '.join(f'{word} on' for word in off)}"
+            yield f"ethtool -K {quote(dev)} {' '.join(f'{word} on' for word in off)}"
         case BridgePort(name):
-            yield f"ip link set {name} nomaster"
+            yield f"ip link set {quote(name)} nomaster"
         case Qdisc(dev):
-            yield f"tc qdisc delete dev {dev} root"
+            yield f"tc qdisc delete dev {quote(dev)} root"
         case Segments(dev):
-            yield f"ip link set dev {dev} gso_max_segs {SEGMENTS}"
+            yield f"ip link set dev {quote(dev)} gso_max_segs {SEGMENTS}"
         case Address(dev, cidr):
-            yield f"ip address delete {cidr} dev {dev}"
+            yield f"ip address delete {cidr} dev {quote(dev)}"
         case Route():
             yield f"ip route delete {_route(value)}"
         case Neighbour(dev, ip):
-            yield f"ip neighbour delete {ip} dev {dev}"
+            yield f"ip neighbour delete {ip} dev {quote(dev)}"
         case FdbEntry(dev, mac, dst):
-            yield f"bridge fdb delete {mac} dev {dev} dst {dst} self"
+            yield f"bridge fdb delete {mac} dev {quote(dev)} dst {dst} self"
         case Sysctl(name):
             yield f"# {name} goes back to the kernel's default"
         case Chain(table, name, _, policy) | LegacyChain(table, name, _, policy):
             tool = _iptables(value)
-            yield f"{tool} -t {table} -F {name}"
-            yield f"{tool} -t {table} -P {name} ACCEPT" if policy else f"{tool} -t {table} -X {name}"
+            yield f"{tool} -t {table} -F {quote(name)}"
+            yield f"{tool} -t {table} " + (f"-P {quote(name)} ACCEPT" if policy else f"-X {quote(name)}")
         case NftTable() | NftChain() | NftSet() | NftElement():
             yield from (f"nft {quote(line)}" for line in nft_delete_lines(value))
         case IpSet(name):
-            yield f"ipset destroy {name}"
+            yield f"ipset destroy {quote(name)}"
         case Process(argv):
             yield f"pkill -f {quote(' '.join(argv))}"
         case File(path):
@@ -969,8 +985,8 @@ def _entry(value: Conntrack) -> str:
 
 def ipset_replace_lines(old: IpSet, new: IpSet) -> Iterator[str]:
     """What makes `new` of `old` by the entries that differ (what is applied is a swap: all of them in one step)."""
-    yield from (f"ipset add {new.name} {entry}" for entry in sorted(new.entries - old.entries))
-    yield from (f"ipset del {new.name} {entry}" for entry in sorted(old.entries - new.entries))
+    yield from (f"ipset add {quote(new.name)} {entry}" for entry in sorted(new.entries - old.entries))
+    yield from (f"ipset del {quote(new.name)} {entry}" for entry in sorted(old.entries - new.entries))
 
 
 # --- nftables: lines of `nft -f` --------------------------------------------------------------------------------------

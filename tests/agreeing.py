@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from nsnet import model
-from nsnet.cli import trace
+from nsnet.cli import trace, trace_lines
 from nsnet.cli.target import Target
-from nsnet.cli.trace import Look, Traced, foretold
+from nsnet.cli.trace import foretold
+from nsnet.cli.trace_lines import Look, Traced
 from nsnet.kernel import netns
 from nsnet.model import Family, Objects
 from nsnet.state import State
@@ -93,7 +94,7 @@ def differences(objects: Objects, state: State, questions: Iterable[Question], *
     """Where what is intended (if that is `meant`, too), predicted and observed part, in sentences."""
     every = list(questions)
     _forget(state)
-    look = trace.look_of(state, objects)
+    look = trace_lines.look_of(state, objects)
     ways = [trace.traced(state, start, packet) for start, packet in every]
     ends = {one.way.netns for found in ways for one in found}
     packets = [(start.netns, packet) for start, packet in every]

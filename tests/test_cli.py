@@ -1,5 +1,6 @@
 """The command as a person meets it: exit code, stdout and stderr, whole; and the pure parts behind it."""
 
+import io
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
@@ -14,12 +16,17 @@ from typing import Any
 
 import click
 import pytest
+from click.core import ParameterSource
 
 from nsnet import model
+from nsnet.cli import describe, files, kinds
 from nsnet.cli import main as cli
 from nsnet.cli.columns import Look, cells, header, human
+from nsnet.cli.context import Running
+from nsnet.cli.durations import DURATION
 from nsnet.cli.explain import flows
 from nsnet.cli.output import table
+from nsnet.cli.redact import LAST_APPLIED
 from nsnet.cli.selectors import selector
 from nsnet.cli.sentences import sentence
 from nsnet.cli.target import target
@@ -92,6 +99,34 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("raised", "code", "err"),
+    [
+        ("KeyboardInterrupt()", 130, "error: interrupted\n"),
+        ("InputError('wrong', 'mend it')", 2, "error: wrong\nhint: mend it\n"),
+    ],
+)
+def test_an_end_is_said_also_where_the_reader_has_gone(raised: str, code: int, err: str) -> None:
+    """Ctrl-C on `nsnet … | less`: what was printed is still held back, and can no longer be written."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    verb = f"def verb(args): out('held back'); raise {raised}"
+    lines = ("from nsnet.cli import main", "from nsnet.cli.output import out", "from nsnet.errors import *", verb)
+    script = "\n".join((*lines, "main._invoke = verb", "main.main([])"))
+    held = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=held,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (code, err)
+
+
 def test_a_full_disk_under_stdout_is_said() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -137,9 +172,10 @@ WRONG = [
     ("up", 2, "Missing argument 'FILE…'", "`nsnet up --help` shows how it is used"),
     ("up --tmeout 3 x", 2, "No such option '--tmeout'. Did you mean '--timeout'?",
      "`nsnet up --help` shows how it is used"),
-    ("up x --timeout soon", 2, 'Invalid value for --timeout: "soon" is no length of time: 60s, 2m, 1m30s',
+    ("up x --timeout soon", 2, 'Invalid value for \'--timeout\': "soon" is no length of time: 60s, 2m, 1m30s',
      "`nsnet up --help` shows how it is used"),
     ("up nope.yaml", 2, "nope.yaml: No such file or directory", ""),
+    (f"validate {'x' * 256}", 2, f"{'x' * 256}: File name too long", ""),
     ("validate - -", 2, "- is given twice", "standard input can be read once"),
     ("get", 2, "Missing argument 'KIND[/NAME]'", "`nsnet get --help` shows how it is used"),
     ("get po", 2, "no cluster is up", "sudo nsnet up topologies/quickstart.yaml"),
@@ -155,15 +191,22 @@ WRONG = [
     ("delete", 2, "either -f FILE or KIND NAME", "`nsnet delete --help` shows how it is used"),
     ("delete pod", 2, "pod: the name is missing", "write KIND NAME or KIND/NAME"),
     ("scale deploy --replicas 3", 2, "deploy: the name is missing", "write KIND/NAME or KIND NAME"),
-    ("scale deploy/web --replicas -1", 2, "Invalid value for '--replicas': -1 is not in the range x>=0",
+    ("scale deploy/web --replicas -1", 2, "Invalid value for '--replicas': -1 is not in the range 0<=x<=100000",
      "`nsnet scale --help` shows how it is used"),
     ("scale deployd/web --replicas 1", 2, 'there is no kind "deployd" (did you mean deploy?)', "words are kubectl's"),
     ("label pod/web app", 2, '"app" is neither KEY=VALUE nor KEY-', "for example: label pod/web app=web old-"),
+    ("verify --compare-modes --retry 1", 2, "--compare-modes asks everything and prints its own table",
+     "leave the other options out"),
+    ("capture x --size 1M", 2, "--size is about a file", "-w FILE, or leave --size out"),
+    ("capture x --duration 1,5s", 2, 'Invalid value for \'--duration\': "1,5s" is no length of time: 60s, 2m, 1m30s',
+     "`nsnet capture --help` shows how it is used"),
+    ("fault add delay --for 0", 2, "--for: it ends after more than nothing, and within ten years",
+     "as 30s, 5m or 1h"),
     ("down one --all", 2, "--all and a name contradict each other", "leave one out"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "code", "error", "hint"), WRONG, ids=[row[0] for row in WRONG])
+@pytest.mark.parametrize(("words", "code", "error", "hint"), WRONG, ids=[row[0][:40] for row in WRONG])
 def test_wrong_words(nsnet: Any, words: str, code: int, error: str, hint: str) -> None:
     said = nsnet(words)
     assert said.out == ""
@@ -226,7 +269,66 @@ def test_the_cluster_is_said_before_or_after_the_verb_or_in_the_environment(
     assert '"one"' in nsnet("--cluster two get po --cluster one").err
 
 
-def test_every_flag_is_also_in_the_environment(nsnet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_does_not_put_the_environment_above_what_was_typed(nsnet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NSNET_CLUSTER", "three")
+    for words in ("fault clear", "fault list", "policy show"):
+        assert '"three"' in nsnet(words).err
+        assert '"two"' in nsnet(f"--cluster two {words}").err
+        group, verb = words.split()
+        assert '"one"' in nsnet(f"--cluster two {group} --cluster one {verb}").err
+
+
+@pytest.mark.parametrize("group", ["fault", "lab", "policy"])
+def test_a_group_without_a_verb_is_asked_for_its_help(nsnet: Any, group: str) -> None:
+    said = nsnet(group)
+    assert (said.code, said.err) == (0, "")
+    assert said.out.startswith(f"Usage: nsnet {group} [OPTIONS] COMMAND")
+
+
+def commands(group: click.Group, ctx: click.Context) -> Iterator[tuple[str, click.Command]]:
+    """Every verb with what it takes to type it, those of groups too."""
+    for name in (*group.list_commands(ctx), *(cli.HIDDEN if group is cli.nsnet else ())):
+        command = group.get_command(ctx, name)
+        assert command
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {further}", one) for further, one in commands(command, ctx))
+        else:
+            yield name, command
+
+
+VALUES = {
+    "integer range": "20",
+    "integer": "20",
+    "boolean": "1",
+    "duration": "20",
+}  # what a type takes; of a choice its first
+
+
+def test_every_flag_of_every_verb_is_also_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its longest form, whatever the verb, the group and the parameter behind it are called."""
+    root = click.Context(cli.nsnet, info_name="nsnet")
+    seen = set()
+    for words, command in commands(cli.nsnet, root):
+        ctx = click.Context(command, info_name=words, parent=root)
+        for option in (item for item in command.params if isinstance(item, click.Option)):
+            flag = max(option.opts, key=len)
+            seen.add(f"{words} {flag}")
+            with monkeypatch.context() as patched:
+                name = f"NSNET_{flag[2:].upper().replace('-', '_')}"
+                value = (
+                    option.type.choices[0]
+                    if isinstance(option.type, click.Choice)
+                    else VALUES.get(option.type.name, "x")
+                )
+                patched.setenv(name, str(value))
+                found, source = option.consume_value(ctx, {})
+            assert source is ParameterSource.ENVIRONMENT, (words, name)
+            assert found in (str(value), [str(value)]), (words, name)
+    assert {"down --all", "verify --list", "get --selector", "fault add --for", "lab solve --show",
+            "policy show --port", "fault clear --cluster", "lab check --rootless"} <= seen  # fmt: skip
+
+
+def test_a_flag_in_the_environment_is_held_to_the_same(nsnet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NSNET_OUTPUT", "xml")
     assert "'xml' is not one of" in nsnet("get po").err
     monkeypatch.setenv("NSNET_TIMEOUT", "soon")
@@ -244,6 +346,10 @@ def test_a_bug_is_one_line_and_a_file(nsnet: Any, monkeypatch: pytest.MonkeyPatc
     found = re.fullmatch(r"error: this is a bug in nsnet: KeyError: .*\nhint: please report it with (\S+)\n", said.err)
     assert found
     assert "in broken" in Path(found[1]).read_text()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    said = nsnet("get po")
+    assert said.err.endswith("hint: please report it; its traceback could not be written: No such file or directory\n")
+    assert said.code == NsnetError.exit_code
 
 
 # --- verbs without root -----------------------------------------------------------------------------------------------
@@ -266,6 +372,21 @@ def test_validate(nsnet: Any, tmp_path: Path) -> None:
     said = nsnet("validate small.yaml", root=False)
     assert (said.code, said.err) == (0, "")
     assert said.out == "small: 1 Pod, 1 Service, 1 Cluster, all right\n"
+
+
+def test_validate_reads_standard_input_once(nsnet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(SMALL.encode())))
+    said = nsnet("validate - --cluster small", root=False)
+    assert (said.code, said.err) == (0, "")
+    assert said.out == "small: 1 Pod, 1 Service, 1 Cluster, all right\n"
+
+
+def test_what_cannot_be_read_is_not_what_was_meant(tmp_path: Path) -> None:
+    for name in ("small.yaml", "small.yml"):
+        (tmp_path / name).write_text(SMALL)
+    assert files._near(str(tmp_path / "small.yaml")) == f"did you mean {tmp_path}/small.yml?"
+    (tmp_path / "small.yml").unlink()
+    assert files._near(str(tmp_path / "small.yaml")) == ""
 
 
 def test_validate_says_everything_that_is_wrong(nsnet: Any, tmp_path: Path) -> None:
@@ -462,6 +583,47 @@ def test_conntrack_names_the_service() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30s", 30), ("1m30s", 90), ("1h", 3600), ("500ms", 0.5), ("1.5m", 90), ("20", 20), ("0.5", 0.5), ("0", 0)],
+)
+def test_a_length_of_time(text: str, seconds: float) -> None:
+    assert DURATION.convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1s", "1 s", "s", "1d", "1s2"])
+def test_no_length_of_time(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is no length of time"):
+        DURATION.convert(text, None, None)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in kinds.WORDS if kind in kinds.GROUPS])
+def test_what_is_printed_as_a_name_is_a_word(kind: str) -> None:
+    """`-o name` prints deployment.apps/web; kubectl takes the group behind every word of the kind."""
+    for word in (kinds.resource(kind), *(f"{word}.{kinds.GROUPS[kind]}" for word in kinds.WORDS[kind])):
+        assert kinds.kind_and_name(f"{word}/web", None) == (kind, "web")
+    with pytest.raises(InputError, match="there is no kind"):
+        kinds.kind_named(f"{kind}.example.com")
+
+
+SECRET = """\
+Name:                  db
+Namespace:             default
+Labels:                <none>
+Annotations:           <none>
+Type:                  Opaque
+Data:                  ca:  4 bytes
+                       password:  7 bytes
+Events:                <none>"""
+
+
+def test_a_secret_is_described_without_its_data() -> None:
+    """As kubectl: not even in the annotation where `kubectl apply` keeps a copy."""
+    doc = {"apiVersion": "v1", "kind": "Secret", "data": {"password": "aHVudGVyMg=="}, "stringData": {"ca": "abcd"},
+           "metadata": {"name": "db", "namespace": "default", "annotations": {LAST_APPLIED: "hunter2"}}}  # fmt: skip
+    assert "\n".join(describe.lines(Running("demo", {}), from_doc(doc))) == SECRET
+
+
 def objects() -> model.Objects:
     pods = [("a", "n1", True, {}), ("b", "n2", False, {}), ("h", "n1", True, {"hostNetwork": True})]
     docs: list[dict[str, Any]] = [
@@ -483,12 +645,14 @@ TARGETS = [
     ("a", "demo.pod.default.a", "a"), ("pod/a", "demo.pod.default.a", "a"), ("po/b", "demo.pod.default.b", "b"),
     ("h", "demo.node.n1", "n1"), ("node/n1", "demo.node.n1", "n1"), ("no/n1", "demo.node.n1", "n1"),
     ("host/client", "demo.host.client", "client"), ("svc/web", "demo.pod.default.a", "a"),
+    ("pod/default/b", "demo.pod.default.b", "b"), ("svc/default/web", "demo.pod.default.a", "a"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "netns", "hostname"), TARGETS)
 def test_target(text: str, netns: str, hostname: str) -> None:
-    found = target(objects(), text)
+    """What says its namespace needs no -n, and is not changed by one."""
+    found = target(objects(), text, "shop" if text.count("/") == 2 else "default")
     assert (found.netns, found.hostname) == (netns, hostname)
 
 
@@ -500,6 +664,9 @@ def test_target(text: str, netns: str, hostname: str) -> None:
         ("host/me", 'there is no host "me"'),
         ("cm/x", 'there is no ConfigMap "x" in namespace default'),
         ("what/x", 'there is no kind "what"'),
+        ("what/default/x", 'there is no kind "what"'),
+        ("pod/shop/a", 'there is no Pod "a" in namespace shop'),
+        ("node/default/n1", 'there is no kind "node/default"'),
     ],
 )
 def test_target_that_is_not_there(text: str, error: str) -> None:

@@ -169,8 +169,7 @@ def test_what_an_answer_says(protocol: tables.Protocol, port: int, outcome: Any,
 def asked(source: str, to: str, namespace_: str = "shop", objects: Objects = OBJECTS) -> str:
     known = policy.index(objects)
     start = reasons.source_of(objects, known, source, namespace_)
-    place, text = reasons.spaced(to, namespace_)
-    end = destination(objects, text, place, "tcp")
+    end = destination(objects, to, namespace_, "tcp")
     found = reasons.cases(objects, start, end, "TCP", as_is=source == start.address)
     return "\n".join(reasons.why_lines(known, start, end, "TCP", found))
 
@@ -368,6 +367,15 @@ def test_trace_says_what_policies_intend() -> None:
     assert list(intended(OBJECTS, start, ways)) == []
 
 
+def test_the_load_balancer_is_outside_for_policies() -> None:
+    """Its address is the one that the way says: of a router there is one in every network."""
+    start = target(OBJECTS, "lb")
+    ways = [item.way for item in traced(render(OBJECTS), start, Packet("tcp", "172.18.0.2", 30080))]
+    assert next(intended(OBJECTS, start, ways)) == "intended by NetworkPolicy to pod/shop/db port 80: denied"
+    with pytest.raises(InputError, match="lb: there is no such end of a connection"):
+        reasons.source_of(OBJECTS, policy.index(OBJECTS), "lb", "shop")
+
+
 def test_trace_through_a_node_port_asks_as_the_pods_node_sees_it() -> None:
     """From outside by node1, the pod on node2: its node sees node1's VTEP."""
     rule = "podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 10.244.1.0/32}}]}]"
@@ -382,7 +390,7 @@ def test_trace_through_a_node_port_asks_as_the_pods_node_sees_it() -> None:
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["policy", "bogus"], "No such command 'bogus'"),
+        (["policy", "bogus"], 'there is no policy verb "bogus"'),
         (["policy", "show", "-A", "shop"], "-A and a namespace contradict each other"),
         (["policy", "try"], "-f FILE is missing"),
         (["policy", "why", "pod/a"], "Missing argument 'TO[:PORT]'"),

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from nsnet import model, names
 from nsnet.cli import main as cli
-from nsnet.cli import trace
+from nsnet.cli import trace, trace_lines
 from nsnet.cli.explain import rule_lines
 from nsnet.cli.sentences import sentence
 from nsnet.cli.target import target
@@ -35,7 +35,9 @@ def text(start: str, to: str, state: State = STATE, objects: model.Objects = OBJ
     source, end = target(objects, start), trace.destination(objects, to, "default", protocol)
     asked = Packet(protocol, end.address, end.port)
     found = trace.traced(state, source, asked)
-    return "\n".join(trace.report(found, source, end, asked, trace.look_of(state, objects)))
+    return "\n".join(
+        trace_lines.report(trace_lines.Followed(source, end, asked, found, trace_lines.look_of(state, objects)))
+    )
 
 
 def changed(netns: str, fault: Callable[[Value], Value | None], *more: Value) -> State:
@@ -240,7 +242,8 @@ def test_for_scripts() -> None:
         source, end = target(OBJECTS, "a"), trace.destination(OBJECTS, "svc/web", "default", "tcp")
         asked = Packet("tcp", end.address, end.port)
         found = trace.traced(state, source, asked)
-        return msgspec.to_builtins(trace.document(found, source, end, asked, trace.look_of(state, OBJECTS)))
+        followed = trace_lines.Followed(source, end, asked, found, trace_lines.look_of(state, OBJECTS))
+        return msgspec.to_builtins(trace_lines.document(followed))
 
     whole, broken = said(STATE), said(changed(NODE1, without(FdbEntry)))
     assert (whole["from"], whole["delivered"], broken["delivered"]) == ("pod/a", True, False)
@@ -265,6 +268,8 @@ def test_for_scripts() -> None:
         ("svc/web", "tcp", ("10.96.0.10", 80, "svc/web, its clusterIP 10.96.0.10 port 80")),
         ("service/web:81", "udp", ("10.96.0.10", 81, "service/web, its clusterIP 10.96.0.10 port 81")),
         ("node/node2:30080", "tcp", ("172.18.0.3", 30080, "node/node2, 172.18.0.3 port 30080")),
+        ("pod/default/c:81", "tcp", ("10.244.2.2", 81, "pod/c, 10.244.2.2 port 81")),
+        ("svc/default/web", "tcp", ("10.96.0.10", 80, "svc/web, its clusterIP 10.96.0.10 port 80")),
         ("host/client", "icmp", ("203.0.113.2", 0, "host/client, 203.0.113.2")),
         ("10.244.2.2", "tcp", ("10.244.2.2", 80, "10.244.2.2:80")),
         ("192.0.2.1:443", "tcp", ("192.0.2.1", 443, "192.0.2.1:443")),
@@ -285,6 +290,9 @@ def test_to(to: str, protocol: str, expected: tuple[str, int, str]) -> None:
         ("c:http", "tcp", 'c:http: "http" is no port'),
         ("c:0", "tcp", 'c:0: "0" is no port'),
         ("c:65536", "tcp", 'c:65536: "65536" is no port'),
+        ("lb", "tcp", "lb has an address in every network"),
+        ("lb:80", "tcp", "lb has an address in every network"),
+        ("svc/shop/web", "tcp", 'there is no Service "web" in namespace shop'),
         ("c:80", "icmp", "a ping has no ports"),
         ("svc/headless", "tcp", "svc/headless has no clusterIP"),
         ("svc/dns", "tcp", "svc/dns serves no TCP port"),

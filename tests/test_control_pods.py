@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from nsnet import control, model
-from nsnet.control import Facts
+from nsnet.control import Facts, workloads
 from nsnet.errors import InputError
 from nsnet.model import Key, Objects, Pod, ReplicaSet
 from tests.controlled import (
@@ -249,6 +249,13 @@ def test_the_same_template_in_other_words_changes_nothing() -> None:
     assert pods(apply(stored, wordy)) == pods(stored)
 
 
+def test_hashes_of_templates_go_with_their_workloads() -> None:
+    stored = up(workload("Deployment") + workload("DaemonSet", name="ds"))
+    after = delete(stored, "DaemonSet/ds")
+    control.complete(after)
+    assert workloads._hashes.keys() <= after.keys()
+
+
 @pytest.mark.parametrize("kind", ["StatefulSet", "DaemonSet"])
 def test_others_replace_all_pods(kind: str) -> None:
     stored = up(TWO + workload(kind))
@@ -347,6 +354,28 @@ def test_a_template_whose_node_went_waits_for_it() -> None:
 def test_daemons_run_where_they_may() -> None:
     assert nodes_of(up(RACK + workload("DaemonSet"))) in (["a", "c"], ["c", "a"])
     assert sorted(nodes_of(up(RACK + workload("DaemonSet", "", GPU)))) == ["a", "b", "c"]
+    assert nodes_of(up(RACK + workload("DaemonSet", "", "nodeName: c"))) == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("said", "stays", "comes"),
+    [
+        ("labels: {disk: ssd}, taints: [{key: new, effect: PreferNoSchedule}]", True, True),
+        ("labels: {disk: ssd}, taints: [{key: new, effect: NoSchedule}]", True, False),
+        ("labels: {disk: ssd}, taints: [{key: new, effect: NoExecute}]", False, False),
+        ("labels: {disk: hdd}", False, False),
+    ],
+)
+def test_what_ends_a_daemon_that_runs(said: str, stays: bool, comes: bool) -> None:
+    """NodeShouldRunDaemonPod: a taint against scheduling keeps new pods away, and leaves the one that is there."""
+
+    def node(words: str) -> str:
+        return f"apiVersion: nsnet/v1\nkind: Cluster\nnodes: [{{name: a, {words}}}]\n---\n"
+
+    daemon = workload("DaemonSet", "", "nodeSelector: {disk: ssd}")
+    stored = up(node("labels: {disk: ssd}") + daemon)
+    assert pods(apply(stored, node(said))) == (pods(stored) if stays else {})
+    assert len(pods(up(node(said) + daemon))) == comes
 
 
 HOST_PORT = "ports: [{{containerPort: 8080, hostPort: 54323, hostIP: {ip}, protocol: {protocol}}}]"

@@ -1,6 +1,7 @@
 """(have, want) → changes: tables, and every order judged by the fake kernel."""
 
 import random
+import shlex
 from collections.abc import Sequence
 
 import msgspec
@@ -32,6 +33,7 @@ from nsnet.state import (
     Value,
     Veth,
     Vxlan,
+    lines,
 )
 from tests.fake import Kernel, copied, holding, sync
 from tests.variants import NAMES, VARIANTS
@@ -402,3 +404,33 @@ def test_from_any_state_to_the_wanted_one(ways: tuple[str, str, str], times: int
     _damage(kernel, VARIANTS[start], dice, times)
     sync(kernel, VARIANTS[end])
     assert kernel.observe() == VARIANTS[end]
+
+
+# --- as a script ------------------------------------------------------------------------------------------------------
+
+ODD = "a;b$(c)"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (Bridge(ODD, "02:00:00:00:00:04"), "ip -n n link add ODD address 02:00:00:00:00:04 mtu 1500 type bridge"),
+        (Veth("e", f"{ODD}/{ODD}", "m"), "ip -n n link add e address m mtu 1500 type veth peer name ODD netns ODD"),
+        (BridgePort("e", ODD), "ip -n n link set e master ODD"),
+        (Address(ODD, "10.0.0.1/24"), "ip -n n address add 10.0.0.1/24 dev ODD"),
+        (Route("10.0.0.0/8", ODD, "10.0.0.1"), "ip -n n route replace 10.0.0.0/8 via 10.0.0.1 dev ODD"),
+        (Chain("nat", ODD), "ip netns exec n iptables -t nat -N ODD"),
+        (Chain("nat", "A", (f"-i {ODD}",), "ACCEPT"), "ip netns exec n iptables -t nat -A A -i ODD"),
+        (Chain("nat", "A", (f'-i "{ODD}" -j B',), "ACCEPT"), "ip netns exec n iptables -t nat -A A -i ODD -j B"),
+        (Chain("nat", "A", (f'"{ODD}',), "ACCEPT"), 'ip netns exec n iptables -t nat -A A "ODD'),
+    ],
+)
+def test_a_line_is_for_a_shell_what_it_is_for_the_kernel(value: Value, words: str) -> None:
+    """`plan -o sh` is run as root: no name, whoever made it, is more than a word there."""
+    said = [shlex.split(line) for line in lines(Change("add", "n", value))]
+    assert [word.replace("ODD", ODD) for word in words.split()] in said
+
+
+def test_a_plain_rule_is_printed_as_it_is() -> None:
+    rule = '-d 10.0.0.1/32 ! -i veth+ -m comment --comment "a/b:http -> [c]; d" -j KUBE-SVC-A'
+    assert lines(Change("add", "n", Chain("nat", "A", (rule,))))[-1].endswith(f"-A A {rule}")

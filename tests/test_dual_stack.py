@@ -15,7 +15,8 @@ from nsnet.cli.explain import rule_lines
 from nsnet.control import complete
 from nsnet.control.addresses import NOWHERE, number, ranges, subnet, text
 from nsnet.model import EndpointSlice, Node, Objects, Pod, Service, SubnetLease
-from nsnet.programs.podserver import Config, Place, wanted
+from nsnet.programs.plain import Place
+from nsnet.programs.podserver import Config, wanted
 from nsnet.programs.podserver import Pod as Served
 from nsnet.render import conntrack, render
 from nsnet.state import Chain, Conntrack, File, NftTable, Route, State, Vxlan

@@ -386,6 +386,7 @@ def test_what_cannot_be_cleared_is_said(word: str, said: str) -> None:
 
 def test_a_node_without_its_kind_is_told_from_a_pod() -> None:
     assert cli.placed(OBJECTS, "a", "default") == "pod/default/a"
+    assert cli.placed(OBJECTS, "pod/default/a", "shop") == "pod/default/a"  # as `fault list` prints it
     with pytest.raises(InputError) as refused:
         cli.placed(OBJECTS, "node1", "default")
     assert refused.value.hint == "--on node/node1"

@@ -1,9 +1,14 @@
 """flannel's process between nodes: what becomes of a packet's bytes, as scapy reads and makes them."""
 
+import asyncio
+from pathlib import Path
+
+import msgspec
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 
-from nsnet.programs.flannel_udp import Config, Lease, leases_of, net_unreachable, one_hop_on
+from nsnet.programs import flannel_udp
+from nsnet.programs.flannel_udp import Carrier, Config, Lease, leases_of, net_unreachable, one_hop_on
 
 TTLS = [(64, 63), (2, 1), (1, 0), (0, 0), (255, 254)]
 
@@ -51,3 +56,20 @@ def test_some_are_never_answered(sent: IP) -> None:
 def test_leases() -> None:
     config = Config("flannel0", "10.244.1.0", ("172.18.0.2", 8285), {"10.244.2.0/24": "172.18.0.3"})
     assert leases_of(config) == (Lease(0x0AF40200, 0xFFFFFF00, "172.18.0.3"),)
+
+
+def test_who_reloads_for_a_device_that_does_not_come_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flannel_udp, "PATIENCE", 0.02)
+    path = tmp_path / "flannel_udp.json"
+
+    async def reloaded() -> str:
+        path.write_bytes(msgspec.json.encode(Config("none0", "10.244.1.0", ("127.0.0.1", 0))))
+        carrier = Carrier(path)
+        path.write_bytes(msgspec.json.encode(Config("none1", "10.244.1.0", ("127.0.0.1", 0))))
+        said = await carrier.reload()
+        assert carrier.attaching is not None
+        assert not carrier.attaching.done()
+        carrier.socket.close()
+        return said
+
+    assert asyncio.run(reloaded()) == "error: none1 is not there, or another program has it; it is waited for"

@@ -3,12 +3,13 @@
 import pytest
 from msgspec.structs import replace
 
-from nsnet import faults, labs, model
+from nsnet import faults, labs, manifests, model
 from nsnet.cli import lab
 from nsnet.cli.plan import wanted
 from nsnet.cli.target import target
-from nsnet.errors import InputError
+from nsnet.errors import InputError, ObjectError
 from nsnet.labs import Lab, State, Traffic
+from nsnet.manifests import Source
 from nsnet.model import Fault, Key
 
 LABS = lab.every()
@@ -109,3 +110,19 @@ def test_a_pod_less_or_another_one_is_no_repair() -> None:
         ({**start, key: another}, "Pod default/b is another now"),
     ):
         assert [(good, why) for _, good, why in labs.as_it_was(one, start, now)] == [(False, said)]
+
+
+def test_a_wrong_object_of_a_labs_own_is_found_in_its_own_file() -> None:
+    topology = manifests.load([Source("small.yaml", b"{apiVersion: nsnet/v1, kind: Cluster}")], labs.CLUSTER)
+    own = manifests.load(
+        [Source("lab.yaml", b"\n{apiVersion: v1, kind: Namespace, metadata: {name: x}}")], labs.CLUSTER
+    )
+    loaded = labs.built(LABS[0], topology, own)
+    error = manifests.located(ObjectError(Key("Namespace", "", "x"), "metadata.name", "is wrong", "mend it"), loaded)
+    assert str(error).startswith("lab.yaml:2:")
+
+
+@pytest.mark.parametrize(("said", "given"), [("2", 2), ("", 0), ("many", 0), ("-1", 0)])
+def test_hints_that_somebody_else_counted(said: str, given: int) -> None:
+    meta = model.ObjectMeta(name="lab", annotations={model.LAB: "x", labs.HINTS: said})
+    assert labs.running(model.Cluster(meta)) == ("x", given)

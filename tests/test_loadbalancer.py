@@ -11,8 +11,9 @@ from nsnet import model, names
 from nsnet.control import Facts, complete
 from nsnet.model import Objects, Service
 from nsnet.programs import healthcheck
-from nsnet.programs.healthcheck import Check, Place, node_page, service_page, wanted
+from nsnet.programs.healthcheck import Check, node_page, service_page, wanted
 from nsnet.programs.lbhealth import FAILURES, State, heard
+from nsnet.programs.plain import Place
 from nsnet.programs.web import response
 from nsnet.render import conntrack, render
 from nsnet.state import Chain, Conntrack, File, Neighbour, Route, Value
@@ -521,7 +522,7 @@ def test_the_page_of_a_node(path: str, *, eligible: bool, status: int, fields: d
 
 
 def test_a_place_is_one_namespace_and_no_other_of_its_name() -> None:
-    assert Place("demo.node.node1", 1, "", 80) != Place("demo.node.node1", 2, "", 80)
+    assert Place("demo.node.node1", 1, "TCP", 80) != Place("demo.node.node1", 2, "TCP", 80)
 
 
 @pytest.mark.parametrize(

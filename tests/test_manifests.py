@@ -109,10 +109,29 @@ def test_hostile_files(data: bytes, error: str) -> None:
     assert refused(data)[0] == error
 
 
-def test_a_hundred_thousand_wrong_fields_take_no_time() -> None:
-    fields = "".join(f"  frobnicate-{n}: 1\n" for n in range(100_000))
-    text = f"apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n{fields}"
+@pytest.mark.parametrize(
+    ("spec", "each"),
+    [
+        ("spec:", "  frobnicate-{}: 1"),
+        ("spec:", "  frobnicate-{}: {{a: [1]}}"),
+        ("spec:\n  externalIPs:", "  - {}"),
+        ("spec:\n  ports:", "  - a{}"),
+        ("spec:\n  ports:", "  - {{name: n{}}}"),
+        ("spec:\n  ports:", "  - {{name: n{}, port: null}}"),
+        ("spec:\n  ports:", "  - {{port: 99999999999999999999{}}}"),
+    ],
+)
+def test_two_thousand_wrong_things_take_no_time(spec: str, each: str) -> None:
+    wrong = "\n".join(each.format(number) for number in range(2_000))
+    text = f"apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\n{spec}\n{wrong}\n"
     assert len(problems([Source("topo.yaml", text.encode())])) <= 101
+
+
+def test_a_foreign_kind_with_too_much_in_its_metadata() -> None:
+    """What has not been looked at is not let in."""
+    fields = "".join(f"  frobnicate-{n}: 1\n" for n in range(200))
+    text = f"apiVersion: acme.example/v1\nkind: Robot\nmetadata:\n{fields}  name: [1]\n"
+    assert len(problems([Source("topo.yaml", text.encode())])) == 100
 
 
 # --- what YAML says to kubectl ----------------------------------------------------------------------------------------
@@ -313,6 +332,18 @@ spec: {scope: Cluster, names: {kind: Thing}}
         "not emulated: Other default/o",
         "not emulated: Thing t",
     )
+
+
+def test_a_namespace_for_objects_that_say_none() -> None:
+    """As kubectl apply -n; what belongs to no namespace is left alone."""
+    said = "{apiVersion: v1, kind: ConfigMap, metadata: {name: b, namespace: shop}}"
+    docs = f"{{apiVersion: v1, kind: ConfigMap, metadata: {{name: a}}}}\n---\n{said}"
+    node = "\n---\n{apiVersion: v1, kind: Node, metadata: {name: node1}}"
+    found = load([Source("x.yaml", (docs + node).encode())], "demo", "shop").objects
+    assert {Key("ConfigMap", "shop", "a"), Key("ConfigMap", "shop", "b"), Key("Node", "", "node1")} <= set(found)
+    with pytest.raises(InputError) as refused:
+        load([Source("x.yaml", docs.encode())], "demo", "ops")
+    assert str(refused.value) == 'x.yaml:3:66: ConfigMap "shop/b": metadata.namespace: is not ops, as -n says'
 
 
 def test_notes() -> None:

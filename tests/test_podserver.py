@@ -3,9 +3,12 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,7 +16,8 @@ from hypothesis import strategies as st
 
 from nsnet.programs import podserver
 from nsnet.programs.netexec import MAX_HEAD, Conversation, Served, datagram
-from nsnet.programs.podserver import CHUNK, Config, Listener, Place, Pod, Server, wanted
+from nsnet.programs.plain import Place
+from nsnet.programs.podserver import CHUNK, Config, Control, Listener, Pod, Server, wanted
 
 WEB = Served("shop", "web-1", "node2", "10.244.2.5", "web-1", 80)
 CLIENT = "10.244.1.2:4711"
@@ -336,3 +340,19 @@ def test_the_first_pod_of_a_namespace_has_the_port(capfd: pytest.CaptureFixture[
         ("TCP", 80): "other",
     }
     assert capfd.readouterr().err == "podserver: default/other: TCP 6443 is taken by another pod of c.node.n1\n"
+
+
+def test_the_socket_beside_a_file_that_is_deep(tmp_path: Path) -> None:
+    """A path of more than 108 bytes is none that a unix socket can have."""
+    config = tmp_path / ("d" * 120) / "podserver.json"
+    config.parent.mkdir()
+    for _ in range(2):  # one of a server that died is there the second time
+        server = Server(1)
+        with closing(server.epoll), closing(Control(server, config).sock):
+            assert config.with_name("podserver.json.sock").is_socket()
+
+
+def test_it_starts_without_asyncio() -> None:
+    code = "import sys, nsnet.programs.podserver; print('asyncio' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert said.stdout == "False\n"

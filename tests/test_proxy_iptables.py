@@ -26,7 +26,7 @@ from nsnet.model import (
     ServiceSpec,
     by_key,
 )
-from nsnet.render import proxy_iptables, services
+from nsnet.render import kubeproxy, proxy_iptables
 from nsnet.render.kubeproxy import LocalDetector
 from nsnet.render.proxy_iptables import Settings
 from nsnet.state import Chain
@@ -178,7 +178,7 @@ def _chain(chains: frozenset[Chain], table: str, name: str) -> Chain:
 
 def spelled(port: str, node: str = "node1", settings: Settings = worlds.SETTINGS, *, large: bool = False) -> str:
     """All rules of one Service port: its own chains by name, then its lines in the shared chains."""
-    infos = services.infos(OBJECTS, worlds.node(node))
+    infos = worlds.infos(OBJECTS, worlds.node(node))
     said = proxy_iptables.spell(next(info for info in infos if info.name == port), settings, large=large)
     own = [f"-A {chain.name} {rule}" for chain in sorted(said.chains, key=lambda one: one.name) for rule in chain.rules]
     return "\n".join([*own, *(f"{table}: -A {chain} {rule}" for table, chain, rule in said.lines)]) + "\n"
@@ -195,7 +195,7 @@ def test_rules_of_a_service(head: str) -> None:
 
 
 def test_every_kind_of_service_has_golden_rules() -> None:
-    ports = {info.name for info in services.infos(OBJECTS, worlds.node("node1"))}
+    ports = {info.name for info in worlds.infos(OBJECTS, worlds.node("node1"))}
     assert ports - {"t/dns:dns-tcp"} == {head.split(" on ")[0] for head in SECTIONS}
 
 
@@ -210,7 +210,7 @@ def test_large_cluster_mode_drops_the_comments_of_endpoint_rules_only() -> None:
 
 
 def test_large_cluster_mode_begins_after_a_thousand_endpoints() -> None:
-    sets = [_chain(proxy_iptables.chains(_many(count), worlds.node("node1"), worlds.SETTINGS), "nat", sep).rules
+    sets = [_chain(worlds.own_chains(_many(count), worlds.node("node1"), worlds.SETTINGS), "nat", sep).rules
             for count, sep in ((1000, names.kube_sep("t/s", "TCP", "10.1.0.0:80")),
                                (1001, names.kube_sep("t/s", "TCP", "10.1.0.0:80")))]  # fmt: skip
     assert ["--comment" in rules[0] for rules in sets] == [True, False]
@@ -240,7 +240,7 @@ nat KUBE-SERVICES -m comment --comment "kubernetes service nodeports; NOTE: this
 
 
 def test_rules_without_any_service() -> None:
-    found = proxy_iptables.chains({}, worlds.node("node1"), worlds.SETTINGS)
+    found = worlds.own_chains({}, worlds.node("node1"), worlds.SETTINGS)
     lines = [f"{chain.table} {chain.name} {rule}" for chain in found for rule in chain.rules]
     assert sorted(lines, key=lambda line: line.split()[:2]) == SHARED.replace("\\\n", "").strip().splitlines()
     assert {(chain.table, chain.name) for chain in found if not chain.rules} == {
@@ -295,13 +295,13 @@ def test_without_a_way_to_tell_nothing_is_said_about_local_pods() -> None:
 )  # fmt: skip
 def test_node_port_addresses(settings: Settings, rules: list[str]) -> None:
     note = "kubernetes service nodeports; NOTE: this must be the last rule in this chain"
-    found = _chain(proxy_iptables.chains({}, worlds.node("node1"), settings), "nat", "KUBE-SERVICES").rules
+    found = _chain(worlds.own_chains({}, worlds.node("node1"), settings), "nat", "KUBE-SERVICES").rules
     assert list(found) == [f"{rule.format(note)} -j KUBE-NODEPORTS" for rule in rules]
 
 
 def test_other_settings() -> None:
     other = Settings(masquerade_bit=7, conntrack_tcp_be_liberal=True, localhost_node_ports=False)
-    found = proxy_iptables.chains({}, worlds.node("node1"), other)
+    found = worlds.own_chains({}, worlds.node("node1"), other)
     assert _chain(found, "nat", "KUBE-MARK-MASQ").rules == ("-j MARK --set-xmark 0x80/0x80",)
     assert "INVALID" not in "".join(_chain(found, "filter", "KUBE-FORWARD").rules)
     assert _chain(found, "filter", "KUBE-FIREWALL").rules == ()
@@ -309,8 +309,9 @@ def test_other_settings() -> None:
 
 def test_the_clusters_pod_subnet_is_the_cluster_cidr() -> None:
     cluster = Cluster(ObjectMeta(name="w"), networking=Networking(podSubnet="10.1.0.0/16,fd00::/56"))
-    assert proxy_iptables.settings(by_key([cluster])).detector == LocalDetector("10.1.0.0/16")
-    assert proxy_iptables.settings(by_key([cluster]), "ip6").detector == LocalDetector("fd00::/56")
+    said, node = kubeproxy.told(by_key([cluster])), worlds.node("node1")
+    assert proxy_iptables.settings_on(node, said).detector == LocalDetector("10.1.0.0/16")
+    assert proxy_iptables.settings_on(node, said, "ip6").detector == LocalDetector("fd00::/56")
 
 
 # --- structure --------------------------------------------------------------------------------------------------------
@@ -334,12 +335,12 @@ def test_the_same_objects_give_the_same_rules_whatever_their_order() -> None:
 
 
 def test_one_changed_slice_changes_only_its_service() -> None:
-    before = proxy_iptables.chains(OBJECTS, worlds.node("node1"), worlds.SETTINGS)
+    before = worlds.own_chains(OBJECTS, worlds.node("node1"), worlds.SETTINGS)
     gone = Key("EndpointSlice", "t", "web-1")
     slice_ = OBJECTS[gone]
     assert isinstance(slice_, EndpointSlice)
     fewer = {**OBJECTS, gone: replace(slice_, endpoints=(slice_.endpoints or ())[:2])}
-    after = proxy_iptables.chains(fewer, worlds.node("node1"), worlds.SETTINGS)
+    after = worlds.own_chains(fewer, worlds.node("node1"), worlds.SETTINGS)
     assert {chain.name[:9] for chain in after - before} == {"KUBE-SVC-"}
     assert {chain.name[:9] for chain in before - after} == {"KUBE-SVC-", "KUBE-SEP-"}
 
@@ -348,7 +349,7 @@ def test_one_changed_slice_changes_only_its_service() -> None:
 def test_uniform_probabilities(count: int) -> None:
     """What is left after each rule times the last rule's 1: every endpoint gets 1/n."""
     rules = _chain(
-        proxy_iptables.chains(_many(count), worlds.node("node1"), Settings()),
+        worlds.own_chains(_many(count), worlds.node("node1"), Settings()),
         "nat",
         names.kube_chain("SVC", "t/s", "TCP"),
     ).rules

@@ -42,7 +42,7 @@ SETTINGS = Settings(worlds.SETTINGS.detector, service_cidrs=("10.96.0.0/16",))
 
 
 def tables(objects: model.Objects, settings: Settings = SETTINGS) -> dict[str, frozenset[Nft]]:
-    return {node: proxy_nftables.values(objects, worlds.node(node), settings) for node in worlds.NODES}
+    return {node: worlds.own_table(objects, worlds.node(node), settings) for node in worlds.NODES}
 
 
 STATES = {"iptables": worlds.network(worlds.chains(OBJECTS)), "nftables": worlds.network(tables(OBJECTS))}
@@ -162,12 +162,12 @@ def test_values_of_a_service(head: str) -> None:
 
 
 def test_every_kind_of_service_has_a_golden_text() -> None:
-    ports = {info.name for info in services.infos(OBJECTS, worlds.node("node1"))}
+    ports = {info.name for info in worlds.infos(OBJECTS, worlds.node("node1"))}
     assert ports - {"t/dns:dns-tcp"} == {head.split(" on ")[0] for head in SECTIONS if " on " in head}
 
 
 def test_the_table_without_any_service() -> None:
-    found = proxy_nftables.values({}, worlds.node("node1"), SETTINGS)
+    found = worlds.own_table({}, worlds.node("node1"), SETTINGS)
     lines = [line for value in sorted(found, key=lambda value: value.key[2:]) for line in nft_lines(value)]
     assert "\n".join(lines).replace(" ip kube-proxy", "") + "\n" == SECTIONS["no Service"]
 
@@ -180,7 +180,7 @@ def chain(values: Iterable[Nft], name: str) -> NftChain:
 
 
 def without(settings: Settings) -> frozenset[Nft]:
-    return proxy_nftables.values({}, worlds.node("node1"), settings)
+    return worlds.own_table({}, worlds.node("node1"), settings)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from msgspec.structs import replace
 
 from nsnet import names
 from nsnet.cli import graph, line, realised, snapshot
-from nsnet.cli.trace import look_of
+from nsnet.cli.context import Running
+from nsnet.cli.trace_lines import look_of
+from nsnet.errors import InputError
 from nsnet.render import render
 from nsnet.state import Address, Chain, FdbEntry, Neighbour, Route, State, Sysctl, Value, Veth
 from nsnet.trace import Hop, Packet, walk
@@ -273,6 +275,21 @@ WHO = {"10.244.2.2": "pod c", "172.18.0.3": "node node2", "10.244.2.0/24": "the 
 )
 def test_each_line_has_its_reason(value: Value, why: str) -> None:
     assert realised.reason(value, WHO) == why
+
+
+def test_what_has_no_page_is_said() -> None:
+    with pytest.raises(InputError) as said:
+        list(realised.page(Running("demo", OBJECTS), "lb", "default"))
+    assert (str(said.value), said.value.hint) == ("lb cannot be explained", "nsnet rules lb shows its rules")
+
+
+@pytest.mark.parametrize(
+    ("dst", "dev", "leads"),
+    [("10.244.2.0/24", "eth0", True), ("10.244.0.0/16", "flannel.1", True), ("default", "flannel.1", True),
+     ("default", "eth0", False), ("10.244.3.0/24", "flannel.1", False)],
+)  # fmt: skip
+def test_which_routes_lead_to_the_pods_of_another_node(dst: str, dev: str, leads: bool) -> None:
+    assert realised._leads_to_pods(Route(dst, dev), "10.244.2.0/24") is leads
 
 
 def test_a_page_has_headings_once() -> None:

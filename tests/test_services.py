@@ -37,7 +37,7 @@ def objects(*docs: dict[str, Any]) -> dict[Key, Object]:
 
 
 def seen(*docs: dict[str, Any], node: str = "node1") -> list[ServicePortInfo]:
-    return services.infos(objects(*docs), worlds.node(node))
+    return worlds.infos(objects(*docs), worlds.node(node))
 
 
 def only(*docs: dict[str, Any], node: str = "node1") -> ServicePortInfo:
@@ -201,27 +201,25 @@ def test_affinity(spec: dict[str, Any], seconds: int) -> None:
     assert only(service(**spec)).affinity_seconds == seconds
 
 
-def test_health_check_counts_ready_local_addresses() -> None:
+def test_health_check_node_port_needs_policy_local() -> None:
     spec = {**LOCAL, "type": "LoadBalancer", "healthCheckNodePort": 31000}
-    two = slices(at("10.0.0.1"), at("10.0.0.2"), at("10.0.0.3", flags="ST"), at("10.0.0.4", "node2"))
-    info = only(service(**spec), two)
-    assert (info.health_check_node_port, info.local_ready) == (31000, 2)
-    assert only(service(**{**spec, "externalTrafficPolicy": "Cluster"}), two).health_check_node_port == 0
+    assert only(service(**spec)).health_check_node_port == 31000
+    assert only(service(**{**spec, "externalTrafficPolicy": "Cluster"})).health_check_node_port == 0
 
 
 def test_dual_stack_takes_the_address_of_the_family() -> None:
     spec = {"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9", "fd00::9"]}
     six = slices(at("fd00::1"), addressType="IPv6", name="s-6")
     four, node = slices(at("10.0.0.1"), name="s-4"), worlds.node("node1")
-    (info,) = services.infos(objects(service(**spec), six, four), node, "ip6")
+    (info,) = worlds.infos(objects(service(**spec), six, four), node, "ip6")
     assert (info.cluster_ip, [str(target) for target in info.cluster]) == ("fd00::9", ["[fd00::1]:80"])
 
 
 def test_what_did_not_change_is_the_same_object_for_every_node() -> None:
     first = objects(service(), slices(at("10.0.0.1")))
     again = objects(service(), slices(at("10.0.0.1")))
-    one = services.infos(first, worlds.node("node1"))[0]
-    assert services.infos(again, worlds.node("node2"))[0] is one
+    one = worlds.infos(first, worlds.node("node1"))[0]
+    assert worlds.infos(again, worlds.node("node2"))[0] is one
     changed = objects(service(), slices(at("10.0.0.2")))
-    assert ips(services.infos(changed, worlds.node("node1"))[0].cluster) == "2"
-    assert services.infos(first, worlds.node("node1"))[0] == one
+    assert ips(worlds.infos(changed, worlds.node("node1"))[0].cluster) == "2"
+    assert worlds.infos(first, worlds.node("node1"))[0] == one

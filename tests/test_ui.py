@@ -5,10 +5,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from http.client import HTTPConnection
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
-from nsnet.cli.page import asked
+from nsnet.cli.page import asked, browser
 from nsnet.cli.page.feed import Feed
 from nsnet.cli.page.server import FILES, Server
 from nsnet.errors import InputError
@@ -58,12 +59,31 @@ DOOR = [
     ("a file beside", "GET", "/../schema.json", KNOWN, 404),
     ("a file anywhere", "GET", "/%2e%2e/%2e%2e/etc/passwd", KNOWN, 404),
     ("another verb", "DELETE", "/", KNOWN, 501),
+    ("a length that is no number", "GET", "/", {"Content-Length": "x"}, 400),
+    ("a path that is no path", "GET", "http://[", {"Host": "{here}"}, 400),
+    ("a name that is no name", "GET", "/", {"Host": "["}, 400),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("verb", "path", "headers", "status"), [row[1:] for row in DOOR], ids=[row[0] for row in DOOR])
-def test_who_is_let_in(server: Server, verb: str, path: str, headers: dict[str, str], status: int) -> None:
+def test_who_is_let_in(
+    server: Server, verb: str, path: str, headers: dict[str, str], status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is asked, nothing is printed over the address on the terminal."""
     assert said(server, verb, path, headers)[0] == status
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_browser_that_cannot_be_opened_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opener = tmp_path / browser.OPENER
+    opener.write_text("#!/bin/sh\n")
+    opener.chmod(0o700)
+    for name, value in {"PATH": str(tmp_path), "DISPLAY": ":0", "SUDO_USER": "nobody"}.items():
+        monkeypatch.setenv(name, value)
+    for uid in ("0", "me", "9" * 40):  # with "0" runuser is not in PATH
+        monkeypatch.setenv("SUDO_UID", uid)
+        with browser.opened("http://127.0.0.1:1/"):
+            pass
 
 
 def test_the_token_becomes_a_cookie(server: Server) -> None:

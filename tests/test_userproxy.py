@@ -1,5 +1,6 @@
 """The userspace proxy process over loopback: whom it picks, and that bytes come through as they were sent."""
 
+import asyncio
 import contextlib
 import os
 import select
@@ -13,7 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from nsnet.programs.userproxy import Balancer, Config, Service
+from nsnet.programs.userproxy import Balancer, Config, Service, Talks, Udp
 
 HOST = "127.0.0.1"
 
@@ -421,3 +422,14 @@ def test_a_client_of_an_endpoint_that_goes_moves_on(proxy: Proxy) -> None:
             assert said(sock, b"x")[0] == b"a"
             assert proxy.reload(Service("t/dns", "udp", port, endpoints=(b,))) == "ok"
             assert said(sock, b"x")[0] == b"b"
+
+
+def test_a_socket_that_cannot_be_connected_is_closed() -> None:
+    """A connect to the broadcast address is refused by our own kernel; a socket left open is an error here."""
+
+    async def talk() -> object:
+        balancer = Balancer()
+        balancer.use(("255.255.255.255:9",), 0)
+        return Udp("t/dns", balancer, Talks(asyncio.get_running_loop()))._talk((HOST, 1, b""))
+
+    assert asyncio.run(talk()) is None

@@ -9,7 +9,7 @@ import pytest
 from nsnet.kernel.probe import Answer
 from nsnet.state import Change, Neighbour, Route
 from nsnet.verify import Expectation, report
-from nsnet.verify.asking import drift, parts, question
+from nsnet.verify.asking import drift, parts, question, run
 from nsnet.verify.judge import Result, judge
 
 WEB = Expectation(
@@ -196,3 +196,14 @@ def test_summary_rows_and_documents() -> None:
     assert json.loads(json.dumps(report.listed(WEB)))["answers"] == ["default/web-1", "default/web-2"]
     assert not report.passed(RESULTS)
     assert report.passed(RESULTS[:1])
+
+
+def test_progress_only_grows() -> None:
+    """First calls, the others, and those that are blocked are asked one after the other: it is one count."""
+    told: list[tuple[int, int]] = []
+    nobody = but(netns="demo.pod.default.nobody")  # not asked: there is no such namespace
+    asked = [but(netns=nobody.netns, sticky=True, calls=4), nobody, but(netns=nobody.netns, want="blocked")]
+    run(asked, progress=lambda now, total: told.append((now, total)))
+    assert told == sorted(told)
+    assert told[-1] == (6, 6)
+    assert len({now for now, _ in told}) >= 3

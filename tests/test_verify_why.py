@@ -10,7 +10,7 @@ import yaml
 from msgspec.structs import replace
 
 from nsnet import control, verify
-from nsnet.cli.trace import look_of
+from nsnet.cli.trace_lines import look_of
 from nsnet.model import Objects
 from nsnet.names import fabric_netns, kind_of
 from nsnet.render import render

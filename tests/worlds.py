@@ -10,9 +10,10 @@ from collections.abc import Mapping
 import yaml
 
 from nsnet import names
-from nsnet.model import Key, Node, NodeAddress, NodeStatus, Object, ObjectMeta, by_key, from_doc
-from nsnet.render import proxy_iptables
+from nsnet.model import Family, Key, Node, NodeAddress, NodeStatus, Object, ObjectMeta, Objects, by_key, from_doc
+from nsnet.render import proxy_iptables, proxy_nftables, services
 from nsnet.render.kubeproxy import LocalDetector
+from nsnet.render.services import ServicePortInfo
 from nsnet.state import (
     Address,
     Bridge,
@@ -22,6 +23,7 @@ from nsnet.state import (
     Loopback,
     Neighbour,
     Netns,
+    Nft,
     Route,
     Sysctl,
     Value,
@@ -47,6 +49,24 @@ NAMES = {
 SETTINGS = proxy_iptables.Settings(LocalDetector(source="10.244.0.0/16"))
 
 
+def infos(objects: Objects, where: Node, family: Family = "ip") -> list[ServicePortInfo]:
+    """All Service ports as a node sees them, by name and protocol."""
+    there = services.place(where, family)
+    return [
+        services.on_node(port, there) for joined in services.join(objects) for port in services.ports(joined, family)
+    ]
+
+
+def own_chains(objects: Objects, where: Node, said: proxy_iptables.Settings) -> frozenset[Chain]:
+    """kube-proxy's own chains on a node."""
+    return proxy_iptables.node_chains(services.join(objects), services.place(where, said.family), said)
+
+
+def own_table(objects: Objects, where: Node, said: proxy_nftables.Settings) -> frozenset[Nft]:
+    """The same of nftables mode."""
+    return proxy_nftables.node_values(services.join(objects), services.place(where, said.family), said)
+
+
 def load(text: str) -> dict[Key, Object]:
     """Services and slices of a YAML stream (namespace `t` where none is said), with the two nodes."""
     docs = [doc for doc in yaml.safe_load_all(text) if doc]
@@ -63,7 +83,7 @@ def node(name: str) -> Node:
 
 def chains(objects: Mapping[Key, Object], settings: proxy_iptables.Settings = SETTINGS) -> dict[str, frozenset[Chain]]:
     """kube-proxy's chains of each node, with the built-in chains that jump to them."""
-    return {name: proxy_iptables.chains(objects, node(name), settings) | built_in() for name in NODES}
+    return {name: own_chains(objects, node(name), settings) | built_in() for name in NODES}
 
 
 def built_in() -> frozenset[Chain]:

@@ -15,8 +15,9 @@ import click
 from nsnet import controller, model, reconcile
 from nsnet.cli import options, spread
 from nsnet.cli.context import changing, checked, waiting_for
+from nsnet.cli.durations import DURATION
 from nsnet.cli.output import out, progress, warning
-from nsnet.cli.up import duration, going_on
+from nsnet.cli.up import going_on
 from nsnet.errors import InputError, NotReachedError
 from nsnet.render import machines
 from nsnet.store import Store, location, opening
@@ -30,9 +31,9 @@ from nsnet.store.objects import entries_decoded, update
 @options.verb("agent")
 @click.option("--store", required=True, metavar="STORE", help="etcd://HOST:2379[/PREFIX], the same on every machine.")
 @click.option("--machine", required=True, metavar="NAME", help="Which of the Cluster's underlay.machines this is.")
-@click.option("--timeout", default="60s", metavar="TIME", help="How long to wait until there is a cluster (60s).")
+@click.option("--timeout", type=DURATION, default="60s", metavar="TIME", help="How long to wait for a cluster (60s).")
 @options.cluster
-def agent(store: str, machine: str, timeout: str, cluster: str | None) -> None:
+def agent(store: str, machine: str, timeout: float, cluster: str | None) -> None:
     """Carry one machine's part of a cluster: its nodes, with their pods; then look after them.
 
     The cluster itself is made by `nsnet up --store STORE --machine NAME` on any one of its machines.
@@ -42,7 +43,7 @@ def agent(store: str, machine: str, timeout: str, cluster: str | None) -> None:
     if place in (location.SQLITE, location.INSIDE):
         raise InputError(f"{place} is one machine's own store", "--store etcd://HOST:2379, which every machine reaches")
     started = time.perf_counter()
-    name = _found(place, cluster, time.monotonic() + duration(timeout))
+    name = _found(place, cluster, time.monotonic() + timeout)
     with going_on(name, on="nsnet agent"), settled(name, place, machine):
         with reconcile.lock(name, waiting=waiting_for(name, "agent")), opening.open_at(name, place) as there:
             cluster_ = _joined(there, name, machine)

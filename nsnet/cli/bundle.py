@@ -4,9 +4,11 @@ It is made when things are broken, so no part may break it: what cannot be had s
 """
 
 import io
+import secrets
 import tarfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -74,17 +76,20 @@ def pack(cluster: str, file: Path, further: Mapping[str, str] | None = None) -> 
     now = datetime.now(UTC)
     stem = f"nsnet-{cluster}-{now:%Y%m%dT%H%M%SZ}"
     path = file / f"{stem}.tar.gz" if file.is_dir() else file
-    draft = path.with_name(f".{path.name}.part")
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # what nobody else can have put there
     try:
-        with tarfile.open(draft, "w:gz") as archive:
+        with tarfile.open(draft, "x:gz") as archive:
             for name, content in _contents(cluster, now, further or {}):
                 entry = tarfile.TarInfo(f"{stem}/{name}")
                 entry.size, entry.mtime, entry.mode = len(content), int(now.timestamp()), 0o644
                 archive.addfile(entry, io.BytesIO(content))
         draft.replace(path)
     except OSError as failed:
-        draft.unlink(missing_ok=True)
-        raise InputError(f"{path}: {failed.strerror}", "name a file or directory that can be written") from failed
+        hint = "name a file or directory that can be written"
+        raise InputError(f"{path}: {failed.strerror or failed}", hint) from failed
+    finally:
+        with suppress(OSError):
+            draft.unlink()  # where it has not become the archive
     return path
 
 
@@ -111,7 +116,7 @@ def _contents(cluster: str, now: datetime, further: Mapping[str, str]) -> Iterat
         "further": lambda: iter(further.items()),
     }
     if problem:
-        yield "objects.error.txt", problem.encode()
+        yield "objects.error.txt", redact.text(problem, known).encode()
     for part, contents in parts.items():
         for name, content in _guarded(part, contents):
             if isinstance(content, str):

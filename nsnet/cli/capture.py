@@ -20,9 +20,11 @@ import msgspec
 from nsnet import model, names
 from nsnet.cli import elsewhere, options
 from nsnet.cli.context import Running, running
+from nsnet.cli.durations import DURATION
 from nsnet.cli.output import coloured, note, warning
 from nsnet.cli.target import target
-from nsnet.cli.trace import destination, look_of
+from nsnet.cli.trace import destination
+from nsnet.cli.trace_lines import look_of
 from nsnet.errors import InputError
 from nsnet.kernel import bpf, frames, interrupt, netns, pcapng
 from nsnet.kernel.capture import Seen
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 LARGEST = 1 << 30  # bytes of a file where --size does not say
 PATIENCE = 0.25  # s between two looks at the clock and at Ctrl-C
 UNITS = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-TIMES = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -52,7 +53,7 @@ class Limits(msgspec.Struct, frozen=True):
 @click.option("-w", "--write", metavar="FILE", help="Write pcapng, one interface per hop; - is stdout.")
 @click.option("--all-hops", is_flag=True, help="Every node, switch, router and host as well as TARGET.")
 @click.option("-c", "--count", type=click.IntRange(min=1), metavar="COUNT", help="Stop after so many packets.")
-@click.option("--duration", metavar="TIME", help="Stop after that time: 30s, 5m.")
+@click.option("--duration", type=DURATION, default=0.0, metavar="TIME", help="Stop after that time: 30s, 5m.")
 @click.option("--size", metavar="BYTES", help="Stop before the file has more: 100M. Default: 1G.")
 @click.option("--snaplen", type=click.IntRange(14, bpf.SNAPSHOT), default=bpf.SNAPSHOT, help="Bytes of each packet.")
 @click.option("-v", "--verbose", is_flag=True, help="All layers, in scapy's words (slower).")
@@ -65,7 +66,7 @@ def capture(
     write: str | None,
     all_hops: bool,
     count: int | None,
-    duration: str | None,
+    duration: float,
     size: str | None,
     snaplen: int,
     verbose: bool,
@@ -82,9 +83,11 @@ def capture(
     Examples: nsnet capture web-0 tcp port 80 · nsnet capture node/node1:cni0 -c 10 · nsnet capture web-0 --all-hops -w
     way.pcapng host svc/web
     """
-    limits = Limits(count or 0, _seconds(duration), _bytes(size))
+    limits = Limits(count or 0, duration, _bytes(size))
     if write and output:
         raise InputError("-w and -o contradict each other", "leave one out")
+    if size and not write:
+        raise InputError("--size is about a file", "-w FILE, or leave --size out")
     now = running("capture", cluster)
     look = look_of({}, now.objects, namespace)
     backend = model.cluster_of(now.objects).flannel.Backend
@@ -149,13 +152,6 @@ def _with_addresses(objects: Objects, words: Sequence[str], namespace: str) -> s
         return destination(objects, found[0], namespace, "icmp").address
 
     return _NAMED.sub(address, " ".join(words))
-
-
-def _seconds(text: str | None) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", text or "0")
-    if found is None:
-        raise InputError(f'--duration: "{text}" is no time', "for example 30s or 5m")
-    return float(found[1]) * TIMES[found[2]]
 
 
 def _bytes(text: str | None) -> int:
@@ -345,9 +341,12 @@ class _File:
         try:
             while left:
                 left = left[self._file.write(left) :]
+        except BrokenPipeError:
+            raise  # as of every verb: who read it has gone
         except OSError as error:
             if self._path != "-":
-                self._file.truncate(self._size)
+                with suppress(OSError):  # a FIFO has no end that could be taken back
+                    self._file.truncate(self._size)
             raise InputError(f"{self._path}: {error.strerror}", "what was captured before is in the file") from error
         self._size += len(data)
 

@@ -15,12 +15,13 @@ import msgspec
 from nsnet import control, controller, faults, manifests, model, reconcile
 from nsnet.cli import options
 from nsnet.cli.context import changing, chosen, clusters, opened
-from nsnet.cli.files import load, placed, says_cluster, sources
+from nsnet.cli.files import parsed, placed, says_cluster, sources
 from nsnet.cli.impaired import equipped
 from nsnet.cli.kinds import kind_and_name, kind_named, plural, resource, scoped
 from nsnet.cli.output import note, out, warning
 from nsnet.errors import InputError, NotReachedError
 from nsnet.manifests import Loaded, Source
+from nsnet.manifests.forms import MOST_PODS
 from nsnet.model import Key, Object, Objects
 from nsnet.store import location, members
 from nsnet.store.objects import differences, update
@@ -89,11 +90,12 @@ def _await_others(cluster: str) -> None:
 
 @options.verb("apply")
 @options.filenames
+@options.namespace_of_files
 @options.cluster
-def apply(filenames: tuple[str, ...], cluster: str | None) -> None:
+def apply(filenames: tuple[str, ...], namespace: str, cluster: str | None) -> None:
     """Create or change objects of a running cluster; a Cluster document may change nodes and their addresses."""
     changing("apply")
-    name, loaded, incoming = for_running(filenames, cluster)
+    name, loaded, incoming = for_running(filenames, namespace, cluster)
     for line in loaded.notes:
         note(f"note: {line}")
     before, after = placed(
@@ -103,9 +105,11 @@ def apply(filenames: tuple[str, ...], cluster: str | None) -> None:
         out(f"{_named(key)} {_what_happened(key, before, after)}")
 
 
-def for_running(filenames: tuple[str, ...], cluster: str | None) -> tuple[str, Loaded, dict[Key, Object]]:
+def for_running(
+    filenames: tuple[str, ...], namespace: str, cluster: str | None
+) -> tuple[str, Loaded, dict[Key, Object]]:
     """The cluster that `apply` is for, what the files say, and which objects of it would be applied."""
-    name, loaded = _for_running(filenames, cluster)
+    name, loaded = _for_running(filenames, namespace, cluster)
     return (
         name,
         loaded,
@@ -113,12 +117,13 @@ def for_running(filenames: tuple[str, ...], cluster: str | None) -> tuple[str, L
     )
 
 
-def _for_running(filenames: tuple[str, ...], cluster: str | None) -> tuple[str, Loaded]:
+def _for_running(filenames: tuple[str, ...], namespace: str, cluster: str | None) -> tuple[str, Loaded]:
     """What the files say, and the running cluster it is for: --cluster, the one the document names, the only one."""
     if not filenames:
         raise click.UsageError("-f FILE is missing", click.get_current_context())
     up = clusters()
-    loaded = load(filenames, cluster) if cluster else manifests.load(sources(filenames), _only(up))
+    read = sources(filenames)
+    loaded = parsed(read, cluster, namespace) if cluster else manifests.load(read, _only(up), namespace)
     said = model.cluster_of(loaded.objects).metadata.name
     return chosen(said if says_cluster(loaded) else cluster), loaded
 
@@ -141,7 +146,7 @@ def _what_happened(key: Key, before: Objects, after: Objects) -> str:
 @options.verb("delete")
 @options.filenames
 @click.argument("what", nargs=-1, metavar="[KIND NAME…]")
-@options.namespace
+@options.namespace_of_files
 @click.option("--ignore-not-found", is_flag=True, help="What is not there is success.")
 @options.cluster
 def delete(
@@ -152,10 +157,10 @@ def delete(
     if bool(filenames) == bool(what):
         raise click.UsageError("either -f FILE or KIND NAME", click.get_current_context())
     if filenames:
-        name, loaded = _for_running(filenames, cluster)
+        name, loaded = _for_running(filenames, namespace, cluster)
         keys = [key for key in loaded.objects if key.kind != "Cluster"]
     else:
-        keys = _keys(what, namespace)
+        keys = _keys(what, namespace or "default")
         name = chosen(cluster)
     gone: list[Key] = []
 
@@ -163,10 +168,7 @@ def delete(
         gone[:] = [key for key in keys if key in stored]
         missing = [key for key in keys if key not in stored]
         if missing and not ignore_not_found:
-            first = missing[0]
-            raise InputError(
-                f"{first} is not there", f"nsnet get {plural(first.kind)}{' -A' if scoped(first.kind) else ''}"
-            )
+            raise _absent(missing[0])
         return control.remove(stored, gone)
 
     write(name, change)
@@ -191,7 +193,7 @@ def _keys(what: tuple[str, ...], namespace: str) -> list[Key]:
 @options.verb("scale")
 @click.argument("what", metavar="KIND/NAME")
 @click.argument("name", required=False, metavar="[NAME]")
-@click.option("--replicas", type=click.IntRange(min=0), required=True, metavar="N", help="How many.")
+@click.option("--replicas", type=click.IntRange(0, MOST_PODS), required=True, metavar="N", help="How many.")
 @options.namespace
 @options.cluster
 def scale(what: str, name: str | None, replicas: int, namespace: str, cluster: str | None) -> None:

@@ -14,7 +14,7 @@ from nsnet.cli import elsewhere, options
 from nsnet.cli.context import Running, chosen, running
 from nsnet.cli.failing import guarded
 from nsnet.cli.output import coloured, error, note, out, print_json, print_table, progress
-from nsnet.cli.trace import look_of
+from nsnet.cli.trace_lines import look_of
 from nsnet.errors import InputError, NotReachedError
 from nsnet.render import machines
 from nsnet.store import location
@@ -65,7 +65,7 @@ def verify_(
 
     Sockets are opened inside every namespace by one process. Drift, kernel state that is not as wanted, fails as well.
     """
-    if compare_modes and (listing or only or junit_file):
+    if compare_modes and (listing or only or all_pairs or retry or keep_going or junit_file):
         raise InputError("--compare-modes asks everything and prints its own table", "leave the other options out")
     if everywhere and (listing or junit_file or output or compare_modes):
         raise InputError("--everywhere prints a table for each machine", "leave the other forms of output out")

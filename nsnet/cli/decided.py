@@ -7,7 +7,7 @@ rules. Nothing is said where no policy selects either end.
 from collections.abc import Iterable, Iterator
 
 from nsnet.cli.output import coloured
-from nsnet.cli.target import Target
+from nsnet.cli.target import BALANCER, Target
 from nsnet.control import policy
 from nsnet.control.policy import Decision, End, Index
 from nsnet.model import Objects
@@ -20,7 +20,7 @@ def intended(objects: Objects, start: Target, ways: Iterable[Way]) -> Iterator[s
     known = policy.index(objects)
     said: dict[str, None] = {}
     for way in ways if known.closed else ():
-        decision = decided(known, end_of(known, start), way)
+        decision = decided(known, sender(known, start), way)
         if any(side.selecting and not side.always for side in decision.sides):
             said |= dict.fromkeys(lines(decision))
     yield from said
@@ -55,10 +55,16 @@ def lines(decision: Decision) -> Iterator[str]:
     yield from (f"  {policy.sentence(side)}" for side in decision.sides if side.selecting)
 
 
+def sender(known: Index, start: Target) -> End:
+    """Where the packet starts. The load balancer is outside, and its way says by which of its addresses."""
+    return End("outside", BALANCER, "") if start.label == BALANCER else end_of(known, start)
+
+
 def end_of(known: Index, found: Target) -> End:
-    """A TARGET as policy sees it; a hostNetwork pod is its node."""
-    if found.pod is None:
+    """A TARGET as policy sees it; a hostNetwork pod is its node. Raises InputError where policy knows no such end."""
+    pod = found.pod
+    if pod is None:
         return policy.end(known, found.label)
-    if found.pod.spec.hostNetwork:
-        return known.nodes[found.pod.spec.nodeName]
-    return known.pods[f"{found.pod.metadata.namespace}/{found.pod.metadata.name}"]
+    if pod.spec.hostNetwork:
+        return policy.end(known, f"node/{pod.spec.nodeName}")
+    return policy.end(known, f"pod/{pod.metadata.namespace}/{pod.metadata.name}")

@@ -1,5 +1,6 @@
 """`describe`: one object, what belongs to it, and its events, laid out as kubectl does."""
 
+import base64
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +13,7 @@ from nsnet.cli.columns import NONE, Look, external_ip, pod_netns, pod_status
 from nsnet.cli.context import Running, running
 from nsnet.cli.get import Query, select
 from nsnet.cli.output import out, table
+from nsnet.cli.redact import LAST_APPLIED
 from nsnet.cli.target import pods_of
 from nsnet.control.environment import changed_since, started_with
 from nsnet.control.policy import KIND, account, policy
@@ -67,7 +69,7 @@ def _head(obj: Object) -> Iterator[Pair]:
     if meta.namespace:
         yield "Namespace", meta.namespace
     yield "Labels", (f"{name}={value}" for name, value in sorted(meta.labels.items()))
-    yield "Annotations", (f"{name}: {value}" for name, value in sorted(meta.annotations.items()))
+    yield "Annotations", (f"{key}: {text}" for key, text in sorted(meta.annotations.items()) if key != LAST_APPLIED)
     if meta.ownerReferences:
         yield "Controlled By", (f"{owner.kind}/{owner.name}" for owner in meta.ownerReferences)
 
@@ -82,6 +84,8 @@ def _body(now: Running, obj: Object) -> Iterable[Pair]:
             return _node(now, obj)
         case model.Other(kind=found) if found == KIND:
             return ()
+        case model.Other(kind="Secret"):
+            return _secret(obj)
         case model.Ingress():
             return _ingress(now.objects, obj)
         case _ if isinstance(obj, model.WORKLOADS):
@@ -231,6 +235,14 @@ def _workload(objects: Objects, workload: model.Workload) -> Iterator[Pair]:
     wanted = "" if workload.spec.replicas is None else f"{workload.spec.replicas} desired, "
     yield "Replicas", f"{wanted}{len(pods)} there, {ready} ready"
     yield "Pods", _pod_rows(pods)
+
+
+def _secret(secret: model.Other) -> Iterator[Pair]:
+    """How long its values are, and none of them: a description is read over shoulders, and pasted."""
+    said = {key: base64.b64decode(value) for key, value in (secret.raw.get("data") or {}).items()}
+    said |= {key: value.encode() for key, value in (secret.raw.get("stringData") or {}).items()}
+    yield "Type", secret.raw.get("type") or "Opaque"
+    yield "Data", (f"{key}:  {len(value)} bytes" for key, value in sorted(said.items()))
 
 
 def _plain(obj: Object) -> Iterator[Pair]:

@@ -13,11 +13,11 @@ from nsnet.cli.context import clusters
 from nsnet.cli.output import Colour, coloured, out, print_json
 from nsnet.cli.up import command, counted
 from nsnet.control.underlay import INSIDE, OUTER
+from nsnet.errors import MachineError
 from nsnet.kernel import limits, netns, rootless
 from nsnet.kernel.features import Finding, State, features, root, tools
 from nsnet.model import Networking
 
-MACHINE_CANNOT = 5
 COLOURS: dict[State, Colour] = {"ok": "green", "missing": "red", "degraded": "yellow", "unknown": "cyan"}
 
 
@@ -35,7 +35,7 @@ def doctor(output: str | None) -> int:
         print_json(documents(found))
     else:
         _print(found)
-    return MACHINE_CANNOT if any(item.needed and not item.ok for item in found) else 0
+    return MachineError.exit_code if any(item.needed and not item.ok for item in found) else 0
 
 
 def documents(found: Iterable[Finding]) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 A fault is an object in the store; `add` and `clear` write it as any verb does and wait until the kernel has followed.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -13,10 +12,11 @@ from nsnet import faults, model, names
 from nsnet.cli import options
 from nsnet.cli.change import write
 from nsnet.cli.context import changing, chosen, clusters, running
+from nsnet.cli.durations import DURATION
 from nsnet.cli.groups import Group
 from nsnet.cli.kinds import kind_named
-from nsnet.cli.output import coloured, note, out, print_json, print_table
-from nsnet.cli.target import target
+from nsnet.cli.output import as_list, coloured, note, out, print_json, print_table
+from nsnet.cli.target import HOSTS, spaced, target
 from nsnet.cli.words import did_you_mean
 from nsnet.errors import InputError
 from nsnet.faults import CATALOGUE, Kind
@@ -24,13 +24,12 @@ from nsnet.manifests.forms import is_dns_subdomain
 from nsnet.model import Fault, FaultSpec, Key, Object, ObjectMeta, Objects
 
 MOST = 3  # places in a row of the table
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
+LONGEST = 10 * 365 * 24 * 3600  # s a fault may be meant to last
 
 
-@click.group("fault", cls=Group, context_settings={"auto_envvar_prefix": "NSNET"})
-@click.option("--cluster", metavar="NAME", help="The cluster, when several are up.")
-@click.pass_context
-def fault(ctx: click.Context, cluster: str | None) -> None:
+@click.group("fault", cls=Group)
+@options.cluster_before
+def fault() -> None:
     r"""Break the network on purpose, the ways networks break; list what is broken, mend it.
 
     \b
@@ -39,14 +38,12 @@ def fault(ctx: click.Context, cluster: str | None) -> None:
     nsnet fault add delay 100ms --on node/node1
     nsnet fault clear                 everything as it was
     """
-    if cluster:
-        ctx.find_root().obj = cluster
 
 
 # --- list and show ----------------------------------------------------------------------------------------------------
 
 
-@fault.command("list", cls=click.Command)
+@fault.verb("list")
 @click.option("--available", is_flag=True, help="The catalogue: what can be broken.")
 @options.output("json", "wide", "name")
 @options.cluster
@@ -58,7 +55,7 @@ def list_(available: bool, output: str | None, cluster: str | None) -> None:
     now = running("fault", cluster)
     found = model.of(now.objects, Fault)
     if output == "json":
-        print_json({"apiVersion": "v1", "items": [document(item) for item in found], "kind": "List"})
+        print_json(as_list(map(document, found)))
     elif output == "name":
         for item in found:
             out(item.metadata.name)
@@ -136,7 +133,7 @@ def kind_document(kind: Kind) -> dict[str, object]:
     }  # fmt: skip
 
 
-@fault.command("show", cls=click.Command)
+@fault.verb("show", anywhere=True)
 @click.argument("kind", metavar="KIND")
 @options.output("json")
 def show(kind: str, output: str | None) -> None:
@@ -180,12 +177,12 @@ def described(kind: Kind) -> Iterator[str]:
 # --- add and clear ----------------------------------------------------------------------------------------------------
 
 
-@fault.command("add", cls=click.Command)
+@fault.verb("add")
 @click.argument("kind", metavar="KIND")
 @click.argument("values", nargs=-1, metavar="[VALUE | NAME=VALUE]…")
 @click.option("--on", "on", multiple=True, metavar="PLACE", help="Where: node/N, pod, host/H, svc/S; may be repeated.")
 @click.option("--to", "to", multiple=True, metavar="PLACE", help="The other side, of what stands between two.")
-@click.option("--for", "duration", metavar="TIME", help="It ends by itself, as 30s, 5m, 1h.")
+@click.option("--for", "duration", type=DURATION, metavar="TIME", help="It ends by itself, as 30s, 5m, 1h.")
 @click.option("--name", metavar="NAME", help="What it is called; default: the kind and where.")
 @click.option(
     "--leave", type=click.Choice(faults.LEAVES), help="Do the damage once, then leave it (or the whole places) alone."
@@ -197,7 +194,7 @@ def add(
     values: tuple[str, ...],
     on: tuple[str, ...],
     to: tuple[str, ...],
-    duration: str | None,
+    duration: float | None,
     name: str | None,
     leave: str | None,
     namespace: str,
@@ -235,8 +232,9 @@ def add(
 
 def placed(objects: Objects, text: str, namespace: str) -> str:
     """A place as the object has it: pod/NAMESPACE/NAME. Raises InputError where it is not there."""
+    namespace, text = spaced(text, namespace)
     word, slash, name = text.rpartition("/")
-    if slash and word not in {"host", "hosts"} and kind_named(word) == "Service":
+    if slash and word not in HOSTS and kind_named(word) == "Service":
         if Key("Service", namespace, name) not in objects:
             near = did_you_mean(name, [key.name for key in objects if key.kind == "Service"])
             raise InputError(f'there is no Service "{name}" in namespace {namespace}{near}', "nsnet get svc -A")
@@ -271,17 +269,16 @@ def called(spec: FaultSpec) -> str:
     return name if len(name) <= 63 else f"{spec.fault}-{names.suffix(where, 8)}"
 
 
-def _until(duration: str | None) -> str:
+def _until(duration: float | None) -> str:
     if duration is None:
         return ""
-    said = re.fullmatch(r"(\d{1,6})(s|m|h)", duration)
-    if said is None or int(said[1]) == 0:
-        raise InputError(f'"{duration}" is no time', "as 30s, 5m or 1h")
-    end = datetime.now(UTC) + timedelta(seconds=int(said[1]) * _SECONDS[said[2]] + 1, microseconds=-1)  # whole seconds
+    if not 0 < duration <= LONGEST:
+        raise InputError("--for: it ends after more than nothing, and within ten years", "as 30s, 5m or 1h")
+    end = datetime.now(UTC) + timedelta(seconds=duration + 1, microseconds=-1)  # whole seconds
     return end.strftime(faults.UNTIL)
 
 
-@fault.command("clear", cls=click.Command)
+@fault.verb("clear")
 @click.argument("which", nargs=-1, metavar="[NAME]…")
 @options.cluster
 def clear(which: tuple[str, ...], cluster: str | None) -> None:

@@ -26,9 +26,12 @@ def sources(files: Sequence[str]) -> list[Source]:
 
 
 def _expanded(name: str) -> list[str]:
-    if name == "-" or not Path(name).is_dir():
-        return [name]
-    found = sorted(str(path) for path in Path(name).iterdir() if path.suffix in SUFFIXES)
+    try:
+        if name == "-" or not Path(name).is_dir():
+            return [name]
+        found = sorted(str(path) for path in Path(name).iterdir() if path.suffix in SUFFIXES)
+    except OSError as error:  # a directory on the way that may not be entered, a name that is too long
+        raise InputError(f"{name}: {error.strerror}", _near(name)) from error
     if not found:
         raise InputError(f"{name}: there is no *.yaml, *.yml or *.json in this directory", "name the files")
     return found
@@ -51,15 +54,20 @@ def _source(name: str) -> Source:
 def _near(name: str) -> str:
     path = Path(name)
     try:
-        found = nearest(path.name, (entry.name for entry in path.parent.iterdir()))
+        found = nearest(path.name, (entry.name for entry in path.parent.iterdir() if entry.name != path.name))
     except OSError:
         return ""
     return f"did you mean {path.parent / found}?" if found else ""
 
 
-def load(files: Sequence[str], cluster: str | None) -> Loaded:
-    """The objects of the files, for the cluster of that name if one is given. Raises InputError."""
-    loaded = manifests.load(sources(files), cluster)
+def load(files: Sequence[str], cluster: str | None, namespace: str = "") -> Loaded:
+    """The objects of the files, for the cluster and namespace of that name if one is given. Raises InputError."""
+    return parsed(sources(files), cluster, namespace)
+
+
+def parsed(found: Sequence[Source], cluster: str | None, namespace: str = "") -> Loaded:
+    """The same of what was read already; standard input can be read once."""
+    loaded = manifests.load(found, cluster, namespace)
     return _renamed(loaded, checked(cluster)) if cluster else loaded
 
 

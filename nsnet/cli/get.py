@@ -12,7 +12,7 @@ from nsnet.cli import options
 from nsnet.cli.columns import Look, cells, header, pairs
 from nsnet.cli.context import Running, opened, running
 from nsnet.cli.kinds import kinds_named, plural, resource, scoped
-from nsnet.cli.output import note, out, print_json, print_table, print_yaml, table
+from nsnet.cli.output import as_list, note, out, print_json, print_table, print_yaml, table
 from nsnet.cli.selectors import selector
 from nsnet.errors import InputError
 from nsnet.model import Key, LabelSelector, Object, Objects
@@ -119,7 +119,7 @@ def document(found: list[Object], *, single: bool) -> dict[str, Any]:
     docs = [model.to_doc(obj) for obj in found]
     if single and len(docs) == 1:
         return docs[0]
-    return {"apiVersion": "v1", "items": docs, "kind": "List", "metadata": {"resourceVersion": ""}}
+    return as_list(docs)
 
 
 def _tables(now: Running, found: list[Object], query: Query) -> None:

@@ -1,10 +1,12 @@
 """Verbs with verbs of their own, such as `fault add`."""
 
+from collections.abc import Callable
 from inspect import cleandoc
 from typing import Any
 
 import click
 
+from nsnet.cli import options
 from nsnet.cli.words import did_you_mean
 
 
@@ -13,6 +15,16 @@ class Group(click.Group):
 
     def __init__(self, *args: Any, help: str = "", **settings: Any) -> None:  # noqa: A002 - click's own word
         super().__init__(*args, help=cleandoc(help).replace("\\b\n", "\b\n"), **settings)
+
+    def verb(self, name: str, *, anywhere: bool = False) -> Callable[[Callable[..., Any]], click.Command]:
+        """As `options.verb`, of this group."""
+
+        def decorate(function: Callable[..., Any]) -> click.Command:
+            command = options.verb(name, anywhere=anywhere)(function)
+            self.add_command(command)
+            return command
+
+        return decorate
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Without a word the help is what is asked for."""

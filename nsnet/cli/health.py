@@ -12,14 +12,13 @@ from nsnet import controller, diff, kernel, model, reconcile
 from nsnet.cli import options
 from nsnet.cli.columns import Look, cells, header
 from nsnet.cli.context import Running, clusters, need_root, opened, running
-from nsnet.cli.output import coloured, note, out, print_json, print_table
+from nsnet.cli.output import as_list, coloured, note, out, print_json, print_table
 from nsnet.errors import NotReachedError, NsnetError
 from nsnet.model import Endpoints, Event, Node, Object, Objects, Pod, Service
 from nsnet.state import Process, State
 from nsnet.store.objects import load_objects
 
 SHOWN = 10
-CONTROLLER = "controller"
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -211,7 +210,7 @@ def events(namespace: str, output: str | None, cluster: str | None) -> None:
     now = running("events", cluster)
     found = [event for event in model.of(now.objects, Event) if not namespace or event.metadata.namespace == namespace]
     if output == "json":
-        print_json({"apiVersion": "v1", "items": [model.to_doc(event) for event in found], "kind": "List"})
+        print_json(as_list(map(model.to_doc, found)))
     elif not found:
         note("No events found.")
     else:

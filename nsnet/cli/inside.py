@@ -36,8 +36,8 @@ NOT_EXECUTABLE, NOT_FOUND = 126, 127  # as a shell says it
 def exec_(container: str, namespace: str, cluster: str | None, where: str, command: tuple[str, ...]) -> int:
     """Run a command in a pod, node or host, with its network, hostname, resolv.conf and hosts.
 
-    TARGET is POD, pod/POD, node/NODE, host/HOST, deploy/NAME or svc/NAME (one ready pod of it). What another machine of
-    the cluster carries is reached by ssh (NSNET_RSH: the words before its address).
+    TARGET is POD, pod/POD, pod/NAMESPACE/POD, node/NODE, host/HOST, deploy/NAME or svc/NAME (one ready pod of it). What
+    another machine of the cluster carries is reached by ssh (NSNET_RSH: the words before its address).
     """
     words = command[1:] if command[:1] == ("--",) else command
     if not words:

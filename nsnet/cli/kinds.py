@@ -1,4 +1,7 @@
-"""The words a person may use for a kind: its name, its plural and kubectl's short names, in any case."""
+"""The words a person may use for a kind: its name, its plural and kubectl's short names, in any case.
+
+Each may have its group behind it, as `-o name` prints it: `deployment.apps`.
+"""
 
 from collections.abc import Iterable, Mapping
 
@@ -55,6 +58,7 @@ def kind_named(word: str, present: Iterable[str] = ()) -> str:
     """
     wanted = word.lower()
     table = {name.lower(): kind for kind, names in WORDS.items() for name in (kind, *names)}
+    table |= {f"{name}.{GROUPS[kind]}": kind for name, kind in table.items() if kind in GROUPS}
     for kind in present:
         table.setdefault(kind.lower(), kind)
         table.setdefault(plural(kind), kind)

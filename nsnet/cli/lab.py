@@ -39,7 +39,7 @@ LEVELS = {1: "first steps", 2: "takes a while", 3: "hard"}
 CHECKOUT, INSTALLED = Path(__file__).parents[2] / "topologies" / "labs", Path(sys.prefix) / "share" / "nsnet" / "labs"
 
 
-@click.group("lab", cls=Group, context_settings={"auto_envvar_prefix": "NSNET"})
+@click.group("lab", cls=Group)
 def lab() -> None:
     r"""Learn to find and mend what breaks: each lab is a small cluster with one thing wrong.
 
@@ -81,7 +81,7 @@ def loaded(one: Lab) -> Loaded:
     return labs.built(one, topology, own)
 
 
-@lab.command("list", cls=click.Command)
+@lab.verb("list", anywhere=True)
 @options.output("json", "name")
 def list_(output: str | None) -> None:
     """List the labs, the easy ones first."""
@@ -99,7 +99,7 @@ def list_(output: str | None) -> None:
 # --- start, reset, stop -----------------------------------------------------------------------------------------------
 
 
-@lab.command("start", cls=click.Command)
+@lab.verb("start")
 @click.argument("name", metavar="NAME")
 def start(name: str) -> None:
     """Build the lab's cluster (in the place of another lab's), break it, and tell the story."""
@@ -163,14 +163,14 @@ def told(one: Lab) -> Iterator[str]:
     yield "then        nsnet lab check, nsnet lab hint, nsnet lab reset, nsnet lab stop"
 
 
-@lab.command("show", cls=click.Command)
+@lab.verb("show")
 def show() -> None:
     """Tell the story of the running lab again."""
     for line in told(_current()[0]):
         out(line)
 
 
-@lab.command("reset", cls=click.Command)
+@lab.verb("reset")
 def reset() -> None:
     """Back to the broken network as it was at the start; the hints stay given."""
     changing("lab")
@@ -180,7 +180,7 @@ def reset() -> None:
     out(f"lab {one.name} is as it was at the start  ({time.perf_counter() - started:.2f} s)")
 
 
-@lab.command("stop", cls=click.Command)
+@lab.verb("stop")
 def stop() -> None:
     """Remove the lab's cluster. Nothing there is success."""
     changing("lab")
@@ -220,7 +220,7 @@ def _current() -> tuple[Lab, Objects]:
 # --- hints and solutions ----------------------------------------------------------------------------------------------
 
 
-@lab.command("hint", cls=click.Command)
+@lab.verb("hint")
 def hint() -> None:
     """Give the next hint; there are three, each says more."""
     changing("lab")
@@ -235,7 +235,7 @@ def hint() -> None:
         out(f"{number}. {words.strip()}")
 
 
-@lab.command("solve", cls=click.Command)
+@lab.verb("solve")
 @click.argument("number", required=False, type=click.IntRange(min=1), metavar="[N]")
 @click.option("--show", "only_show", is_flag=True, help="Show the ways, and run nothing.")
 def solve(number: int | None, only_show: bool) -> int:
@@ -274,16 +274,13 @@ def steps(now: Objects, step: Step) -> Iterator[tuple[int, str]]:
         yield typed("", (sys.executable, "-m", "nsnet", "--cluster", CLUSTER, *words), stdin=step.stdin)
     for word in step.where:
         for place in labs.places(word, now):
-            kind, *rest = place.split("/")
-            namespace = rest[0] if kind == "pod" and len(rest) == 2 else "default"
-            found = target(now, f"{kind}/{rest[-1]}", namespace)
-            yield typed(found.netns, step.argv, stdin=step.stdin)
+            yield typed(target(now, place).netns, step.argv, stdin=step.stdin)
 
 
 # --- is it mended? ----------------------------------------------------------------------------------------------------
 
 
-@lab.command("check", cls=click.Command)
+@lab.verb("check")
 @options.output("json")
 def check(output: str | None) -> int:
     """Is it mended? Asks with packets and looks at the state; exit code 1 where something is still wrong."""

@@ -1,14 +1,15 @@
 """`trace --live`: one packet sent and watched, printed in the lines of the predicted way, and compared with it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+
+import msgspec
 
 from nsnet import model, names
-from nsnet.cli import trace
-from nsnet.cli.context import Running
+from nsnet.cli import trace, trace_lines
 from nsnet.cli.explain import flows
 from nsnet.cli.kernels import Kernels, tell_clocks
 from nsnet.cli.output import coloured, out, print_json
-from nsnet.cli.target import Target
+from nsnet.cli.trace_lines import Followed
 from nsnet.errors import NotReachedError
 from nsnet.kernel.everywhere import all_here
 from nsnet.model import Objects
@@ -29,44 +30,38 @@ RESULTS: dict[str, Result] = {
 }
 
 
-def watched(
-    now: Running,
-    found: Sequence[trace.Traced],
-    start: Target,
-    end: trace.Destination,
-    asked: Packet,
-    look: trace.Look,
-    output: str | None,
-    kernels: Kernels | None,
-) -> int:
+class Watched(msgspec.Struct, frozen=True):
+    """What was seen of the packet, where that parts from what was predicted and intended, and what was intended."""
+
+    seen: Observed
+    verdict: Parting
+    intent: Intent | None
+
+
+def watched(objects: Objects, followed: Followed, output: str | None, kernels: Kernels | None) -> int:
     """Sends, prints, and gives the exit code. Raises as `verify.live.observe` does."""
-    seen, verdict, intent = sent(now.objects, found, start, asked, look, kernels)
+    found = sent(objects, followed, kernels)
     if output == "json":
-        print_json(document(seen, verdict, intent, found, start, end, asked, look))
+        print_json(document(found, followed))
     else:
-        for line in report(seen, verdict, intent, found, start, end, asked, look):
+        for line in report(found, followed):
             out(line)
     if kernels:
         tell_clocks(kernels.asked())
-    arrived = RESULTS[seen.end] == "delivered" or (asked.protocol == "udp" and all(one.good for one in found))
-    return 0 if verdict.agree and arrived else NotReachedError.exit_code
+    foretold = followed.asked.protocol == "udp" and all(one.good for one in followed.found)
+    arrived = RESULTS[found.seen.end] == "delivered" or foretold
+    return 0 if found.verdict.agree and arrived else NotReachedError.exit_code
 
 
-def sent(
-    objects: Objects,
-    found: Sequence[trace.Traced],
-    start: Target,
-    asked: Packet,
-    look: trace.Look,
-    kernels: Kernels | None,
-) -> tuple[Observed, Parting, Intent | None]:
-    """Sends the packet: what was seen, where it parts from what was predicted and intended, and what was intended."""
+def sent(objects: Objects, followed: Followed, kernels: Kernels | None) -> Watched:
+    """Sends the packet. Raises as `verify.live.observe` does."""
+    start, asked, found, look = followed.start, followed.asked, followed.found, followed.look
     backend = model.cluster_of(objects).flannel.Backend
     ends = [one.way.netns for one in found if names.kind_of(one.way.netns) == "pod"]
     seen = observe(look.state, start.netns, asked, backend, ends, homes=kernels.home if kernels else all_here)
     intent = trace.promised(objects, start, asked, found)
     ways = with_large(look.state, start.netns, asked, [trace.foretold(one, look) for one in found])
-    return seen, parted.compared(look.state, intent, ways, seen, look.place), intent
+    return Watched(seen, parted.compared(look.state, intent, ways, seen, look.place), intent)
 
 
 def way_of(seen: Observed, asked: Packet) -> Way:
@@ -83,29 +78,21 @@ def way_of(seen: Observed, asked: Packet) -> Way:
     return Way(RESULTS[seen.end], seen.where, last, seen.words, seen.hops, tuple(flows))
 
 
-def report(
-    seen: Observed,
-    verdict: Parting,
-    intent: Intent | None,
-    found: Sequence[trace.Traced],
-    start: Target,
-    end: trace.Destination,
-    asked: Packet,
-    look: trace.Look,
-) -> Iterator[str]:
-    yield f"{asked.protocol} from {start.label} to {end.words}, sent and seen"
-    yield from trace.way_lines(way_of(seen, asked), asked, look)
+def report(watch: Watched, followed: Followed) -> Iterator[str]:
+    """The lines of `trace`, of what was seen; then what conntrack says, and the three beside each other."""
+    seen, asked, look = watch.seen, followed.asked, followed.look
+    yield f"{asked.protocol} from {followed.start.label} to {followed.end.words}, sent and seen"
+    yield from trace_lines.way_lines(way_of(seen, asked), asked, look)
     rows = [(netns, row) for netns, line in seen.connections for row in flows(line, look.services)]
     for netns, (_, state, source, dest, answers, goes) in rows:
         yield f"conntrack on {look.place(netns)}: {source} → {dest}, answered by {answers} → {goes}  {state}"
     for words in seen.notes:
         yield f"note: {words}"
-    good = "green" if verdict.agree else "red"
-    yield f"intended:  {_intended(intent)}"
-    said = [trace.verdict(one, asked, look) for one in found]
+    yield f"intended:  {_intended(watch.intent)}"
+    said = [trace_lines.verdict(one, asked, look) for one in followed.found]
     yield f"predicted: {said[0]}" + (f" (or {len(said) - 1} other ways)" if len(said) > 1 else "")
     yield f"observed:  {parted.ending(seen, look.place)}"
-    yield coloured(f"verdict:   {verdict.sentence}", good)  # type: ignore[arg-type]
+    yield coloured(f"verdict:   {watch.verdict.sentence}", "green" if watch.verdict.agree else "red")
 
 
 def _intended(intent: Intent | None) -> str:
@@ -114,32 +101,24 @@ def _intended(intent: Intent | None) -> str:
     return f"should reach {intent.words}" if intent.want == "reach" else f"{intent.want}: {intent.words}"
 
 
-def document(
-    seen: Observed,
-    verdict: Parting,
-    intent: Intent | None,
-    found: Sequence[trace.Traced],
-    start: Target,
-    end: trace.Destination,
-    asked: Packet,
-    look: trace.Look,
-) -> dict[str, object]:
+def document(watch: Watched, followed: Followed) -> dict[str, object]:
     """The predicted ways as without --live, and beside them what was seen."""
+    seen, asked, look = watch.seen, followed.asked, followed.look
     way = way_of(seen, asked)
     observed = {
         "end": seen.end,
         "where": look.place(seen.where),
         "words": parted.ending(seen, look.place),
         "packet": seen.packet,
-        "hops": trace.hop_documents(way, asked, look),
+        "hops": trace_lines.hop_documents(way, asked, look),
         "answerPassed": [look.place(netns) for netns in seen.answers],
         "conntrack": [{"where": look.place(netns), "entry": entry} for netns, entry in seen.connections],
         "notes": list(seen.notes),
     }
     return {
-        **trace.document(found, start, end, asked, look),
-        "promised": intent,
+        **trace_lines.document(followed),
+        "promised": watch.intent,
         "observed": observed,
-        "agree": verdict.agree,
-        "verdict": verdict.sentence,
+        "agree": watch.verdict.agree,
+        "verdict": watch.verdict.sentence,
     }

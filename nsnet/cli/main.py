@@ -11,15 +11,13 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 import click
 
 from nsnet.cli.words import did_you_mean
-from nsnet.errors import NsnetError
-
-INTERRUPTED = 130
-READER_GONE = 141
+from nsnet.errors import INTERRUPTED, READER_GONE, InputError, MachineError, NsnetError
 
 
 class Verb(NamedTuple):
@@ -122,13 +120,15 @@ class Verbs(click.Group):
                 formatter.write_dl([(name, verb.help) for name, verb in verbs.items()])
 
 
-CONTEXT = {"auto_envvar_prefix": "NSNET", "help_option_names": ["-h", "--help"], "max_content_width": 120}
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
 @click.group(cls=Verbs, context_settings=CONTEXT, no_args_is_help=False, invoke_without_command=True)
-@click.option("--cluster", metavar="NAME", allow_from_autoenv=False, help="The cluster (also NSNET_CLUSTER).")
-@click.option("--rootless", is_flag=True, help="Without root, in a user namespace of your own.")
-@click.option("--version", is_flag=True, allow_from_autoenv=False, help="Print the version.")
+@click.option("--cluster", metavar="NAME", help="The cluster (also NSNET_CLUSTER).")
+@click.option(
+    "--rootless", is_flag=True, envvar="NSNET_ROOTLESS", help="Without root, in a user namespace of your own."
+)
+@click.option("--version", is_flag=True, help="Print the version.")
 @click.pass_context
 def nsnet(ctx: click.Context, cluster: str | None, rootless: bool, version: bool) -> None:
     """A whole Kubernetes cluster network on one Linux machine, real, and checked with packets.
@@ -148,7 +148,8 @@ def nsnet(ctx: click.Context, cluster: str | None, rootless: bool, version: bool
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Runs the command and exits with its code, without taking apart all that it read."""
     code = run(list(sys.argv[1:] if args is None else args))
-    sys.stderr.flush()
+    with suppress(OSError):
+        sys.stderr.flush()
     os._exit(code)
 
 
@@ -187,38 +188,51 @@ def _failed(error: Exception) -> int:
         case click.UsageError():
             where = error.ctx.command_path if error.ctx else "nsnet"
             _say(error.format_message().rstrip("."), f"`{where} --help` shows how it is used")
-            return 2
+            return InputError.exit_code
         case click.ClickException():
             _say(error.format_message())
-            return 2
+            return InputError.exit_code
         case click.Abort():
             _say("interrupted")
             return INTERRUPTED
         case OSError() if error.errno == 28:  # ENOSPC
-            _forget_stdout()
             _say(f"cannot write: {error}", "make room and run the command again")
-            return 5
+            return MachineError.exit_code
     return _bug(error)
 
 
 def _bug(error: Exception) -> int:
-    import tempfile
-    import traceback
-
-    with tempfile.NamedTemporaryFile("w", prefix="nsnet-", suffix=".traceback", delete=False) as file:
-        file.write(f"nsnet {' '.join(sys.argv[1:])}\n\n")
-        traceback.print_exception(error, file=file)
     first = (str(error).splitlines() or [""])[0]
-    _say(f"this is a bug in nsnet: {type(error).__name__}: {first}", f"please report it with {file.name}")
+    _say(f"this is a bug in nsnet: {type(error).__name__}: {first}", f"please report it{_kept(error)}")
     return NsnetError.exit_code
 
 
+def _kept(error: Exception) -> str:
+    """` with FILE`, which has the traceback; or why there is none."""
+    import tempfile
+    import traceback
+
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="nsnet-", suffix=".traceback", delete=False) as file:
+            file.write(f"nsnet {' '.join(sys.argv[1:])}\n\n")
+            traceback.print_exception(error, file=file)
+    except OSError as failed:
+        return f"; its traceback could not be written: {failed.strerror}"
+    return f" with {file.name}"
+
+
 def _say(message: str, hint: str = "") -> None:
+    """On stderr, also where what stdout still holds cannot be written."""
     from nsnet.cli.output import error
 
-    error(message, hint)
+    try:
+        error(message, hint)
+    except OSError:
+        _forget_stdout()
+        with suppress(OSError):  # nobody reads stderr either
+            error(message, hint)
 
 
 def _forget_stdout() -> None:
-    """Nobody reads stdout any more: what is still buffered must not raise a second time at exit."""
+    """Nobody takes what goes to stdout any more: what is still buffered must not raise a second time at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -11,15 +11,19 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def verb(name: str, *, anywhere: bool = False, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
-    """A click command whose flags read `NSNET_<FLAG>` from the environment; click would say `NSNET_<VERB>_<FLAG>`.
+    """A click command whose flags read `NSNET_<FLAG>` from the environment, by the longest form of the flag.
 
+    Click's own names would have the verb in them, and the parameter of the function in the place of the flag.
     `anywhere`: it asks nothing of the machine, so that --rootless means nothing to it.
     """
-    context = {"auto_envvar_prefix": "NSNET", **settings.pop("context_settings", {})}
 
     def decorate(function: Callable[..., Any]) -> click.Command:
         whole = function if anywhere else _rootless(function)
-        return click.command(name, cls=click.Command, context_settings=context, **settings)(whole)
+        command = click.command(name, cls=click.Command, **settings)(whole)
+        for option in command.params:
+            if isinstance(option, click.Option):
+                option.envvar = f"NSNET_{max(option.opts, key=len).lstrip('-').replace('-', '_').upper()}"
+        return command
 
     return decorate
 
@@ -53,8 +57,29 @@ def cluster(function: Function) -> Function:
     )
 
 
+def cluster_before(function: Function) -> Function:
+    """--cluster between a group and its verb, as good as before the group.
+
+    Only flags of verbs read the environment, so that it never wins over what was typed.
+    """
+    text = "The cluster, when several are up."
+    return click.option("--cluster", metavar="NAME", callback=_remembered, expose_value=False, help=text)(function)
+
+
+def _remembered(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    del param
+    if value:
+        ctx.find_root().obj = value
+
+
 def namespace(function: Function) -> Function:
     return click.option("-n", "--namespace", default="default", metavar="NAMESPACE", help="Default: default.")(function)
+
+
+def namespace_of_files(function: Function) -> Function:
+    """-n where files may say one: as kubectl, for objects that say none, and no object may say another."""
+    text = "Of objects that say none (default); others are refused."
+    return click.option("-n", "--namespace", default="", metavar="NAMESPACE", help=text)(function)
 
 
 def files(function: Function) -> Function:

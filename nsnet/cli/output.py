@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import IO, Any, Literal
 
-import click
 import msgspec
 
 Colour = Literal["red", "green", "yellow", "cyan"]
@@ -77,13 +76,13 @@ def print_json(value: Any) -> None:
     out(msgspec.json.format(msgspec.json.encode(value), indent=4).decode())
 
 
+def as_list(items: Iterable[Any]) -> dict[str, Any]:
+    """`kind: List`, as kubectl prints several objects."""
+    return {"apiVersion": "v1", "items": list(items), "kind": "List", "metadata": {"resourceVersion": ""}}
+
+
 def print_yaml(value: Any) -> None:
     import yaml
 
     plain = msgspec.to_builtins(value)
     out(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120).rstrip())
-
-
-def ask_for(name: str) -> click.UsageError:
-    """The error of a missing argument, in the form of all the others."""
-    return click.UsageError(f"{name} is missing", click.get_current_context())

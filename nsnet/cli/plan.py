@@ -8,14 +8,13 @@ import click
 from nsnet import control, diff, faults, manifests, model, names, reconcile, verify
 from nsnet.cli import options
 from nsnet.cli.context import need_root, opened
-from nsnet.cli.files import load, placed, sources
+from nsnet.cli.files import load, parsed, placed, sources
 from nsnet.cli.output import error, note, out
 from nsnet.errors import InputError
 from nsnet.manifests import Loaded
 from nsnet.model import Key, Object, Objects
 from nsnet.state import Change, File, Process, State, Veth, lines
 
-WRONG_INPUT = 2
 SHOWN = 20
 
 
@@ -130,14 +129,15 @@ def _line(change: Change) -> str:
 @options.cluster
 def validate(files: tuple[str, ...], cluster: str | None) -> int:
     """Check files; every error with file, line and field. No root, and nothing is changed."""
-    found = manifests.problems(sources(files), cluster)
+    read = sources(files)
+    found = manifests.problems(read, cluster)
     for problem in found[:SHOWN]:
         error(str(problem), problem.hint)
     if len(found) > SHOWN:
         note(f"and {len(found) - SHOWN} more")
     if found:
-        return WRONG_INPUT
-    loaded = load(files, cluster)
+        return InputError.exit_code
+    loaded = parsed(read, cluster)
     reconcile.wanted(wanted(loaded, {}))
     for line in loaded.notes:
         note(f"note: {line}")

@@ -15,7 +15,7 @@ from nsnet.cli.explain import addresses, rule_lines
 from nsnet.cli.kinds import kind_named
 from nsnet.cli.line import Line, printed, with_reasons
 from nsnet.cli.output import out, print_json
-from nsnet.cli.target import Target, target
+from nsnet.cli.target import Target, spaced, target
 from nsnet.errors import InputError
 from nsnet.model import Objects, Pod, Service
 from nsnet.state import (
@@ -74,6 +74,7 @@ def explain(what: str, namespace: str, output: str | None, cluster: str | None) 
 
 def page(now: Running, what: str, namespace: str) -> Iterator[Line]:
     """All lines. Raises InputError where there is no such thing, or nothing is known of its kind."""
+    namespace, what = spaced(what, namespace)
     word, slash, name = what.rpartition("/")
     kind = kind_named(word) if slash else "Pod"
     if kind == "Service":
@@ -86,7 +87,8 @@ def page(now: Running, what: str, namespace: str) -> Iterator[Line]:
         yield from _node(now, target(now.objects, what, namespace))
     elif kind == "Pod":
         found = target(now.objects, what, namespace)
-        assert found.pod is not None
+        if found.pod is None:
+            raise InputError(f"{what} cannot be explained", f"nsnet rules {what} shows its rules")
         yield from _pod(now, found, found.pod)
     elif kind in entrance.KINDS:
         yield from entrance.http(now, model.Key(kind, namespace, name))
@@ -231,7 +233,7 @@ def _leads_to_pods(route: Route, cidr: str) -> bool:
         return True
     if not route.dev.startswith("flannel") or model.family_of(route.dst) != model.family_of(cidr):
         return False
-    return ip_address(cidr.partition("/")[0]) in ip_network(route.dst)
+    return route.dst == "default" or ip_address(cidr.partition("/")[0]) in ip_network(route.dst)
 
 
 # --- a node -----------------------------------------------------------------------------------------------------------
@@ -245,13 +247,14 @@ def _node(now: Running, found: Target) -> Iterator[Line]:
     yield Line(title, "", f"pods {node.spec.podCIDR} ({pods} pods)", "flannel's lease; cni0 has its first address")
     yield Line(title, "", f"namespace {found.netns}", f"ip netns exec {found.netns} …, or nsnet shell {found.label}")
     values = elsewhere.seen(now, {found.netns: frozenset()}).get(found.netns, frozenset())
-    who = {**addresses(now.objects), **_nodes(now.objects)}
+    pods_at = addresses(now.objects)
+    who = {**pods_at, **_nodes(now.objects)}
     pod_ports = 0
     for value in _ordered(values):
         if isinstance(value, Veth | BridgePort) and value.name != "eth0":
             pod_ports += isinstance(value, Veth)
             continue
-        if isinstance(value, Neighbour) and value.ip in addresses(now.objects):
+        if isinstance(value, Neighbour) and value.ip in pods_at:
             continue
         yield from _lines(_section(value), found.netns, value, who)
     yield Line(

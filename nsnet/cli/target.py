@@ -1,19 +1,20 @@
 """TARGET: where a command runs, or a packet starts: `web-0`, `pod/web-0`, `node/node1`, `host/client`, `deploy/web`.
 
 `lb` is the load balancer outside the cluster. A workload or a Service stands for one ready pod of it, the first by
-name, so that the same words mean the same pod.
+name, so that the same words mean the same pod. What lies in a namespace may be named with it: `pod/shop/web`.
 """
 
 import msgspec
 
 from nsnet import model, names
 from nsnet.cli.columns import pod_netns
-from nsnet.cli.kinds import kind_named
+from nsnet.cli.kinds import kind_named, scoped
 from nsnet.cli.words import did_you_mean
 from nsnet.errors import InputError, NotReachedError
 from nsnet.model import Cluster, Key, Object, Objects, Pod, Service
 
 BALANCER = "lb"  # the underlay's router, which is also the load balancer; a pod of that name comes first
+HOSTS = frozenset({"host", "hosts"})
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -27,8 +28,9 @@ class Target(msgspec.Struct, frozen=True):
 
 def target(objects: Objects, text: str, namespace: str = "default", container: str = "") -> Target:
     """Raises InputError where there is no such thing, NotReachedError where it has no ready pod."""
+    namespace, text = spaced(text, namespace)
     word, slash, name = text.rpartition("/")
-    if slash and word in {"host", "hosts"}:
+    if slash and word in HOSTS:
         return _no_container(_host(objects, name), container)
     if text == BALANCER and Key("Pod", namespace, text) not in objects:
         netns = names.fabric_netns(_cluster_name(objects), "router")
@@ -37,6 +39,13 @@ def target(objects: Objects, text: str, namespace: str = "default", container: s
     if kind == "Node":
         return _no_container(_node(objects, name), container)
     return _in_pod(objects, _pod(objects, kind, namespace, name), container)
+
+
+def spaced(text: str, namespace: str) -> tuple[str, str]:
+    """`pod/shop/web` as its namespace and `pod/web`; anything else as it is, in `namespace`."""
+    word, *rest = text.split("/")
+    named = len(rest) == 2 and word not in HOSTS and scoped(kind_named(word))
+    return (rest[0], f"{word}/{rest[1]}") if named else (namespace, text)
 
 
 def _no_container(found: Target, container: str) -> Target:

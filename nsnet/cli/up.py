@@ -21,13 +21,14 @@ from nsnet import controller, model, names, reconcile
 from nsnet.cli import options, spread
 from nsnet.cli.change import facts
 from nsnet.cli.context import Running, changing, opened, waiting_for
+from nsnet.cli.durations import DURATION
 from nsnet.cli.failing import guarded
 from nsnet.cli.files import load
 from nsnet.cli.impaired import equipped
 from nsnet.cli.output import error, note, out, progress, warning
 from nsnet.cli.plan import wanted
 from nsnet.cli.target import pods_of
-from nsnet.errors import InputError, MachineError, NotReachedError
+from nsnet.errors import INTERRUPTED, InputError, MachineError, NotReachedError
 from nsnet.kernel import features, files, rootless
 from nsnet.manifests import Loaded
 from nsnet.model import Event, HTTPRoute, Ingress, Node, Objects, Pod, Service
@@ -37,7 +38,6 @@ from nsnet.store.keys import CLUSTERS, NET_CONF, net_conf
 from nsnet.store.objects import refresh, update
 
 T = TypeVar("T")
-INTERRUPTED = 130
 POLL_SECONDS = 1.0
 PHASES = {
     "store": "reading the store",
@@ -58,7 +58,9 @@ class Built(msgspec.Struct, frozen=True):
 @options.verb("up")
 @options.files
 @click.option("--no-verify", is_flag=True, help="Do not send packets to prove it.")
-@click.option("--timeout", default="60s", metavar="TIME", help="How long to wait until pods are ready (60s).")
+@click.option(
+    "--timeout", type=DURATION, default="60s", metavar="TIME", help="How long to wait until pods are ready (60s)."
+)
 @click.option("--recreate", is_flag=True, help="Remove what is there under that name first.")
 @options.bundle_on_failure
 @click.option(
@@ -69,7 +71,7 @@ class Built(msgspec.Struct, frozen=True):
 def up(
     files: tuple[str, ...],
     no_verify: bool,
-    timeout: str,
+    timeout: float,
     recreate: bool,
     bundle_on_failure: Path | None,
     store: str | None,
@@ -84,7 +86,6 @@ def up(
     ?cacert=FILE&cert=FILE&key=FILE; several endpoints with commas). Every other verb finds it again.
     """
     started = time.perf_counter()
-    seconds = duration(timeout)
     changing("up")
     store = location.checked(store) if store else None
     loaded = load(files, cluster)
@@ -95,7 +96,7 @@ def up(
             for line in loaded.notes:
                 note(f"note: {line}")
             built = build(loaded, name, store, machine, recreate=recreate)
-            built = until_ready(built, seconds)
+            built = until_ready(built, timeout)
             _print_built(built, time.perf_counter() - started)
             code = 0 if no_verify else _verified(built.running, further)
             _print_tries(built.running)
@@ -108,17 +109,6 @@ def _verified(running: Running, further: dict[str, str]) -> int:
     from nsnet.cli import check  # with all of `trace`
 
     return check.after_up(running, further)
-
-
-def duration(text: str) -> float:
-    """`60s`, `2m`, `1m30s`, `500ms` or plain seconds."""
-    import re
-
-    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
-    parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|)", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise click.BadParameter(f'"{text}" is no length of time: 60s, 2m, 1m30s', param_hint="--timeout")
-    return sum(float(number) * units[unit] for number, unit in parts)
 
 
 @contextmanager
@@ -285,8 +275,8 @@ def _followed_everywhere(store: Store, objects: Objects, revision: int, deadline
 
 def _unready(objects: Objects) -> list[Pod]:
     """Pods that are not ready and do not say themselves that they shall not be."""
-    said_no = [pod for pod in model.of(objects, Pod) if model.annotation(pod, "nsnet/ready") == "false"]
-    return [pod for pod in model.of(objects, Pod) if not model.is_ready(pod) and pod not in said_no]
+    unready = (pod for pod in model.of(objects, Pod) if not model.is_ready(pod))
+    return [pod for pod in unready if model.annotation(pod, "nsnet/ready") != "false"]
 
 
 def _waited_for(objects: Objects) -> list[Pod]:

@@ -23,6 +23,7 @@ from nsnet.control.underlay import Ranges
 from nsnet.control.wrong import meant, some
 from nsnet.errors import ObjectError
 from nsnet.model import (
+    ENDED,
     WORKLOADS,
     Cluster,
     DaemonSet,
@@ -142,7 +143,7 @@ def _without_status(obj: Any) -> Any:
         return obj
     raw = {name: value for name, value in obj.raw.items() if name != "status"}
     if isinstance(obj, Pod):
-        ended = obj.status.phase in ("Succeeded", "Failed")
+        ended = obj.status.phase in ENDED
         status = obj.status if ended else PodStatus(podIP=obj.status.podIP, podIPs=obj.status.podIPs)
         return msgspec.structs.replace(obj, raw=raw, status=status)
     if isinstance(obj, Node):

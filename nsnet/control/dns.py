@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from nsnet.control.table import Table, drop, of, owned_by, owner, put, with_spec
+from nsnet.control.table import Table, drop_own, of, owned_by, owner, put, with_spec
 from nsnet.errors import ObjectError
 from nsnet.model import (
     WORKLOADS,
@@ -81,7 +81,7 @@ def write(table: Table, cluster: Cluster) -> None:
     _service(table, cluster)
     service = dns_service(of(table, Service), cluster)
     if service is None or _brought(table, service):
-        _drop(table, DEPLOYMENT)
+        drop_own(table, DEPLOYMENT)
         return
     _deployment(table, cluster, service)
 
@@ -90,12 +90,6 @@ def is_ours(pod: Pod) -> bool:
     """Is it a pod of the Deployment that this file makes (or of one that took its place)?"""
     meta = pod.metadata
     return meta.namespace == NAMESPACE and meta.generateName.startswith(f"{NAME}-")
-
-
-def _drop(table: Table, key: Key) -> None:
-    there = table[key.kind].get(key)
-    if there is not None and owned_by(there, "Cluster"):
-        drop(table, [key])
 
 
 # --- the Service ------------------------------------------------------------------------------------------------------
@@ -107,7 +101,7 @@ def _service(table: Table, cluster: Cluster) -> None:
     mine = services.get(SERVICE)
     others = [key for key, item in services.items() if key != SERVICE and item.spec.clusterIP == address]
     if not cluster.dns.enabled or any(is_for_dns(services[key]) for key in others):
-        _drop(table, SERVICE)
+        drop_own(table, SERVICE)
     elif others:
         hint = "choose another address, or say another networking.clusterDNS, or dns: {enabled: false}"
         raise ObjectError(others[0], "spec.clusterIP", f"{address} is clusterDNS, where pods ask for names", hint)

@@ -18,11 +18,13 @@ from typing import NamedTuple
 from nsnet import names
 from nsnet.control import kubernetes, topology
 from nsnet.control.addresses import number
-from nsnet.control.scheduler import ENDED, natural
+from nsnet.control.scheduler import natural
 from nsnet.control.table import Table, drop, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
 from nsnet.model import (
     API_FAMILIES,
+    ENDED,
+    SERVICE_NAME,
     Endpoint,
     EndpointAddress,
     EndpointConditions,
@@ -44,7 +46,6 @@ from nsnet.model import (
     target_port,
 )
 
-SERVICE_NAME = "kubernetes.io/service-name"
 MANAGED = "endpointslice.kubernetes.io/managed-by"
 CONTROLLER = "endpointslice-controller.k8s.io"
 MIRROR = "endpointslicemirroring-controller.k8s.io"

@@ -18,9 +18,8 @@ from functools import lru_cache
 
 import msgspec
 
-from nsnet.control.scheduler import ENDED
 from nsnet.control.table import Table, of, owner, with_meta
-from nsnet.model import Cluster, Container, Key, ObjectMeta, Objects, Other, Pod, Service, annotation
+from nsnet.model import ENDED, Cluster, Container, Key, ObjectMeta, Objects, Other, Pod, Service, annotation
 
 STARTED_WITH = "nsnet/started-with"
 SNAPSHOT = "ServiceSnapshot"

@@ -8,7 +8,6 @@ from itertools import chain, filterfalse
 
 from nsnet import names
 from nsnet.control import kubeproxy, loadbalancer, namespaces, policy, service_events, userspace
-from nsnet.control.endpoints import SERVICE_NAME
 from nsnet.control.table import Table, of, owned_by, owner, settled
 from nsnet.control.workloads import LONGEST
 from nsnet.model import (
@@ -16,6 +15,7 @@ from nsnet.model import (
     MOST_SEARCH_LETTERS,
     MOST_SEARCHES,
     PROXY_NAMESPACE,
+    SERVICE_NAME,
     Cluster,
     Endpoints,
     EndpointSlice,

@@ -19,7 +19,7 @@ from nsnet import model
 from nsnet.control.certificate import default_certificate
 from nsnet.control.dns import REPLICAS, rather_apart
 from nsnet.control.facts import Facts
-from nsnet.control.table import Table, drop, of, owned_by, owner, put, with_spec
+from nsnet.control.table import Table, drop_own, of, owned_by, owner, put, with_spec
 from nsnet.model import (
     DEFAULT_CERTIFICATE,
     PROXY,
@@ -91,17 +91,11 @@ def write(table: Table, cluster: Cluster) -> None:
     routes = routes_of(table)
     if not routes.needs_proxy:
         for key in (SERVICE, DEPLOYMENT, DEFAULT_CERTIFICATE):
-            _drop(table, key)
+            drop_own(table, key)
         return
     _certificate(table, cluster)
     _service(table, cluster, [frontend.port for frontend in routes.table.frontends])
     _deployment(table, cluster)
-
-
-def _drop(table: Table, key: Key) -> None:
-    there = table[key.kind].get(key)
-    if there is not None and owned_by(there, "Cluster"):
-        drop(table, [key])
 
 
 def _meta(cluster: Cluster, key: Key, **more: Any) -> ObjectMeta:
@@ -116,7 +110,7 @@ def _class(table: Table, cluster: Cluster) -> None:
     key = Key("IngressClass", "", ingresses.CLASS)
     others = [item for other, item in of(table, IngressClass).items() if other != key]
     if not of(table, Ingress):
-        _drop(table, key)
+        drop_own(table, key)
     elif key not in of(table, IngressClass) or owned_by(of(table, IngressClass)[key], "Cluster"):
         notes = {} if ingresses.default_class(others) else {ingresses.DEFAULT_CLASS: "true"}
         spec = IngressClassSpec(ingresses.CONTROLLER)
@@ -135,7 +129,7 @@ def _gateway_class(table: Table, cluster: Cluster) -> None:
     key = Key("GatewayClass", "", gateways.CLASS)
     there = of(table, GatewayClass).get(key)
     if not of(table, Gateway):
-        _drop(table, key)
+        drop_own(table, key)
     elif there is None:
         put(table, GatewayClass(_meta(cluster, key), GatewayClassSpec(gateways.CONTROLLER)))
 

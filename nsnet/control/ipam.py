@@ -19,10 +19,11 @@ import msgspec
 
 from nsnet.control.addresses import NOWHERE, Range, around, number, subnet, text
 from nsnet.control.nodes import LAST_IP
-from nsnet.control.scheduler import ENDED, natural, too_many
+from nsnet.control.scheduler import natural, too_many
 from nsnet.control.table import Table, of, with_meta
 from nsnet.errors import ObjectError
 from nsnet.model import (
+    ENDED,
     Key,
     Node,
     Pod,

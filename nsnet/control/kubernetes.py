@@ -9,6 +9,7 @@ from nsnet.control.addresses import number, ranges
 from nsnet.control.table import Table, drop, of, owned_by, owner, put
 from nsnet.model import (
     API_FAMILIES,
+    SERVICE_NAME,
     Cluster,
     Container,
     ContainerPort,
@@ -85,7 +86,7 @@ def _endpoints(cluster: Cluster, address: str) -> Endpoints:
 
 def _slice(cluster: Cluster, address: str) -> EndpointSlice:
     endpoint = Endpoint((address,), EndpointConditions(ready=True))
-    labels = {"kubernetes.io/service-name": NAME}
+    labels = {SERVICE_NAME: NAME}
     return EndpointSlice(_meta(cluster, labels), API_FAMILIES[family_of(address)], (endpoint,), _PORTS)
 
 

@@ -25,12 +25,12 @@ import msgspec
 
 from nsnet import model, names
 from nsnet.control.addresses import NOWHERE, Range, number, ranges, span, subnet, text
-from nsnet.control.endpoints import SERVICE_NAME
 from nsnet.control.facts import Facts
 from nsnet.control.services import probes
 from nsnet.control.table import Table, of
 from nsnet.control.wrong import cluster_error
 from nsnet.model import (
+    SERVICE_NAME,
     Cluster,
     Condition,
     EndpointConditions,

@@ -13,9 +13,9 @@ import msgspec
 from nsnet.control.addresses import number
 from nsnet.control.wrong import cluster_error
 from nsnet.model import Cluster, MachineEntry, Network, NodeEntry, Underlay
+from nsnet.names import DEVICE
 
 OVERHEAD = 50  # VXLAN over IPv4
-_BRIDGE = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]{0,14}")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
 
 
@@ -95,7 +95,7 @@ def _check_bridges(cluster: Cluster, networks: Sequence[Network]) -> None:
         if not cluster.underlay.machines:
             hint = "write underlay.machines, or leave it out: on one machine a network needs no bridge of its own"
             raise cluster_error(cluster, field, "a bridge joins the switches of several machines", hint)
-        if not _BRIDGE.fullmatch(network.bridge):
+        if not DEVICE.fullmatch(network.bridge):
             raise cluster_error(
                 cluster, field, f'"{network.bridge}" is no name of a bridge', "ip link show type bridge"
             )

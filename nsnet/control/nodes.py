@@ -26,7 +26,6 @@ from nsnet.model import (
 
 NETWORK = "nsnet/network"
 LAST_IP = "nsnet/last-reserved-ip"
-ZONE = "topology.kubernetes.io/zone"
 CONDITIONS = (
     Condition("NetworkUnavailable", "False", "FlannelIsUp", "Flannel is running on this node"),
     Condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),

@@ -1,10 +1,10 @@
 """Which node a pod runs on: what rules nodes out is kube-scheduler's, what chooses among the rest is simpler.
 
 Ruled out: nodeSelector, required node affinity, taints, cordoned nodes, host ports that clash, required pod
-anti-affinity (of the pod, and of those that are there), a subnet without a free address. Of the rest the node with the
-fewest pods, then the first by name; one with a PreferNoSchedule taint only where there is no other, then one near what
-the pod's preferred anti-affinity names. A pod that has a
-node stays there. `nodeName` in a manifest passes all this by, as in Kubernetes.
+anti-affinity (of the pod, and of those that are there), a subnet without a free address. Of the rest those without a
+PreferNoSchedule taint come first, then those away from what the pod's preferred anti-affinity names, then those with
+the fewest pods, then the first by name. A pod that has a node stays there. `nodeName` in a manifest passes all this by,
+as in Kubernetes.
 
 A pod that fits nowhere is no error: it stays Pending with kube-scheduler's sentence. Except where addresses run out:
 that is a topology that is too small, and it is refused.
@@ -24,6 +24,7 @@ from nsnet.control.kubernetes import of_the_cluster
 from nsnet.control.table import Table, controller_of, of
 from nsnet.errors import ObjectError
 from nsnet.model import (
+    ENDED,
     Condition,
     Key,
     Node,
@@ -52,7 +53,6 @@ AFFINITY = "node(s) didn't match Pod's node affinity/selector"
 PORTS = "node(s) didn't have free ports for the requested pod ports"
 ANTI = "node(s) didn't match pod anti-affinity rules"
 ELSEWHERE = "node(s) didn't have the address that nsnet/ip asks for"
-ENDED = ("Succeeded", "Failed")
 ANY = ("", "0.0.0.0", "::")  # noqa: S104 - a hostIP that clashes with every other
 
 HostPort = tuple[str, str, int]  # hostIP, protocol, port
@@ -275,9 +275,12 @@ def _top(table: Table, pod: Pod) -> tuple[Key, str]:
 # --- one pod and one node ---------------------------------------------------------------------------------------------
 
 
-def why_not(spec: PodSpec, node: Node) -> str:
-    """What rules the node out for pods of this spec, whatever else runs there; empty where nothing does."""
-    taint = _untolerated(spec, node)
+def why_not(spec: PodSpec, node: Node, *, running: bool = False) -> str:
+    """What rules the node out for pods of this spec, whatever else runs there; empty where nothing does.
+
+    `running`: what ends a pod that is there already, for which of all taints only NoExecute counts.
+    """
+    taint = _untolerated(spec, node, ("NoExecute",) if running else ("NoSchedule", "NoExecute"))
     if taint:
         return taint
     labels = node.metadata.labels
@@ -302,12 +305,12 @@ def _all(requirements: Iterable[Requirement], labels: Mapping[str, str]) -> bool
     return all(meets(requirement, labels) for requirement in requirements)
 
 
-def _untolerated(spec: PodSpec, node: Node) -> str:
+def _untolerated(spec: PodSpec, node: Node, effects: Collection[str]) -> str:
     taints = node.spec.taints
     if node.spec.unschedulable:
         taints = (*taints, Taint("node.kubernetes.io/unschedulable", "NoSchedule"))
     for taint in taints:
-        if taint.effect != "PreferNoSchedule" and not tolerated(taint, spec.tolerations or ()):
+        if taint.effect in effects and not tolerated(taint, spec.tolerations or ()):
             if taint.key == "node.kubernetes.io/unschedulable":
                 return "node(s) were unschedulable"
             return f"node(s) had untolerated taint {{{taint.key}: {taint.value}}}"

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from nsnet.control import ipfamilies, topology
-from nsnet.control.endpoints import MANAGED, MIRROR, SERVICE_NAME
+from nsnet.control.endpoints import MANAGED, MIRROR
 from nsnet.control.table import Table, of
-from nsnet.model import LACKS, Cluster, Endpoints, EndpointSlice, Key, Node, Object, Service, ServicePort
+from nsnet.model import LACKS, SERVICE_NAME, Cluster, Endpoints, EndpointSlice, Key, Node, Object, Service, ServicePort
 
 Said = tuple[Object, str, str, str]
 FAMILIES = {"IPv4": 4, "IPv6": 6}

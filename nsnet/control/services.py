@@ -270,8 +270,8 @@ def _given(key: Key, service: Service, ports: _Ports) -> Service:
     for index, port in enumerate(found):
         if wants_node_ports(spec) and not port.nodePort:
             field = f"spec.ports[{index}].nodePort"
-            number = _shared(port, found) or ports.free(key, field, f"{name}:{port.port}/{port.name}")
-            found[index] = msgspec.structs.replace(port, nodePort=number)
+            free = _shared(port, found) or ports.free(key, field, f"{name}:{port.port}/{port.name}")
+            found[index] = msgspec.structs.replace(port, nodePort=free)
     check = spec.healthCheckNodePort
     if wants_health_check(spec) and not check:
         check = ports.free(key, "spec.healthCheckNodePort", f"{name}#health")
@@ -283,4 +283,4 @@ def _shared(port: ServicePort, ports: list[ServicePort]) -> int:
     """The node port of the same port number in another protocol, where that is free for this one."""
     own = {other.nodePort for other in ports if other.protocol == port.protocol}
     same = (other.nodePort for other in ports if other.port == port.port and other.protocol != port.protocol)
-    return next((number for number in same if number and number not in own), 0)
+    return next((free for free in same if free and free not in own), 0)

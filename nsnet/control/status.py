@@ -7,17 +7,17 @@ as well.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 
 from nsnet import model, names
 from nsnet.control.facts import Facts, Listening
-from nsnet.control.scheduler import ENDED
-from nsnet.control.table import Table, controller_of, of
+from nsnet.control.table import Table, by_owner, of
 from nsnet.control.workloads import REVISION, active, revision, template_hash
 from nsnet.model import (
+    ENDED,
     Cluster,
     Condition,
     DaemonSet,
@@ -37,6 +37,7 @@ from nsnet.model import (
     container_ports,
     dns_service,
     is_ready,
+    key_of,
     served_ports,
     serves_dns,
 )
@@ -54,7 +55,6 @@ GATED = (
     Condition("ContainersReady", "True"),
     SCHEDULED,
 )
-T = TypeVar("T")
 
 
 def _unready(message: str) -> tuple[Condition, ...]:
@@ -170,28 +170,17 @@ def _candidates(services: Mapping[tuple[str, str, str], list[Service]], meta: Ob
 
 # --- workloads --------------------------------------------------------------------------------------------------------
 
-Pods = Mapping[tuple[str, str, str], list[Pod]]
-
 
 def count(table: Table) -> None:
     """The status of every workload."""
-    pods = _by_owner(of(table, Pod).values())
+    pods = by_owner(of(table, Pod).values())
     for kind in (ReplicaSet, ReplicationController):
         _each(table, kind, lambda key, _workload: _of_set(pods.get(key, [])))
-    sets = _by_owner(of(table, ReplicaSet).values())
+    sets = by_owner(of(table, ReplicaSet).values())
     _each(table, Deployment, lambda key, workload: _of_deployment(key, workload, sets.get(key, [])))
     _each(table, StatefulSet, lambda key, workload: _of_stateful(key, workload, pods.get(key, [])))
     _each(table, DaemonSet, lambda key, _workload: _of_daemon(pods.get(key, [])))
     _each(table, Job, lambda key, _workload: WorkloadStatus(active=len(active(pods.get(key, []))) or None))
-
-
-def _by_owner(objects: Iterable[T]) -> Mapping[tuple[str, str, str], list[T]]:
-    found: defaultdict[tuple[str, str, str], list[T]] = defaultdict(list)
-    for obj in objects:
-        meta = obj.metadata  # type: ignore[attr-defined]
-        if meta.ownerReferences and (key := controller_of(meta)) is not None:
-            found[key].append(obj)
-    return found
 
 
 def _each(table: Table, kind: type[Workload], status: Callable[[Key, Any], WorkloadStatus]) -> None:
@@ -211,14 +200,10 @@ def _of_set(owned: list[Pod]) -> WorkloadStatus:
 def _of_deployment(key: Key, deployment: Deployment, sets: list[ReplicaSet]) -> WorkloadStatus:
     current = template_hash(key, deployment)
     ready = sum(item.status.readyReplicas or 0 for item in sets)
-    updated = sum(item.status.replicas or 0 for item in sets if template_hash(_key(item), item) == current)
+    updated = sum(item.status.replicas or 0 for item in sets if template_hash(key_of(item), item) == current)
     return WorkloadStatus(
         sum(item.status.replicas or 0 for item in sets), ready or None, ready or None, updated or None
     )
-
-
-def _key(item: ReplicaSet) -> Key:
-    return Key("ReplicaSet", item.metadata.namespace, item.metadata.name)
 
 
 def _of_stateful(key: Key, workload: StatefulSet, owned: list[Pod]) -> WorkloadStatus:

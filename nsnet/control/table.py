@@ -5,7 +5,7 @@ with `is` before they look closer.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -93,6 +93,23 @@ def key_to(reference: OwnerReference, namespace: str) -> tuple[str, str, str]:
 
 def owned_by(obj: Object, kind: str) -> bool:
     return any(reference.kind == kind for reference in obj.metadata.ownerReferences)
+
+
+def by_owner(objects: Iterable[T]) -> Mapping[tuple[str, str, str], list[T]]:
+    """What each object manages, under its key."""
+    found: defaultdict[tuple[str, str, str], list[T]] = defaultdict(list)
+    for obj in objects:
+        meta: ObjectMeta = obj.metadata  # type: ignore[attr-defined]
+        if meta.ownerReferences and (key := controller_of(meta)) is not None:
+            found[key].append(obj)
+    return found
+
+
+def drop_own(table: Table, key: Key) -> None:
+    """Drops what is the cluster's own; what somebody else has put in its place stays."""
+    there = table[key.kind].get(key)
+    if there is not None and owned_by(there, "Cluster"):
+        drop(table, [key])
 
 
 def with_meta(obj: T, **changes: Any) -> T:

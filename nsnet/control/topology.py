@@ -15,9 +15,8 @@ from math import ceil
 
 import msgspec
 
-from nsnet.model import Endpoint, EndpointHints, ForZone, Key, Node, Service
+from nsnet.model import ZONE, Endpoint, EndpointHints, ForZone, Key, Node, Service
 
-ZONE = "topology.kubernetes.io/zone"
 MODES = ("service.kubernetes.io/topology-mode", "service.kubernetes.io/topology-aware-hints")  # the first that is there
 CONTROL_PLANE = {"node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"}
 OVERLOAD = 0.2

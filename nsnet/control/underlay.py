@@ -332,11 +332,11 @@ def _addressed(
     cluster: Cluster, nodes: Sequence[NodeEntry], hosts: Sequence[HostEntry], at: Mapping[str, Ranges]
 ) -> tuple[tuple[NodeEntry, ...], tuple[HostEntry, ...]]:
     """Every machine with its addresses: first what is said, then the next free ones in order."""
-    machines = [_Machine(f"nodes[{i}]", f"node {entry.name}", entry) for i, entry in enumerate(nodes)]
-    machines += [_Machine(f"hosts[{i}]", f"host {entry.name}", entry) for i, entry in enumerate(hosts)]
+    every = [_Machine(f"nodes[{i}]", f"node {entry.name}", entry) for i, entry in enumerate(nodes)]
+    every += [_Machine(f"hosts[{i}]", f"host {entry.name}", entry) for i, entry in enumerate(hosts)]
     routers = {one.first + 1: name for name, network in at.items() for one in network}
     taken = {address: f"the router, in network {name}" for address, name in routers.items()}
-    for machine in machines:
+    for machine in every:
         _take(cluster, machine, at, taken)
     pools = [span(said) for said in cluster.loadBalancer.addresses or ()]  # addresses kept for load balancers
     free = {(name, one.family): _free(one, taken, pools) for name, network in at.items() for one in network}
@@ -412,8 +412,8 @@ def _next(cluster: Cluster, entry: NodeEntry | HostEntry, network: Range, free: 
 def _links(cluster: Cluster, nodes: Sequence[NodeEntry], hosts: Sequence[HostEntry], at: Mapping[str, Ranges]) -> None:
     """Each link is one that exists: between a node or a host and its network."""
     networks: defaultdict[str, set[str]] = defaultdict(set)
-    machines: list[NodeEntry | HostEntry] = [*nodes, *hosts]
-    for entry in machines:
+    every: list[NodeEntry | HostEntry] = [*nodes, *hosts]
+    for entry in every:
         networks[entry.name].add(entry.network)
     for index, link in enumerate(cluster.underlay.links):
         field = f"underlay.links[{index}].between"

@@ -5,6 +5,7 @@ All of it is newer than that mode, or was only ever built for the others. Such a
 
 from collections.abc import Iterator
 
+from nsnet.control.services import has_cluster_ip
 from nsnet.control.table import Table, of
 from nsnet.model import Cluster, KubeProxyConfiguration, Object, Service
 
@@ -16,7 +17,7 @@ def warnings(table: Table, cluster: Cluster) -> Iterator[tuple[Object, str, str,
     if cluster.networking.kubeProxyMode != "userspace":
         return
     for service in of(table, Service).values():
-        asked = list(_asked(service)) if _proxied(service) else []
+        asked = list(_asked(service)) if has_cluster_ip(service.spec) else []
         if asked:
             yield service, REASON, f"kube-proxy's userspace mode knows no {', no '.join(asked)}", "Warning"
     for told in of(table, KubeProxyConfiguration).values():
@@ -29,10 +30,6 @@ def _unheard(told: KubeProxyConfiguration) -> Iterator[str]:
         yield "userspace mode serves node ports on every address: nodePortAddresses have no effect"
     if told.portRange not in ("", "0-0"):
         yield "proxy ports follow from the names of Service ports, so that rules stay the same: portRange has no effect"
-
-
-def _proxied(service: Service) -> bool:
-    return service.spec.type != "ExternalName" and service.spec.clusterIP not in ("", "None")
 
 
 def _asked(service: Service) -> Iterator[str]:

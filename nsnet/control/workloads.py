@@ -13,8 +13,7 @@ ReplicaSet, ReplicationController and Job leave existing pods alone, as Kubernet
 Sources: `pkg/controller/{deployment,replicaset,statefulset,daemon,job}`.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -22,8 +21,9 @@ import msgspec
 from nsnet import names
 from nsnet.control import scheduler
 from nsnet.control.lifecycle import end
-from nsnet.control.table import Table, controller_of, of, ordered, owner, with_meta, with_spec
+from nsnet.control.table import Table, by_owner, of, ordered, owner, with_meta, with_spec
 from nsnet.model import (
+    ENDED,
     DaemonSet,
     Deployment,
     Job,
@@ -41,6 +41,7 @@ from nsnet.model import (
     WorkloadSpec,
     is_ready,
     is_terminating,
+    key_of,
     to_doc,
 )
 
@@ -49,7 +50,6 @@ REVISION = "controller-revision-hash"
 NUMBER = "deployment.kubernetes.io/revision"
 HISTORY = 10  # old ReplicaSets that are kept (revisionHistoryLimit)
 LONGEST = 58  # of a generated name's base, so that the whole is a DNS label (apiserver names.SimpleNameGenerator)
-ENDED = ("Succeeded", "Failed")
 DAEMON_TOLERATIONS = tuple(
     Toleration(f"node.kubernetes.io/{taint}", "Exists", effect=effect)
     for taint, effect in (
@@ -58,14 +58,16 @@ DAEMON_TOLERATIONS = tuple(
     )
 )  # fmt: skip
 
-Owned = Mapping[tuple[str, str, str], list[Any]]  # owner's key → what it owns
+Owned = Mapping[tuple[str, str, str], list[Pod]]  # owner's key → its pods
 _hashes: dict[Key, tuple[WorkloadSpec, str]] = {}  # the last answer for each workload, found again by `is`
 
 
 def expand(table: Table) -> None:
     """Every pod that a workload wants is there afterwards, and none that no workload wants any more."""
-    sets = _owned(of(table, ReplicaSet).values())
-    pods = _owned(of(table, Pod).values())
+    for key in [key for key in _hashes if key not in table[key.kind]]:
+        del _hashes[key]
+    sets = by_owner(of(table, ReplicaSet).values())
+    pods = by_owner(of(table, Pod).values())
     for key, deployment in ordered(table, Deployment):
         _deployment(table, key, deployment, sets.get(key, []), pods)
     for key, item in ordered(table, ReplicaSet):
@@ -78,14 +80,6 @@ def expand(table: Table) -> None:
         _daemon(table, key, daemon, pods.get(key, []))
     for key, job in ordered(table, Job):
         _job(table, key, job, pods.get(key, []))
-
-
-def _owned(objects: Iterable[Any]) -> Owned:
-    found: defaultdict[tuple[str, str, str], list[Any]] = defaultdict(list)
-    for obj in objects:
-        if obj.metadata.ownerReferences and (key := controller_of(obj.metadata)) is not None:
-            found[key].append(obj)
-    return found
 
 
 def active(pods: Iterable[Pod]) -> list[Pod]:
@@ -205,7 +199,13 @@ def _replicas(table: Table, key: Key, workload: ReplicaSet | ReplicationControll
 # --- Deployment -------------------------------------------------------------------------------------------------------
 
 
-def _deployment(table: Table, key: Key, deployment: Deployment, sets: list[ReplicaSet], pods: Owned) -> None:
+def _deployment(
+    table: Table,
+    key: Key,
+    deployment: Deployment,
+    sets: list[ReplicaSet],
+    pods: Owned,
+) -> None:
     current = _current(table, key, deployment, sets)
     want = wanted(deployment)
     old = sorted((item for item in sets if item.metadata.name != current.metadata.name), key=_age)
@@ -218,13 +218,9 @@ def _deployment(table: Table, key: Key, deployment: Deployment, sets: list[Repli
         left -= kept
         _scale(table, item, kept)
     _scale(table, current, want)
-    empty = [item for item in old if not table["ReplicaSet"][_set_key(item)].spec.replicas]
+    empty = [item for item in old if not table["ReplicaSet"][key_of(item)].spec.replicas]
     for item in empty[:-HISTORY]:
-        del table["ReplicaSet"][_set_key(item)]
-
-
-def _set_key(item: ReplicaSet) -> Key:
-    return Key("ReplicaSet", item.metadata.namespace, item.metadata.name)
+        del table["ReplicaSet"][key_of(item)]
 
 
 def _number(item: ReplicaSet) -> int:
@@ -238,13 +234,13 @@ def _age(item: ReplicaSet) -> tuple[int, str]:
 
 def _scale(table: Table, item: ReplicaSet, replicas: int) -> None:
     if item.spec.replicas != replicas:
-        table["ReplicaSet"][_set_key(item)] = with_spec(item, replicas=replicas)
+        table["ReplicaSet"][key_of(item)] = with_spec(item, replicas=replicas)
 
 
 def _current(table: Table, key: Key, deployment: Deployment, sets: list[ReplicaSet]) -> ReplicaSet:
     """The ReplicaSet of the template as it is now: one that is there, the newest if there are several, or a new one."""
     wanted_hash = template_hash(key, deployment)
-    same = [item for item in sets if template_hash(_set_key(item), item) == wanted_hash]
+    same = [item for item in sets if template_hash(key_of(item), item) == wanted_hash]
     highest = max(map(_number, sets), default=0)
     if not same:
         return _new_set(table, key, deployment, wanted_hash, highest + 1)
@@ -252,7 +248,7 @@ def _current(table: Table, key: Key, deployment: Deployment, sets: list[ReplicaS
     if _number(found) < highest or not _number(found):  # a rollback: an old template is the newest again
         number = str(highest + 1)
         found = with_meta(found, annotations={**found.metadata.annotations, NUMBER: number})
-        table["ReplicaSet"][_set_key(found)] = found
+        table["ReplicaSet"][key_of(found)] = found
     return found
 
 
@@ -283,7 +279,7 @@ def _new_set(table: Table, key: Key, deployment: Deployment, template: str, numb
     )
     raw = _raw(deployment, "spec", "template")
     found = ReplicaSet(meta, spec, raw={"spec": {"template": raw}} if raw else {})
-    table["ReplicaSet"][_set_key(found)] = found
+    table["ReplicaSet"][key_of(found)] = found
     return found
 
 
@@ -297,11 +293,11 @@ def _with_hash(deployment: Deployment, label: str) -> dict[str, Any]:
 
 def rolling(table: Table) -> bool:
     """Is there a Deployment that waits for new pods to become ready before old ones go?"""
-    several = [sets for sets in _owned(of(table, ReplicaSet).values()).values() if len(sets) > 1]
+    several = [sets for sets in by_owner(of(table, ReplicaSet).values()).values() if len(sets) > 1]
     if not several:
         return False
-    pods = _owned(of(table, Pod).values())
-    return any(sum(bool(active(pods.get(_set_key(item), []))) for item in sets) > 1 for sets in several)
+    pods = by_owner(of(table, Pod).values())
+    return any(sum(bool(active(pods.get(key_of(item), []))) for item in sets) > 1 for sets in several)
 
 
 # --- StatefulSet, DaemonSet, Job --------------------------------------------------------------------------------------
@@ -344,12 +340,13 @@ def _daemon(table: Table, key: Key, workload: DaemonSet, owned: list[Pod]) -> No
     if spec.hostNetwork:
         tolerations += (Toleration("node.kubernetes.io/network-unavailable", "Exists", effect="NoSchedule"),)
     spec = msgspec.structs.replace(spec, tolerations=tolerations)
-    places = [name for (_, _, name), node in sorted(of(table, Node).items()) if not scheduler.why_not(spec, node)]
-    served = _one_per_node(table, owned, set(places), current)
+    nodes = {name: node for (_, _, name), node in sorted(of(table, Node).items()) if spec.nodeName in {"", name}}
+    stays = {name for name, node in nodes.items() if not scheduler.why_not(spec, node, running=True)}
+    served = _one_per_node(table, owned, stays, current)
     mould = _Mould(workload, {REVISION: current}, spec)
-    for node in places:
-        if node not in served:
-            _put_daemon(table, mould, f"{key.name}", f"{key.name}/{current}/{node}", node)
+    for name, node in nodes.items():
+        if name not in served and not scheduler.why_not(spec, node):
+            _put_daemon(table, mould, key.name, f"{key.name}/{current}/{name}", name)
 
 
 def _one_per_node(table: Table, owned: list[Pod], places: set[str], current: str) -> set[str]:
@@ -400,14 +397,3 @@ def _job(table: Table, key: Key, job: Job, owned: list[Pod]) -> None:
     running = active(there)
     for pod in _spare(running, key.name, len(there) - want) if len(there) > want else ():
         end(table, pod)
-
-
-def workload_of(table: Table, pod: Pod) -> Iterator[Any]:
-    """The objects above a pod, the nearest first: its ReplicaSet, then the Deployment."""
-    meta = pod.metadata
-    while (key := controller_of(meta)) is not None:
-        obj = table[key[0]].get(Key(*key))
-        if obj is None:
-            return
-        yield obj
-        meta = obj.metadata

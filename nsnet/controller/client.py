@@ -29,7 +29,7 @@ from nsnet.kernel import process
 MODULE = "nsnet.controller"
 KINDS = {kind.exit_code: kind for kind in (NsnetError, NotReachedError, InputError, MachineError)}
 START_SECONDS = 15.0
-BUILD_SECONDS = 1800.0
+BUILD_SECONDS = 1800.0  # thousands of pods on a busy machine
 STOP_SECONDS = 5.0
 
 
@@ -86,7 +86,7 @@ def build(cluster: str, revision: int) -> int:
         raise
     if answer is None:
         raise NotReachedError(f"the controller of {cluster} has died", f"it starts again; read {log_path(cluster)}")
-    return int(answer["changes"]) - int(before["changes"] if before else 0)
+    return int(answer.get("changes", 0)) - int((before or {}).get("changes", 0))
 
 
 def _converged(cluster: str, revision: int, timeout: float) -> dict[str, Any] | None:

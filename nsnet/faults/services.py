@@ -266,11 +266,13 @@ KINDS = (
     Kind(
         name="conntrack-full",
         title="conntrack's table of a node is full",
-        symptom="No new connection through the node comes to be, whoever opens it; what was connected goes on.",
+        symptom="No new connection through the node comes to be, whoever opens it. What was connected goes on, but not "
+        "through the tunnel.",
         cause="The node counts as many connections as net.netfilter.nf_conntrack_max allows (here: entries from "
-        f"{FILLERS}, established and idle), and conntrack drops each packet that would need one more.",
+        f"{FILLERS}, established and idle), and conntrack drops each packet that would need one more. To make room it "
+        "forgets what nobody has answered, as a tunnel's packets, which go one way each.",
         detect=(
-            "nsnet exec node/NODE -- sysctl -a -r nf_conntrack_(count|max)   # equal",
+            "nsnet exec node/NODE -- sysctl -a -r 'nf_conntrack_(count|max)'   # equal",
             "nsnet exec node/NODE -- conntrack -S   # drop= grows",
             "dmesg   # nf_conntrack: table full, dropping packet",
             "nsnet exec node/NODE -- conntrack -L | head   # who has them all?",

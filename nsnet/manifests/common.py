@@ -1,6 +1,15 @@
 """What objects of several kinds have: annotations, label selectors, lists whose items have names."""
 
-from nsnet.manifests.forms import address, address_of, annotation_keys, label_key, label_value, labels, one_of
+from nsnet.manifests.forms import (
+    address,
+    address_of,
+    annotation_keys,
+    label_key,
+    label_value,
+    labels,
+    one_of,
+    one_of_each,
+)
 from nsnet.manifests.problems import At
 from nsnet.manifests.reading import shown
 
@@ -47,9 +56,4 @@ def unique(at: At, name: str) -> None:
 
 def _pod_addresses(at: At) -> None:
     """One address, or one of each family with a comma between."""
-    parts = [part.strip() for part in (at.value or "").split(",")]
-    for part in parts:
-        address(At(part, at.path, at.found))
-    versions = [found.version for part in parts if (found := address_of(part))]
-    if len(set(versions)) < len(versions):
-        at.wrong(f"{at.value} has two addresses of one family", "one, or one of each: 10.244.1.9, fd00:10:244:1::9")
+    one_of_each(at, [part.strip() for part in (at.value or "").split(",")], address, address_of, "address")

@@ -6,17 +6,19 @@ must be there is the schema's business. They run on values whose types are right
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from nsnet.manifests.problems import At, nearest
 from nsnet.manifests.reading import shown
+from nsnet.names import DEVICE
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _QUALIFIED = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _SERVICE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+MOST_PODS = 100_000  # of one workload; Kubernetes is built for 150,000 in all
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 
 _LABEL_RULE = "lower-case letters, digits and -, beginning and ending with a letter or digit, at most 63 characters"
@@ -82,6 +84,13 @@ def port_name(at: At) -> None:
             f'"{shown(text)}" is not a port name',
             "lower-case letters, digits and single -, at least one letter, at most 15 characters",
         )
+
+
+def device(at: At) -> None:
+    """A network device that is ours to name: none that a shell, or a rule, could read as anything else."""
+    if at.value and not DEVICE.fullmatch(at.value):
+        hint = "letters, digits, -, _ and ., beginning with a letter or digit, at most 15 characters"
+        at.wrong(f'"{shown(at.value)}" is not a device name', hint)
 
 
 def hostname(at: At) -> None:
@@ -157,6 +166,11 @@ def count(at: At) -> None:
     within(at, 0, 2**31 - 1)
 
 
+def pods(at: At) -> None:
+    """How many pods a workload asks for. They are made before anyone counts addresses, so there is an end to it."""
+    within(at, 0, MOST_PODS)
+
+
 def port(at: At, low: int = 1) -> None:
     """A port number; `low` is 0 where 0 means: choose one."""
     if at.value is not None and not low <= at.value <= 65535:
@@ -221,6 +235,18 @@ def subnet(at: At) -> None:
         host = address_of(at.value) is not None and not at.value.endswith(".0")
         near = f": {at.value}/{128 if ':' in at.value else 32}" if host else ", as 10.244.0.0/16"
         at.wrong(f'"{shown(at.value)}" is not a subnet', f"an address, a slash and the prefix length{near}")
+
+
+def one_of_each(
+    at: At, parts: Sequence[str], check: Callable[[At], None], read: Callable[[str], Address | Subnet | None], what: str
+) -> None:
+    """One value, or one of each family; they stood with a comma between."""
+    for part in parts:
+        check(At(part, at.path, at.found))
+    versions = [found.version for part in parts if (found := read(part))]
+    if len(set(versions)) < len(versions):
+        example = "10.244.1.9,fd00:10:244:1::9" if read is address_of else "10.244.0.0/16,fd00:10:244::/56"
+        at.wrong(f'"{shown(at.value)}" is not a pair of one IPv4 and one IPv6 {what}', f"as {example}")
 
 
 def exact_subnet(at: At) -> None:

@@ -7,11 +7,10 @@ embeds, written down here since the API's OpenAPI models, of which `schema.json`
 metrics server, ipvs, Windows …) is taken, checked for its type and kept.
 """
 
-import re
 from collections.abc import Mapping
 
 from nsnet import model
-from nsnet.manifests.forms import address_of, one_of, subnet, subnet_of, within
+from nsnet.manifests.forms import address_of, device, one_of, one_of_each, subnet, subnet_of, within
 from nsnet.manifests.problems import At
 from nsnet.manifests.reading import shown
 
@@ -62,7 +61,6 @@ TYPES: Mapping[str, dict[str, str]] = {
     "JSONOptions": _OUTPUT,
 }  # fmt: skip
 
-MODES = ("iptables", "nftables", "userspace")
 LOCAL_MODES = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 PRIMARY = "primary"
 
@@ -73,7 +71,6 @@ _DURATIONS = (
     *(("ipvs", name) for name in ("tcpTimeout", "tcpFinTimeout", "udpTimeout")),
     *(("conntrack", name) for name in TYPES["KubeProxyConntrackConfiguration"] if name.endswith("Timeout")),
 )
-_DEVICE = re.compile(r"[^\s/:]{1,15}")
 
 
 def configuration(doc: At) -> None:
@@ -97,9 +94,9 @@ def configuration(doc: At) -> None:
 
 def _mode(at: At) -> None:
     if at.value in {"ipvs", "kernelspace"}:
-        at.wrong(f"{at.value} is not emulated", f"one of {', '.join(MODES)}")
+        at.wrong(f"{at.value} is not emulated", f"one of {', '.join(model.PROXY_MODES)}")
     else:
-        one_of(at, MODES)
+        one_of(at, model.PROXY_MODES)
 
 
 def _local_detection(doc: At) -> None:
@@ -108,18 +105,12 @@ def _local_detection(doc: At) -> None:
         at = doc["detectLocal"][name]
         if doc["detectLocalMode"].value == mode and not at.value:
             doc["detectLocalMode"].wrong(f"{mode} needs detectLocal.{name}", f"add `detectLocal: {{{name}: …}}`")
-        elif at.value and not _DEVICE.fullmatch(at.value):
-            at.wrong(f'"{shown(at.value)}" is not a device name', "at most 15 characters, neither / nor : nor space")
+        else:
+            device(at)
 
 
 def _cluster_cidr(at: At) -> None:
-    parts = at.value.split(",") if at.value else []
-    for part in parts:
-        subnet(At(part, at.path, at.found))
-    versions = [found.version for part in parts if (found := subnet_of(part))]
-    if len(parts) > 2 or len(set(versions)) != len(versions):
-        hint = "as 10.244.0.0/16,fd00:10:244::/56"
-        at.wrong(f'"{shown(at.value)}" is not a pair of one IPv4 and one IPv6 subnet', hint)
+    one_of_each(at, (at.value or "").split(","), subnet, subnet_of, "subnet")
 
 
 def _node_port_addresses(at: At) -> None:

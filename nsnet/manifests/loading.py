@@ -72,20 +72,22 @@ class _Wrong(msgspec.Struct, frozen=True):
 
 
 class _Found(msgspec.Struct):
-    """What has been read so far."""
+    """What has been read so far; `namespace` as `load` has it."""
 
+    namespace: str = ""
     objects: dict[Key, Object] = {}
     origins: dict[Key, Origin] = {}
     wrongs: list[_Wrong] = []
     strays: list[str] = []
 
 
-def load(sources: Sequence[Source], name: str | None = None) -> Loaded:
+def load(sources: Sequence[Source], name: str | None = None, namespace: str = "") -> Loaded:
     """All objects of the sources, with exactly one Cluster (a default one, called `name` or after the first file).
 
+    `namespace` is that of objects that say none, and no object may say another; empty: `default`, and any.
     Raises InputError for the first thing that is wrong: `file:line:column: Kind "name": field: what`, with a hint.
     """
-    found = _read_all(sources, name)
+    found = _read_all(sources, name, namespace)
     if found.wrongs:
         raise _placed(sources, found.wrongs[:1])[0]
     return Loaded(found.objects, _notes(found), found.origins, tuple(sources))
@@ -117,8 +119,8 @@ def located(error: ObjectError, loaded: Loaded) -> InputError:
 _Doc = tuple[Origin, dict[str, Any]]
 
 
-def _read_all(sources: Sequence[Source], name: str | None) -> _Found:
-    found = _Found()
+def _read_all(sources: Sequence[Source], name: str | None, namespace: str = "") -> _Found:
+    found = _Found(namespace)
     docs: list[_Doc] = []
     for number, source in enumerate(sources):
         said = [(index, doc) for index, doc in enumerate(documents(source)) if doc is not None]
@@ -181,7 +183,7 @@ def _object(doc: dict[str, Any], origin: Origin, scoped: frozenset[str], found: 
     """Check one object and put it with the others, or say what is wrong with it."""
     said: list[Problem] = []
     kind = _kind(doc, said)
-    clean = doc if said else _checked(doc, kind, scoped, said)
+    clean = doc if said else _checked(doc, kind, scoped, found.namespace, said)
     obj = None if said else _converted(clean, said)
     if obj is None:
         label = _label_of(doc)
@@ -252,23 +254,26 @@ def _missing_hint(doc: dict[str, Any], name: str) -> str:
     return "every object begins with apiVersion and kind, as apiVersion: v1 and kind: Service"
 
 
-def _checked(doc: dict[str, Any], kind: str, scoped: frozenset[str], said: list[Problem]) -> dict[str, Any]:
+def _checked(
+    doc: dict[str, Any], kind: str, scoped: frozenset[str], namespace: str, said: list[Problem]
+) -> dict[str, Any]:
     """The document without nulls, its names filled in, all fields and values checked."""
     known = "" if doc["apiVersion"] == "events.k8s.io/v1" else schema.type_of_kind(kind)
     doc = topology.with_pairs(doc) if kind == "Cluster" else doc
     clean = schema.check(doc, known, (), said) if known else doc
     if not said:
-        clean = {**clean, "kind": kind, "metadata": _metadata(clean.get("metadata"), kind, scoped, said)}
+        metadata = _metadata(clean.get("metadata"), kind, scoped, namespace, said)
+        clean = {**clean, "kind": kind, "metadata": metadata}
     if not said:
         at = At(clean, (), said)
         topology.check(at) if kind == "Cluster" else kinds.check(kind, at)
     return clean
 
 
-def _metadata(value: Any, kind: str, scoped: frozenset[str], said: list[Problem]) -> dict[str, Any]:
+def _metadata(value: Any, kind: str, scoped: frozenset[str], namespace: str, said: list[Problem]) -> dict[str, Any]:
     """The metadata, with a name and with the namespace it means."""
     clean = schema.check({} if value is None else value, "ObjectMeta", ("metadata",), said)
-    if kind not in EMULATED:
+    if kind not in EMULATED and len(said) < ENOUGH:  # else not all of it has been looked at
         said[:] = [problem for problem in said if not problem.key]  # whoever defined the kind knows its fields
     if said:
         return {}
@@ -277,7 +282,11 @@ def _metadata(value: Any, kind: str, scoped: frozenset[str], said: list[Problem]
     if kind in scoped or kind.startswith("Cluster"):
         clean.pop("namespace", None)
     else:
-        clean["namespace"] = clean.get("namespace") or "default"
+        clean["namespace"] = clean.get("namespace") or namespace or "default"
+        if namespace not in ("", clean["namespace"]):
+            said.append(
+                Problem(("metadata", "namespace"), f"is not {namespace}, as -n says", "leave out one of the two")
+            )
     return dict(clean)
 
 

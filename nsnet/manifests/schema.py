@@ -128,7 +128,12 @@ def _spell(info: Any, found: dict[str, dict[str, str]]) -> str:
 
 
 def check(value: Any, kind: str, path: Path, found: list[Problem]) -> Any:
-    """Compare a value with a type of the schema; problems go to `found`. Returns the value without nulls."""
+    """Compare a value with a type of the schema; problems go to `found`. Returns the value without nulls.
+
+    Where ENOUGH is wrong it looks no further: what it returns then is of no use.
+    """
+    if len(found) >= ENOUGH:
+        return value
     first = kind[0]
     if kind in _PYTHON:
         return _scalar(value, kind, path, found)
@@ -155,18 +160,20 @@ def _object(value: Any, kind: str, path: Path, found: list[Problem]) -> Any:
     for name, item in value.items():
         inner = types.get(name)
         if inner is None:
-            if path[:1] != ("status",) and len(found) < ENOUGH:
-                found.append(_unknown(name, kind, path))
+            if path[:1] != ("status",) and len(found) < ENOUGH:  # asked here too: a near spelling takes time
+                _say(found, _unknown(name, kind, path))
             clean[name] = item
         elif item is None:
             if name in declared.required and inner[0] not in "[{":
-                found.append(Problem((*path, name), f"is empty; {_wanted(inner)} is wanted", "write a value after it"))
+                _say(found, Problem((*path, name), f"is empty; {_wanted(inner)} is wanted", "write a value after it"))
         elif type(item) is str and inner == "string":
             clean[name] = item
         else:
             clean[name] = check(item, inner, (*path, name), found)
     if not clean.keys() >= set(declared.required) and path[:1] != ("status",):
-        found += [_missing(name, types[name], path) for name in declared.required if name not in value]
+        for name in declared.required:
+            if name not in value:
+                _say(found, _missing(name, types[name], path))
     return clean
 
 
@@ -194,13 +201,18 @@ def _scalar(value: Any, kind: str, path: Path, found: list[Problem]) -> Any:
     if type(value) not in _PYTHON[kind]:
         return _mistyped(value, WORDS[kind], path, found)
     if type(value) is int and not -(2**63) <= value < 2**63:
-        found.append(Problem(path, "does not fit in 64 bits", "write a smaller number"))
+        _say(found, Problem(path, "does not fit in 64 bits", "write a smaller number"))
     return value
 
 
 def _mistyped(value: Any, wanted: str, path: Path, found: list[Problem]) -> Any:
-    found.append(Problem(path, f"is {described(value)}; {wanted} is wanted", _type_hint(value, wanted)))
+    _say(found, Problem(path, f"is {described(value)}; {wanted} is wanted", _type_hint(value, wanted)))
     return value
+
+
+def _say(found: list[Problem], problem: Problem) -> None:
+    if len(found) < ENOUGH:
+        found.append(problem)
 
 
 def described(value: Any) -> str:

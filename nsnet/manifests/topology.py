@@ -13,7 +13,7 @@ from nsnet.manifests.forms import (
     address,
     address_of,
     address_v4,
-    count,
+    device,
     dns_label,
     dns_subdomain,
     exact_subnet,
@@ -22,22 +22,23 @@ from nsnet.manifests.forms import (
     label_value,
     labels,
     one_of,
+    one_of_each,
+    pods,
     proposed,
     subnet_of,
     within,
 )
 from nsnet.manifests.problems import At
 from nsnet.manifests.reading import shown
+from nsnet.model import PROXY_MODES
 from nsnet.names import CLUSTER
 
-MODES = ("iptables", "nftables", "userspace")
 BACKENDS = ("vxlan", "host-gw", "ipip", "wireguard", "udp")
 WIREGUARD_MODES = ("separate", "auto", "ipv4", "ipv6")
 FLAVOURS = ("coredns", "kube-dns")
 POD_RECORDS = ("disabled", "insecure", "verified")
 EXPECTATIONS = ("ok", "refused", "timeout")
 
-_DEVICE = re.compile(r"[^\s/:]{1,15}")
 _DELAY = re.compile(r"[0-9]+(\.[0-9]+)?(s|secs?|ms|msecs?|us|usecs?)")
 _LOSS = re.compile(r"[0-9]+(\.[0-9]+)?%")
 _RATE = re.compile(r"[0-9]+(\.[0-9]+)?([kmgt]i?)?(bit|bps)", re.IGNORECASE)
@@ -54,12 +55,12 @@ def check(doc: At) -> None:
     annotations(doc["metadata"]["annotations"])
     networking(doc["networking"])
     flannel(doc["flannel"])
-    form(doc["bridge"], _DEVICE, "is not a device name", "at most 15 characters, neither / nor : nor space")
+    device(doc["bridge"])
     for item in doc["loadBalancer"]["addresses"].each():
         address_range(item)
     one_of(doc["loadBalancer"]["mode"], ("nodeport", "vip"))
     dns(doc["dns"])
-    count(doc["ingress"]["replicas"])
+    pods(doc["ingress"]["replicas"])
     one_of(doc["ingress"]["externalTrafficPolicy"], ("Cluster", "Local"))
     underlay(doc["underlay"])
     nodes(doc["nodes"])
@@ -113,21 +114,14 @@ def networking(at: At) -> None:
     subnets(at["podSubnet"])
     subnets(at["serviceSubnet"])
     dns_subdomain(at["dnsDomain"])
-    one_of(at["kubeProxyMode"], MODES)
+    one_of(at["kubeProxyMode"], PROXY_MODES)
     address(at["clusterDNS"])
     _port_range(at["nodePortRange"])
 
 
 def subnets(at: At) -> None:
     """One subnet, or a pair with a comma: dual stack."""
-    parts = at.value.split(",") if at.value else []
-    for part in parts:
-        exact_subnet(At(part.strip(), at.path, at.found))
-    versions = [found.version for part in parts if (found := subnet_of(part.strip()))]
-    if len(parts) > 2 or (len(parts) == 2 and len(set(versions)) != len(versions)):
-        at.wrong(
-            f'"{shown(at.value)}" is not a pair of one IPv4 and one IPv6 subnet', "as 10.244.0.0/16,fd00:10:244::/56"
-        )
+    one_of_each(at, [part.strip() for part in (at.value or "").split(",")], exact_subnet, subnet_of, "subnet")
 
 
 def _port_range(at: At) -> None:

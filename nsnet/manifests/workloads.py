@@ -12,6 +12,7 @@ from nsnet.manifests.forms import (
     label_key,
     labels,
     one_of,
+    pods,
     port,
     port_name,
     port_or_name,
@@ -94,7 +95,7 @@ def placement(at: At) -> None:
 def workload(doc: At) -> None:
     """Deployment, ReplicaSet, StatefulSet, DaemonSet: the selector must find the template's pods."""
     spec = doc["spec"]
-    count(spec["replicas"])
+    pods(spec["replicas"])
     selector(spec["selector"])
     template(spec["template"], ("Always",))
     said = spec["selector"].value or {}
@@ -118,7 +119,7 @@ def _found_in_template(wanted: At, spec: At) -> None:
 
 def replication_controller(doc: At) -> None:
     spec = doc["spec"]
-    count(spec["replicas"])
+    pods(spec["replicas"])
     labels(spec["selector"])
     if not spec["template"].value:
         spec["template"].wrong("is missing; a mapping is wanted", "add `template:` with the pod to run")
@@ -129,8 +130,9 @@ def replication_controller(doc: At) -> None:
 
 def job(doc: At) -> None:
     spec = doc["spec"]
-    for name in ("parallelism", "completions", "backoffLimit"):
-        count(spec[name])
+    pods(spec["parallelism"])
+    pods(spec["completions"])
+    count(spec["backoffLimit"])
     template(spec["template"], ("OnFailure", "Never"))
     if not spec["template"]["spec"]["restartPolicy"].value:
         spec["template"]["spec"]["restartPolicy"].wrong(

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from nsnet.programs.start import log, tell_ready
+from nsnet.programs.plain import log, tell_ready
 
 SOCKET = "etcd.sock:0"
 HEALTHY_SECONDS = 25.0

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from nsnet.programs import start
+from nsnet.programs import plain, start
 from nsnet.programs.web import HTML, Page, serve
 
 OUTPUT = 64 * 1024
@@ -33,7 +33,7 @@ LINKS = (
 )
 UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 PART = r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)"
-log = partial(start.log, "exechealthz")
+log = partial(plain.log, "exechealthz")
 Clock = Callable[[], float]
 
 

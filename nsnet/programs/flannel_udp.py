@@ -30,17 +30,18 @@ from typing import NamedTuple
 import msgspec
 
 from nsnet.kernel import tun
-from nsnet.programs import lines, start
+from nsnet.programs import lines, plain, start
 
 AT_ONCE = 64  # packets taken from one side before the other gets its turn
 LARGEST = 65535
 SMALLEST = 20  # bytes of an IPv4 header
 REMEMBERED = 1 << 14  # destinations
-AGAIN = 0.005  # s until the next try to attach; the kernel has no event that a device is free
+AGAIN, SELDOM = 0.005, 0.25  # s until the next try to attach, at first and at most; no event says that a device is free
+PATIENCE = 5.0  # s that who reloads waits for another device
 IP_FREEBIND = 15
 IPPROTO_ICMP, UNREACHABLE, NET_UNREACHABLE = 1, 3, 0
 
-log = partial(start.log, "flannel_udp")
+log = partial(plain.log, "flannel_udp")
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -133,8 +134,8 @@ class Carrier:
         another = config.device != self.config.device
         self.config, self.leases = config, leases
         self.nodes.clear()
-        if another:
-            await self.attach()
+        if another and not (await asyncio.wait({self.attach()}, timeout=PATIENCE))[0]:
+            return f"error: {config.device} is not there, or another program has it; it is waited for"
         return "ok"
 
     def _listen(self, new: socket.socket) -> None:
@@ -148,15 +149,23 @@ class Carrier:
         asyncio.get_running_loop().add_reader(self.socket, self._from_nodes)
         await self.attach()
 
-    async def attach(self) -> None:
-        """Waits until the device is there, and nobody else's."""
+    def attach(self) -> asyncio.Task[None]:
+        """The wait until the device is there, and nobody else's; one at a time."""
+        if self.attaching is not None:
+            self.attaching.cancel()
         self._detach()
+        self.attaching = asyncio.create_task(self._attach())
+        return self.attaching
+
+    async def _attach(self) -> None:
+        pause = AGAIN
         while self.device < 0:
             with contextlib.suppress(OSError):
                 socket.if_nametoindex(self.config.device)  # asking for one that is not there would make it
                 self.device = tun.attach(self.config.device)
                 break
-            await asyncio.sleep(AGAIN)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, SELDOM)
         asyncio.get_running_loop().add_reader(self.device, self._from_device)
 
     def _detach(self) -> None:
@@ -168,8 +177,7 @@ class Carrier:
     def _lost(self, error: OSError) -> None:
         """Somebody has deleted the device."""
         log(f"{self.config.device}: {error.strerror}; waiting until it is there again")
-        self._detach()
-        self.attaching = asyncio.ensure_future(self.attach())
+        self.attach()
 
     def _from_device(self) -> None:
         for _ in range(AT_ONCE):

@@ -19,18 +19,18 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from nsnet.kernel.netns import inside
-from nsnet.names import NETNS
-from nsnet.programs import lines, start
+from nsnet.programs import lines, plain, start
+from nsnet.programs.plain import Place, inode_of
 from nsnet.programs.web import JSON, Page, Pages, serve
 
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 BACKLOG = 128
-log = partial(start.log, "healthcheck")
+log = partial(plain.log, "healthcheck")
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -52,15 +52,6 @@ class Node(msgspec.Struct, frozen=True):
 
 class Config(msgspec.Struct, frozen=True):
     nodes: tuple[Node, ...] = ()
-
-
-class Place(NamedTuple):
-    """A socket's identity. `inode` is the namespace's: under the same name there may be a new one."""
-
-    netns: str
-    inode: int
-    address: str
-    port: int
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------
@@ -94,19 +85,12 @@ def wanted(config: Config) -> dict[Place, Node | Check]:
     """Every socket, and whose health is told there."""
     found: dict[Place, Node | Check] = {}
     for node in config.nodes:
-        place = partial(Place, node.netns, inode_of(node.netns))
-        found[place(*node.healthz)] = node
+        place = partial(Place, node.netns, inode_of(node.netns), "TCP")
+        address, port = node.healthz
+        found[place(port, address)] = node
         for check in node.checks:
-            found |= {place(address, check.port): check for address in check.addresses}
+            found |= {place(check.port, address): check for address in check.addresses}
     return found
-
-
-def inode_of(netns: str) -> int:
-    """The namespace's inode; 0 where there is none of that name."""
-    try:
-        return (NETNS / netns).stat().st_ino
-    except OSError:
-        return 0
 
 
 class Server:
@@ -116,20 +100,25 @@ class Server:
         self.path = path
         self.told: dict[Place, Node | Check] = {}
         self.servers: dict[Place, asyncio.Server] = {}
+        self.reloading = asyncio.Lock()
 
     async def reload(self) -> str:
         """`ok`, or what is wrong with the file."""
-        try:
-            config = msgspec.json.decode(self.path.read_bytes(), type=Config)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            log(f"{self.path}: {error}")
-            return f"error: {error}"
+        async with self.reloading:
+            try:
+                config = msgspec.json.decode(self.path.read_bytes(), type=Config)
+            except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+                log(f"{self.path}: {error}")
+                return f"error: {error}"
+            await self._use(config)
+            return "ok"
+
+    async def _use(self, config: Config) -> None:
         self.told = wanted(config)
         for place in self.servers.keys() - self.told.keys():
             self.servers.pop(place).close()
         for place, sock in _opened(sorted(self.told.keys() - self.servers.keys())):
             self.servers[place] = await serve(self._pages(place), sock=sock)
-        return "ok"
 
     def _pages(self, place: Place) -> Pages:
         def page(path: str, _client: str) -> Page | None:
@@ -149,9 +138,11 @@ def _opened(places: list[Place]) -> Iterator[tuple[Place, socket.socket]]:
     for place in places:
         try:
             with inside(place.netns):
-                yield place, socket.create_server((place.address, place.port), backlog=BACKLOG)
+                sock = socket.create_server((place.address, place.port), backlog=BACKLOG)
         except OSError as error:
             log(f"{place.netns}: {place.address}:{place.port}: {error}; tried again at the next reload")
+        else:
+            yield place, sock  # at home again: whoever takes it may wait there
 
 
 # --- the program ------------------------------------------------------------------------------------------------------

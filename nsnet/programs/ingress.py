@@ -35,7 +35,7 @@ from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
 
-from nsnet.programs import lines, start
+from nsnet.programs import lines, plain, start
 
 HAPROXY = "haproxy"
 TIMEOUT = 10.0  # s until a new worker must live by the file
@@ -50,7 +50,7 @@ NOBODY = 65534
 _DIGEST = re.compile(r"^ *description:? (.*)$", re.MULTILINE | re.IGNORECASE)
 _LINE = re.compile(r"^(backend|    server) (\S+)(?: (\S+))?", re.MULTILINE)
 
-log = partial(start.log, "ingress")
+log = partial(plain.log, "ingress")
 
 Servers = dict[tuple[str, str], str]
 """(backend, server) → address and port."""
@@ -78,9 +78,9 @@ def wanted_of(text: str) -> Wanted:
 
 def states(text: str) -> dict[tuple[str, str], bool]:
     """`show servers state` → is each server in use?"""
-    lines = [line.split() for line in text.splitlines()]
-    head = next((words[1:] for words in lines if words[:2] == ["#", "be_id"]), [])
-    rows = (dict(zip(head, words, strict=False)) for words in lines if words and words[0].isdigit() and len(words) > 1)
+    said = [line.split() for line in text.splitlines()]
+    head = next((words[1:] for words in said if words[:2] == ["#", "be_id"]), [])
+    rows = (dict(zip(head, words, strict=False)) for words in said if words and words[0].isdigit() and len(words) > 1)
     return {(row["be_name"], row["srv_name"]): row["srv_admin_state"] == "0" for row in rows}
 
 
@@ -152,9 +152,11 @@ class Proxy:
         said, _ = await checking.communicate()
         if checking.returncode == 0:
             return ""
-        lines = [line for line in said.decode(errors="replace").splitlines() if "[ALERT]" in line]
+        alerts = [line for line in said.decode(errors="replace").splitlines() if "[ALERT]" in line]
         first = (
-            re.sub(r"^\[ALERT\]\s+\(\d+\) : ", "", lines[0]) if lines else f"haproxy -c ends with {checking.returncode}"
+            re.sub(r"^\[ALERT\]\s+\(\d+\) : ", "", alerts[0])
+            if alerts
+            else f"haproxy -c ends with {checking.returncode}"
         )
         return first.replace(f"{self.config.parent}/", "")[:300]
 
@@ -193,14 +195,14 @@ class Proxy:
         there = states(await self._ask(["show servers state"]))
         return {key for key, used in there.items() if used} == wanted.keys()
 
-    async def _ask(self, lines: Iterable[str]) -> str:
+    async def _ask(self, commands: Iterable[str]) -> str:
         """HAProxy's answer to commands; nothing where it does not answer."""
         try:
             reader, writer = await asyncio.open_unix_connection(str(self.socket))
         except OSError:
             return ""
         try:
-            writer.write(("; ".join(lines) + "\n").encode())
+            writer.write(("; ".join(commands) + "\n").encode())
             async with asyncio.timeout(TIMEOUT):
                 return (await reader.read()).decode(errors="replace")
         except (OSError, TimeoutError):
@@ -251,7 +253,8 @@ class Log:
     def __init__(self) -> None:
         self.reading, self.end = os.pipe()
         os.set_blocking(self.reading, False)
-        fcntl.fcntl(self.end, fcntl.F_SETPIPE_SZ, LOG_PIPE)
+        with contextlib.suppress(OSError):  # who is not root has a share of pipes, and it may be used up
+            fcntl.fcntl(self.end, fcntl.F_SETPIPE_SZ, LOG_PIPE)
         self.rest = b""
 
     async def keep(self) -> None:
@@ -269,8 +272,8 @@ class Log:
     def write(self) -> None:
         """What is there now, without the beginning of a line."""
         with contextlib.suppress(OSError):
-            lines, newline, self.rest = (self.rest + os.read(self.reading, LOG_PIPE)).rpartition(b"\n")
-            os.write(1, lines + newline)
+            whole, newline, self.rest = (self.rest + os.read(self.reading, LOG_PIPE)).rpartition(b"\n")
+            os.write(1, whole + newline)
 
 
 # --- the program ------------------------------------------------------------------------------------------------------
@@ -310,7 +313,7 @@ async def run(config: Path) -> None:
 
 
 def main() -> None:
-    start.all_descriptors()
+    plain.all_descriptors()
     os.environ["NSNET_NOBODY"] = str(nobody(Path("/proc/self/uid_map").read_text()))
     if len(sys.argv) != 2:
         sys.exit("usage: python -m nsnet.programs.ingress CONFIG")

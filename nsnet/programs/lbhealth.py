@@ -20,13 +20,13 @@ from pathlib import Path
 
 import msgspec
 
-from nsnet.programs import lines, start
+from nsnet.programs import lines, plain, start
 
 PERIOD, PATIENCE = 2.0, 3.0  # s
 FAILURES = 2
 SETTLED, AGAIN = 3.0, 0.1  # s
 AT_ONCE = 64  # questions under way
-log = partial(start.log, "lbhealth")
+log = partial(plain.log, "lbhealth")
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -71,7 +71,7 @@ async def ask(check: Check, room: asyncio.Semaphore) -> bool | None:
                     writer.close()
         except (OSError, TimeoutError, ValueError):
             return None
-    return status.split(b" ", 2)[1] == b"200" if status.startswith(b"HTTP/") else None
+    return status.split(b" ", 2)[1:2] == [b"200"] if status.startswith(b"HTTP/") else None
 
 
 class Checker:

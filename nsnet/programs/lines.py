@@ -2,31 +2,54 @@
 
 import asyncio
 import contextlib
-import os
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
+
+from nsnet.programs.plain import beside
 
 Answer = Callable[[str], AsyncIterator[str]]
 """From a line that was said to the lines that answer it, as they come; none hangs up."""
 
 
-async def listen(config: Path, answer: Answer) -> None:
-    """Opens the socket. Raises OSError."""
+async def listen(config: Path, answer: Answer) -> asyncio.Server:
+    """Opens the socket, which stays open as long as the program runs. Raises OSError."""
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        coming = asyncio.ensure_future(reader.readline())
         with contextlib.suppress(OSError, ValueError, asyncio.CancelledError):  # a line without an end; our own end
-            while line := (await reader.readline()).decode(errors="replace").strip():
-                said = False
-                async for words in answer(line):
-                    writer.write(f"{words}\n".encode())
-                    await writer.drain()
-                    said = True
-                if not said:
+            while line := (await coming).decode(errors="replace").strip():
+                coming = asyncio.ensure_future(reader.readline())
+                if not await _say(answer(line), writer, coming):
                     break
+        coming.cancel()
         writer.close()
 
-    await asyncio.start_unix_server(converse, sock=_beside(config))
+    return await asyncio.start_unix_server(converse, sock=beside(config))
+
+
+async def _say(answer: AsyncIterator[str], writer: asyncio.StreamWriter, coming: asyncio.Future[bytes]) -> bool:
+    """Whether there was an answer. It may have no end: who has hung up gets one line, and no second."""
+    words = await anext(answer, None)
+    said = words is not None
+    while words is not None:
+        writer.write(f"{words}\n".encode())
+        await writer.drain()
+        words = await _following(answer, coming)
+    return said
+
+
+async def _following(answer: AsyncIterator[str], coming: asyncio.Future[bytes]) -> str | None:
+    """The next line of an answer; None at its end, or when nothing comes any more from whoever asked."""
+    words: asyncio.Future[str | None] = asyncio.ensure_future(anext(answer, None))
+    either: set[asyncio.Future[Any]] = {words, coming}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not words.done() and not coming.result():
+            return None
+        return await words
+    finally:
+        words.cancel()
 
 
 async def take_reloads(config: Path, reload: Callable[[], Awaitable[str]]) -> None:
@@ -37,17 +60,3 @@ async def take_reloads(config: Path, reload: Callable[[], Awaitable[str]]) -> No
             yield await reload()
 
     await listen(config, answer)
-
-
-def _beside(config: Path) -> socket.socket:
-    """Bound by its directory, since paths of unix sockets end at 108 bytes; one of a program that died goes."""
-    name = f"{config.name}.sock"
-    with contextlib.suppress(FileNotFoundError):
-        config.with_name(name).unlink()
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    directory = os.open(config.parent, os.O_PATH | os.O_CLOEXEC)
-    try:
-        sock.bind(f"/proc/self/fd/{directory}/{name}")
-    finally:
-        os.close(directory)
-    return sock

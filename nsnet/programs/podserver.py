@@ -19,23 +19,24 @@ keeps every socket that is still wanted, with its connections. One that cannot b
 import contextlib
 import errno
 import os
-import resource
 import select
 import signal
 import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from nsnet.kernel.netns import inside
-from nsnet.names import NETNS
+from nsnet.programs import plain
 from nsnet.programs.netexec import Conversation, Served, datagram
+from nsnet.programs.plain import ANY, ANY6, Place, all_descriptors, beside, inode_of, tell_ready
 
 CONNECTIONS = 2048
 CHUNK = 4096
@@ -44,7 +45,7 @@ BACKLOG = 1024
 AT_ONCE = 64  # connections or datagrams taken from one socket before the others get their turn
 NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 IP_PKTINFO = 8  # not in Python's socket module before 3.14
-ANY, ANY6 = "0.0.0.0", "::"  # noqa: S104 - all addresses of the pod's own namespace
+log = partial(plain.log, "podserver")
 
 
 class Pod(msgspec.Struct, frozen=True):
@@ -68,16 +69,6 @@ class Config(msgspec.Struct, frozen=True):
     pods: tuple[Pod, ...] = ()
 
 
-class Place(NamedTuple):
-    """A socket's identity. `inode` is the namespace's: under the same name there may be a new one."""
-
-    netns: str
-    inode: int
-    protocol: str
-    port: int
-    address: str = ANY
-
-
 def wanted(config: Config, inode: Callable[[str], int]) -> dict[Place, Served]:
     """The sockets that the configuration asks for. Where two pods of one namespace ask for a port, the first has it."""
     places: dict[Place, Served] = {}
@@ -89,19 +80,6 @@ def wanted(config: Config, inode: Callable[[str], int]) -> dict[Place, Served]:
                 if places.setdefault(Place(pod.netns, number, protocol, port, address), served) is not served:
                     log(f"{pod.namespace}/{pod.pod}: {protocol} {port} is taken by another pod of {pod.netns}")
     return places
-
-
-def inode_of(netns: str) -> int:
-    """The namespace's inode; 0 where there is none of that name."""
-    try:
-        return (NETNS / netns).stat().st_ino
-    except OSError:
-        return 0
-
-
-def log(text: str) -> None:
-    with contextlib.suppress(OSError):  # whoever read it may be gone
-        os.write(2, f"podserver: {text}\n".encode(errors="replace"))
 
 
 def open_socket(protocol: str, port: int, address: str = ANY) -> socket.socket:
@@ -359,11 +337,7 @@ class Control:
     def __init__(self, server: Server, config: Path) -> None:
         self.server = server
         self.config = config
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        path = f"{config}.sock"
-        with contextlib.suppress(FileNotFoundError):
-            Path(path).unlink()  # of a server that died
-        self.sock.bind(path)
+        self.sock = beside(config)
         self.sock.listen(16)
         server.watch(self.sock.fileno(), self.accept)
 
@@ -414,20 +388,9 @@ def on_signals(server: Server, control: Control) -> None:
     server.watch(reader, handle)
 
 
-def tell_ready() -> None:
-    """One byte to whoever started us (NSNET_READY_FD), when every socket is open."""
-    fd = os.environ.pop("NSNET_READY_FD", "")
-    if fd:
-        with contextlib.suppress(OSError):
-            os.write(int(fd), b"\n")
-        os.close(int(fd))
-
-
 def main() -> None:
     """Reads CONFIG, serves it until SIGTERM. Exit code 1 when CONFIG cannot be read at the start."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    server = Server(hard - CONNECTIONS - 64)
+    server = Server(all_descriptors() - CONNECTIONS - 64)
     control = Control(server, Path(sys.argv[1]))
     on_signals(server, control)
     if control.reload() != "ok":

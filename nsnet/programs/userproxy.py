@@ -31,7 +31,7 @@ from typing import NamedTuple, cast
 
 import msgspec
 
-from nsnet.programs import lines, start
+from nsnet.programs import lines, plain, start
 
 DIAL = (0.25, 0.5, 1.0, 2.0)  # s
 BACKLOG = 1024
@@ -42,7 +42,7 @@ LARGEST = 65535
 IP_PKTINFO = 8  # not in Python's socket module before 3.14
 ANYWHERE = "0.0.0.0"  # noqa: S104 - upstream's default, every address of the node
 
-log = partial(start.log, "userproxy")
+log = partial(plain.log, "userproxy")
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -346,8 +346,7 @@ class Udp:
         if not endpoint:
             return None
         try:
-            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            sock.connect(address(endpoint))
+            sock = _connected(endpoint)
         except OSError as error:
             log(f"{self.name}: {endpoint}: {error}")
             return None
@@ -381,6 +380,17 @@ class Udp:
                 cast("socket.socket", self.sock).sendmsg([data], source, 0, (host, port))
 
 
+def _connected(endpoint: str) -> socket.socket:
+    """Raises OSError."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect(address(endpoint))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
 def asked_at(ancillary: list[tuple[int, int, bytes]]) -> bytes:
     """The address a datagram was sent to: an answer from another one would not be taken for one."""
     for level, kind, data in ancillary:
@@ -393,13 +403,15 @@ def asked_at(ancillary: list[tuple[int, int, bytes]]) -> bytes:
 
 
 def bound(protocol: str, port: int) -> socket.socket:
-    """A socket on every address of the node. Raises OSError."""
+    """A socket on every address of the node; one of TCP listens. Raises OSError."""
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     sock = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
     try:
         if protocol == "tcp":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((ANYWHERE, port))
+        if protocol == "tcp":
+            sock.listen()
     except OSError:
         sock.close()
         raise
@@ -461,9 +473,7 @@ class Proxy:
             self.held.pop(place).close()
         for place in sorted(wanted - self.held.keys()):
             try:
-                self.held[place] = sock = bound(*place)
-                if place.protocol == "tcp":
-                    sock.listen()
+                self.held[place] = bound(*place)
             except OSError as error:
                 log(f"node port {place.protocol} {place.port}: {error}; it works, and somebody else has it")
 

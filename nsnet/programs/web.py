@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import httptools
 
-from nsnet.programs.start import everywhere
+from nsnet.programs.plain import everywhere
 
 CONNECTIONS = 128
 MAX_HEAD = 16 * 1024

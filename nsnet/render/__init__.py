@@ -20,9 +20,9 @@ from nsnet.render import (
     ingress,
     lacking,
     loadbalancer,
-    machines,
     portmap,
     programs,
+    spread,
     sysctls,
     underlay,
 )
@@ -60,7 +60,7 @@ def render(objects: model.Objects, here: str = "") -> State:
     want = {netns: _united(values) for netns, values in parts.items()}
     for netns, said in sysctls.said(seen).items():
         want[netns] = frozenset(sysctls.over(want[netns], netns, said))
-    return machines.own(seen, lacking.without(seen.cluster, want))
+    return spread.own(seen, lacking.without(seen.cluster, want))
 
 
 def _united(parts: list[Iterable[Value]]) -> frozenset[Value]:

@@ -65,7 +65,12 @@ class Overlay(msgspec.Struct, frozen=True):
         return tuple(lease for lease in self.remote if family_of(lease.subnet) == leg.family)
 
     def network(self, family: Family) -> str:
-        return next(cidr for cidr in self.pod_cidrs if family_of(cidr) == family)
+        return network(self.pod_cidrs, family)
+
+
+def network(pod_cidrs: Iterable[str], family: Family) -> str:
+    """Flannel's network of a family: the cluster's pods."""
+    return next(cidr for cidr in pod_cidrs if family_of(cidr) == family)
 
 
 def values(overlay: Overlay) -> frozenset[Value]:

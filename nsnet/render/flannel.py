@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from nsnet import names
-from nsnet.model import Backend, Family, family_of
+from nsnet.model import Backend, Family
 from nsnet.render import backends
-from nsnet.render.backends import Overlay
+from nsnet.render.backends import Overlay, network
 from nsnet.render.view import Lease, Leg, Node, View
 from nsnet.state import Chain, File, Value
 
@@ -33,7 +33,7 @@ def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
             continue
         yield node.netns, _overlay(node, view.leases, view.pod_cidrs, backend)
         for leg in node.legs:
-            yield node.netns, _rules(leg, _network(view.pod_cidrs, leg.family), masq)
+            yield node.netns, _rules(leg, network(view.pod_cidrs, leg.family), masq)
         yield node.netns, (subnet_env(node, view.pod_cidrs, masq),)
 
 
@@ -49,10 +49,6 @@ def _overlay(node: Node, leases: tuple[Lease, ...], pod_cidrs: tuple[str, ...], 
 def _is_for(lease: Lease, backend: Backend) -> bool:
     """Whether it is a peer's of this backend; udp takes every lease for one, since its own do not say."""
     return backend.kind in {"udp", lease.backend}
-
-
-def _network(pod_cidrs: tuple[str, ...], family: Family) -> str:
-    return next(cidr for cidr in pod_cidrs if family_of(cidr) == family)
 
 
 def jumps(*, masq: bool) -> tuple[tuple[str, str, str], ...]:
@@ -86,7 +82,7 @@ def subnet_env(node: Node, pod_cidrs: tuple[str, ...], masq: bool) -> File:
     """The file the CNI plugin reads; FLANNEL_SUBNET and FLANNEL_IPV6_SUBNET are the bridge's addresses."""
     legs = sorted(node.legs, key=lambda leg: leg.family)
     lines = (
-        *(line for leg in legs for line in _env(leg, _network(pod_cidrs, leg.family))),
+        *(line for leg in legs for line in _env(leg, network(pod_cidrs, leg.family))),
         f"FLANNEL_MTU={node.mtu}",
         f"FLANNEL_IPMASQ={str(masq).lower()}",
     )

@@ -14,9 +14,10 @@ import msgspec
 
 from nsnet import model, names
 from nsnet.model import Node
-from nsnet.render import kubeproxy, loadbalancer, machines, services
+from nsnet.render import kubeproxy, loadbalancer, services
 from nsnet.render.kubeproxy import PRIMARY, Told
 from nsnet.render.services import Joined
+from nsnet.render.spread import local
 from nsnet.render.view import View
 from nsnet.state import File, Process, Value
 
@@ -30,7 +31,7 @@ def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
     checked = services.chosen(view.objects, _wants_health_check)
     joined = [item for item in checked if model.has_health_port(item.service, view.cluster)]
     nodes = model.of(view.objects, Node)
-    here = {node.name for node in machines.local(view).nodes}
+    here = {node.name for node in local(view).nodes}
     served = [_node(view, said, node, joined) for node in nodes if node.metadata.name in here]
     yield view.router, _program(view, "healthcheck", {"nodes": served})
     asked = _checks(view, said, nodes)

@@ -72,6 +72,7 @@ _PATH = re.compile(r"/[!-~]*")
 _NAME = re.compile(r"[-A-Za-z0-9_]+")
 _PARAMETER = re.compile(r"[-A-Za-z0-9_.~]+")
 _TEXT = re.compile(r"[ -~]*")
+_IN_URL = re.compile(r"[-A-Za-z0-9._~/:@!&=+,;%]")
 
 
 def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
@@ -372,9 +373,8 @@ def _redirect(action: Redirect, number: str, frontend: Frontend) -> Iterator[str
 
 def _plain_format(text: str) -> str:
     """Inside double quotes: what HAProxy or its quotes would read is percent-encoded, as a URL may have it."""
-    kept = re.compile(r"[-A-Za-z0-9._~/:@!&=+,;%]")
     said = "".join(
-        letter if kept.fullmatch(letter) else "".join(f"%{byte:02X}" for byte in letter.encode()) for letter in text
+        letter if _IN_URL.fullmatch(letter) else "".join(f"%{byte:02X}" for byte in letter.encode()) for letter in text
     )
     return said.replace("%", "%%")
 

@@ -67,7 +67,7 @@ def told(objects: Objects) -> Told:
     return Told(cluster_of(objects), kube_proxy_of(objects) or KubeProxyConfiguration(ObjectMeta()))
 
 
-def detector(said: Told, node: Node | None, family: Family) -> LocalDetector:
+def detector(said: Told, node: Node, family: Family) -> LocalDetector:
     """How this node's kube-proxy knows local pods; NodeCIDR asks the node."""
     match said.config.detectLocalMode:
         case "BridgeInterface":
@@ -75,7 +75,7 @@ def detector(said: Told, node: Node | None, family: Family) -> LocalDetector:
         case "InterfaceNamePrefix":
             return LocalDetector(interface=f"{said.config.detectLocal.interfaceNamePrefix}+")
         case "NodeCIDR":
-            cidrs: Sequence[str] = pod_cidrs(node) if node else ()
+            cidrs: Sequence[str] = pod_cidrs(node)
         case _:
             cidrs = subnets(said.cluster.networking.podSubnet)
     return LocalDetector(next(_of_family(cidrs, family), ""))
@@ -93,7 +93,7 @@ def localhost_node_ports(said: Told, family: Family) -> bool:
     return wanted and (asked is None or any(ip_network(cidr, strict=False).overlaps(loopback) for cidr in asked))
 
 
-def node_port_addresses(said: Told, node: Node | None, family: Family) -> tuple[str, ...] | None:
+def node_port_addresses(said: Told, node: Node, family: Family) -> tuple[str, ...] | None:
     """The addresses of this node whose node ports are served; None: all of them.
 
     kube-proxy looks at the node's devices; here they follow from the objects.
@@ -104,7 +104,7 @@ def node_port_addresses(said: Told, node: Node | None, family: Family) -> tuple[
     if asked is None:
         return None
     networks = [ip_network(cidr, strict=False) for cidr in asked]
-    local = dict.fromkeys(_of_family(local_addresses(said.cluster, node), family)) if node else ()
+    local = dict.fromkeys(_of_family(local_addresses(said.cluster, node), family))
     return tuple(address for address in local if any(ip_address(address) in network for network in networks))
 
 
@@ -134,8 +134,8 @@ def _of_family(texts: Sequence[str], family: Family) -> Iterator[str]:
     return (text for text in texts if text and family_of(text) == family)
 
 
-def _internal(node: Node | None) -> list[str]:
-    return [item.address for item in node.status.addresses if item.type == "InternalIP"] if node else []
+def _internal(node: Node) -> list[str]:
+    return [item.address for item in node.status.addresses if item.type == "InternalIP"]
 
 
 def local_addresses(cluster: Cluster, node: Node) -> list[str]:

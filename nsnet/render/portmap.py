@@ -105,7 +105,7 @@ def udp(objects: model.Objects) -> dict[str, dict[tuple[str, int], frozenset[str
     found: dict[str, dict[tuple[str, int], frozenset[str]]] = {}
     for pod in model.of(objects, model.Pod):
         for item in model.container_ports(pod) if pod.status.podIP and not pod.spec.hostNetwork else ():
-            if item.hostPort and item.protocol == "UDP" and pod.status.phase not in {"Succeeded", "Failed"}:
+            if item.hostPort and item.protocol == "UDP" and pod.status.phase not in model.ENDED:
                 ports = found.setdefault(pod.spec.nodeName, {})
                 ends = frozenset({f"{pod.status.podIP}:{item.containerPort}"})
                 ports["", item.hostPort] = ports.get(("", item.hostPort), frozenset()) | ends

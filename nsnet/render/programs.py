@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from nsnet import names
-from nsnet.render import machines
+from nsnet.render import spread
 from nsnet.render.view import Pod, View
 from nsnet.state import File, Process, Value
 
@@ -18,7 +18,7 @@ _json = msgspec.json.Encoder()
 
 
 def render(view: View) -> Iterator[tuple[str, Iterable[Value]]]:
-    view = machines.local(view)
+    view = spread.local(view)
     path = str(names.run_dir(view.name) / "podserver.json")
     pods = sorted((pod for found in view.pods.values() for pod in found), key=lambda pod: (pod.namespace, pod.name))
     content = _json.encode({"pods": [_entry(pod) for pod in pods]}).decode()

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import msgspec
 
 from nsnet import names
-from nsnet.model import Family, Node, Objects
+from nsnet.model import Family, Node
 from nsnet.render import kubeproxy, services
 from nsnet.render.kubeproxy import LocalDetector, Told
 from nsnet.render.services import Joined, Place, ServicePortInfo, Target
@@ -96,12 +96,7 @@ class Spelled(msgspec.Struct, frozen=True):
     lines: tuple[Line, ...]
 
 
-def settings(objects: Objects, family: Family = "ip") -> Settings:
-    """What kube-proxy is told, so far as it is the same on every node."""
-    return settings_on(None, kubeproxy.told(objects), family)
-
-
-def settings_on(node: Node | None, said: Told, family: Family = "ip") -> Settings:
+def settings_on(node: Node, said: Told, family: Family = "ip") -> Settings:
     """What the kube-proxy of a node makes of it."""
     return Settings(
         kubeproxy.detector(said, node, family),
@@ -114,14 +109,8 @@ def settings_on(node: Node | None, said: Told, family: Family = "ip") -> Setting
     )
 
 
-def chains(objects: Objects, node: Node, said: Settings | None = None) -> frozenset[Chain]:
-    """Every chain kube-proxy has on this node, without the built-in ones (see `JUMPS`)."""
-    told = said or settings_on(node, kubeproxy.told(objects))
-    return node_chains(services.join(objects), services.place(node, told.family), told)
-
-
 def node_chains(every: Iterable[Joined], where: Place, told: Settings) -> frozenset[Chain]:
-    """The same, where many nodes share one `services.join`."""
+    """Every chain kube-proxy has on this node, without the built-in ones (see `JUMPS`); nodes share what is joined."""
     joined = tuple(every)
     large = sum(services.candidates(item, told.family) for item in joined) > LARGE
     spelled = [_kept(item, where, told, large) for item in joined]

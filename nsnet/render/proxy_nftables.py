@@ -28,9 +28,10 @@ from typing import NamedTuple
 import msgspec
 
 from nsnet import names
-from nsnet.model import Family, Node, Objects, family_of, subnets
+from nsnet.model import Family, Node, family_of, subnets
 from nsnet.render import kubeproxy, services
 from nsnet.render.kubeproxy import PRIMARY, LocalDetector, Told
+from nsnet.render.ranges import united
 from nsnet.render.services import Joined, Place, Port, ServicePortInfo, Target
 from nsnet.state import Key, Nft, NftChain, NftElement, NftSet, NftTable, nft_interval
 
@@ -70,12 +71,7 @@ _WORDS: Mapping[str, _Words] = {
 }
 
 
-def settings(objects: Objects, family: Family = "ip") -> Settings:
-    """What kube-proxy is told, so far as it is the same on every node, and the cluster's Service range."""
-    return settings_on(None, kubeproxy.told(objects), family)
-
-
-def settings_on(node: Node | None, said: Told, family: Family = "ip") -> Settings:
+def settings_on(node: Node, said: Told, family: Family = "ip") -> Settings:
     """What the kube-proxy of a node makes of it. Unlike in iptables mode, nothing said means the primary address."""
     every = subnets(said.cluster.networking.serviceSubnet)
     primary = said.config.nodePortAddresses in ((), PRIMARY)
@@ -89,14 +85,8 @@ def settings_on(node: Node | None, said: Told, family: Family = "ip") -> Setting
     )
 
 
-def values(objects: Objects, node: Node, said: Settings | None = None) -> frozenset[Nft]:
-    """kube-proxy's whole table on this node."""
-    told = said or settings_on(node, kubeproxy.told(objects))
-    return node_values(services.join(objects), services.place(node, told.family), told)
-
-
 def node_values(every: Iterable[Joined], where: Place, told: Settings) -> frozenset[Nft]:
-    """The same, where many nodes share one `services.join`."""
+    """kube-proxy's whole table on this node; nodes share what is joined."""
     spelled = [_kept(joined, where, told) for joined in every]
     dispatched: dict[Key, NftElement] = {}
     for item in reversed(spelled):
@@ -274,16 +264,10 @@ def _marking(told: Settings) -> str:
 
 def _among(cidrs: Iterable[str]) -> str:
     """Addresses as the kernel keeps them: sorted, what touches or overlaps merged, one alone without braces."""
-    ranges: list[tuple[int, int]] = []
     networks = [ip_network(cidr, strict=False) for cidr in cidrs]
-    for network in sorted(networks, key=lambda item: int(item.network_address)):
-        first, last = int(network.network_address), int(network.broadcast_address)
-        if ranges and first <= ranges[-1][1] + 1:
-            ranges[-1] = (ranges[-1][0], max(last, ranges[-1][1]))
-        else:
-            ranges.append((first, last))
+    ends = united((int(network.network_address), int(network.broadcast_address)) for network in networks)
     kind = type(networks[0].network_address)
-    spelled = [nft_interval(str(kind(first)), str(kind(last))) for first, last in ranges]
+    spelled = [nft_interval(str(kind(first)), str(kind(last))) for first, last in ends]
     return spelled[0] if len(spelled) == 1 else f"{{ {', '.join(spelled)} }}"
 
 

@@ -22,14 +22,12 @@ from typing import Any
 import msgspec
 
 from nsnet import model, names
-from nsnet.model import API_FAMILIES, Endpoint, EndpointSlice, Family, Node, Objects, Service
+from nsnet.model import API_FAMILIES, SERVICE_NAME, ZONE, Endpoint, EndpointSlice, Family, Node, Objects, Service
 
 AFFINITY_SECONDS = 10800  # the API's default for ClientIP
 
-SERVICE_NAME = "kubernetes.io/service-name"
 PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 HEADLESS = "service.kubernetes.io/headless"
-ZONE = "topology.kubernetes.io/zone"
 
 
 class Target(msgspec.Struct, frozen=True, gc=False):
@@ -78,7 +76,6 @@ class ServicePortInfo(msgspec.Struct, frozen=True, cache_hash=True, kw_only=True
     cluster: tuple[Target, ...] = ()  # usable under policy Cluster, in rule order
     local: tuple[Target, ...] = ()  # usable under policy Local, in rule order
     has_endpoints: bool = False  # any usable endpoint anywhere: REJECT or DROP where one is missing
-    local_ready: int = 0  # distinct addresses of local ready endpoints, for the health check
     node_in_ranges: bool = False  # a source range contains this node's own primary address
 
     @property
@@ -242,12 +239,6 @@ def on_node(port: Port, where: Place) -> ServicePortInfo:
     return _seen_from(port.info, port.candidates, where)
 
 
-def infos(objects: Objects, node: Node, family: Family = "ip") -> list[ServicePortInfo]:
-    """All Service ports as this node sees them, by name and protocol."""
-    where = place(node, family)
-    return [on_node(port, where) for joined in join(objects) for port in ports(joined, family)]
-
-
 # --- one Service ------------------------------------------------------------------------------------------------------
 
 
@@ -351,13 +342,11 @@ def _differs_by_node(info: ServicePortInfo, candidates: tuple[Candidate, ...]) -
 def _seen_from(info: ServicePortInfo, candidates: tuple[Candidate, ...], where: Place) -> ServicePortInfo:
     """kube-proxy's CategorizeEndpoints: per policy all that are ready, else those serving and terminating."""
     local = [candidate for candidate in candidates if candidate.node == where.node]
-    ready = [candidate for candidate in local if candidate.ready]
     return msgspec.structs.replace(
         info,
         cluster=_usable(_near(candidates, where)) if info.uses_cluster else (),
         local=_usable(local) if info.uses_local else (),
         has_endpoints=bool(_usable(candidates)),
-        local_ready=len({item.target.ip for item in ready}) if info.health_check_node_port else 0,
         node_in_ranges=any(_within(where.ip, cidr) for cidr in info.source_ranges),
     )
 

@@ -15,6 +15,7 @@ import msgspec
 from nsnet import model, names
 from nsnet.errors import ObjectError
 from nsnet.model import Family, family_of
+from nsnet.render import machines
 
 MEMO = 1 << 15  # entries a component's memo holds: more than the pods one machine takes
 NONE: frozenset[tuple[str, int]] = frozenset()
@@ -193,7 +194,11 @@ def view_of(objects: model.Objects, here: str = "") -> View:
     cluster = model.cluster_of(objects)
     _refuse_what_is_not_built(cluster)
     networks = {item.name: _network(cluster, item) for item in cluster.underlay.networks}
-    nodes = tuple(_node(cluster, networks, item, objects) for item in model.of(objects, model.Node))
+    places = machines.of_nodes(cluster)
+    nodes = tuple(
+        _node(cluster, networks, item, objects, places.get(item.metadata.name, ""))
+        for item in model.of(objects, model.Node)
+    )
     hosts = tuple(_host(cluster, networks, item) for item in cluster.hosts or ())
     services = model.keyed(objects, model.Service)
     dns = model.dns_service(services, cluster)
@@ -249,24 +254,20 @@ def _is_plain(cluster: model.Cluster) -> bool:
     return cluster.metadata.annotations.get(model.IMPAIRED_BY) == "plain"
 
 
-def _node(cluster: model.Cluster, networks: Mapping[str, Network], node: model.Node, objects: model.Objects) -> Node:
+def _node(
+    cluster: model.Cluster, networks: Mapping[str, Network], node: model.Node, objects: model.Objects, on: str
+) -> Node:
     key, name = model.key_of(node), node.metadata.name
     network = _on(cluster, networks, key, model.annotation(node, "nsnet/network"))
     ip = model.internal_ip(node)
     more = {item.address: None for item in node.status.addresses if item.type != "Hostname" and item.address != ip}
     link = _link(cluster, name, network)
     mtu, netns = link.mtu, names.node_netns(cluster.metadata.name, name)
-    plain, on = _is_plain(cluster), _on_machine(cluster, name)
-    machine = Machine("node", name, netns, ip, network, mtu, tuple(more), link, plain, on)
+    machine = Machine("node", name, netns, ip, network, mtu, tuple(more), link, _is_plain(cluster), on)
     legs = tuple(_leg(cidr, with_length=True) for cidr in masked(",".join(model.pod_cidrs(node))))
     secret = objects.get(model.wireguard_secret(name)) if cluster.flannel.Backend.kind == "wireguard" else None
     private = model.wireguard_key(secret) if isinstance(secret, model.Other) else ""
     return Node(name, machine, legs, (cluster.flannel.Backend.MTU or mtu) - _overhead(cluster), private)
-
-
-def _on_machine(cluster: model.Cluster, node: str) -> str:
-    entries = cluster.nodes if isinstance(cluster.nodes, tuple) else ()
-    return next((entry.machine for entry in entries if entry.name == node), "")
 
 
 def _overhead(cluster: model.Cluster) -> int:
@@ -282,12 +283,8 @@ def _overhead(cluster: model.Cluster) -> int:
 def _host(cluster: model.Cluster, networks: Mapping[str, Network], host: model.HostEntry) -> Machine:
     network = _on(cluster, networks, model.key_of(cluster), host.network)
     netns = names.host_netns(cluster.metadata.name, host.name)
-    link, plain, on = _link(cluster, host.name, network), _is_plain(cluster), _home(cluster)
+    link, plain, on = _link(cluster, host.name, network), _is_plain(cluster), machines.first(cluster)
     return Machine("host", host.name, netns, host.address, network, link.mtu, host.addresses, link, plain, on)
-
-
-def _home(cluster: model.Cluster) -> str:
-    return next((machine.name for machine in cluster.underlay.machines), "")
 
 
 def _leases(lease: model.SubnetLease) -> Iterator[Lease]:
@@ -314,7 +311,7 @@ def _pods_by_node(objects: model.Objects, cluster: str, dns: model.Service | Non
 
 def has_network(pod: model.Pod) -> bool:
     """A pod that is placed, has its address and has not ended."""
-    return bool(pod.spec.nodeName and pod.status.podIP) and pod.status.phase not in {"Succeeded", "Failed"}
+    return bool(pod.spec.nodeName and pod.status.podIP) and pod.status.phase not in model.ENDED
 
 
 def _pod(cluster: str, pod: model.Pod, services: "_ByPair", dns: model.Service | None, taken: set[str]) -> Pod:

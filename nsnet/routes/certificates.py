@@ -16,7 +16,7 @@ from nsnet.model import Object, Other
 
 SMALLEST_RSA = 2048  # bits: Debian's OpenSSL has security level 2
 _BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----", re.DOTALL)
-_SEQUENCE, _INTEGER, _BITS, _OCTETS = 0x30, 0x02, 0x03, 0x04
+_SEQUENCE, _INTEGER, _BITS = 0x30, 0x02, 0x03
 _VERSION, _PUBLIC = 0xA0, 0xA1
 
 

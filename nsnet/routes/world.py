@@ -6,11 +6,10 @@ from functools import cached_property
 from typing import NamedTuple, TypeVar
 
 from nsnet import model
-from nsnet.model import EndpointSlice, Key, Object, Objects, Service, ServicePort
+from nsnet.model import SERVICE_NAME, EndpointSlice, Key, Object, Objects, Service, ServicePort
 from nsnet.routes.certificates import Broken, pem_of
 from nsnet.routes.table import Backend
 
-SERVICE_NAME = "kubernetes.io/service-name"
 T = TypeVar("T")
 
 

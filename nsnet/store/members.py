@@ -23,7 +23,7 @@ from nsnet.store.objects import Claim
 TTL = 10  # seconds a machine may be silent until its pods are no longer ready
 BEAT = 2.5
 GLANCE = 0.5
-FIRST_WORDS = 2.0
+FIRST_WORDS = 2.0  # for which control waits, once
 
 Listening = Mapping[str, frozenset[tuple[str, int]]]
 

@@ -40,7 +40,7 @@ def run(
     results: list[Result] = []
     total, done = sum(item.calls for item in expectations), 0
     for part in parts(expectations):
-        answers = _part(part, progress and _shifted(progress, done, total), retry, timeout, tries)
+        answers = _part(part, progress and shifted(progress, done, total), retry, timeout, tries)
         results += [judge(item, found) for item, found in zip(part, answers, strict=True)]
         done += sum(item.calls for item in part)
         if not keep_going and not all(result.ok for result in results):
@@ -67,7 +67,8 @@ def parts(expectations: Sequence[Expectation]) -> Iterator[list[Expectation]]:
         yield part
 
 
-def _shifted(progress: Progress, done: int, total: int) -> Progress:
+def shifted(progress: Progress, done: int, total: int) -> Progress:
+    """Progress of a part, of which so many calls of all are done."""
     return lambda now, _: progress(min(done + now, total), total)
 
 
@@ -94,18 +95,18 @@ def _ask(part: Sequence[Expectation], progress: Progress | None, timeout: float,
     silent = {index for index, item in enumerate(part) if item.want in SILENT}
     apart = silent.union(coded)
     others = [index for index in rest if index not in apart]
+    total, done = sum(item.calls for item in part), 0
     for indexes, patience, together in (
         (first, timeout, CONCURRENCY),
         (others, timeout, CONCURRENCY),
         ([index for index in rest if index in silent], min(timeout, SILENCE), SILENT_AT_ONCE),
     ):
         probes = [question(part[index]) for index in indexes]
-        for index, answer in zip(
-            indexes,
-            kernel.probe(probes, timeout=patience, tries=tries, concurrency=together, progress=progress),
-            strict=True,
-        ):
+        told = progress and shifted(progress, done, total)
+        found = kernel.probe(probes, timeout=patience, tries=tries, concurrency=together, progress=told)
+        for index, answer in zip(indexes, found, strict=True):
             answers[index].append(answer)
+        done += len(probes)
     if coded:
         from nsnet.kernel import tls  # takes 15 ms, and most clusters have no certificate
 

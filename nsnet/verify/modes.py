@@ -11,8 +11,10 @@ from collections.abc import Mapping
 
 import msgspec
 
+from nsnet.model import PROXY_MODES
+
 USUAL = "iptables"
-MODES = ("iptables", "nftables", "userspace")
+MODES = PROXY_MODES
 
 
 class Situation(msgspec.Struct, frozen=True):

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import msgspec
 
 from nsnet import model
-from nsnet.model import EndpointSlice, Family, Objects, Service
+from nsnet.model import SERVICE_NAME, EndpointSlice, Family, Objects, Service
 from nsnet.verify import world as worlds
-from nsnet.verify.world import SERVICE_NAME, Place, World
+from nsnet.verify.world import Place, World
 
 A, CNAME, AAAA, OPT = 1, 5, 28, 41
 KINDS: dict[Family, int] = {"ip": A, "ip6": AAAA}

@@ -14,6 +14,7 @@ from nsnet.errors import InputError
 from nsnet.kernel import probe as kernel
 from nsnet.kernel.probe import Answer, Probe
 from nsnet.verify import expect
+from nsnet.verify.asking import shifted
 from nsnet.verify.policy import end_of
 from nsnet.verify.world import Place, World
 
@@ -96,13 +97,14 @@ def _table(world: World, pods: Sequence[Place], protocol: Protocol, port: int, *
 
 def look(found: Sequence[Table], *, progress: kernel.Progress | None = None) -> list[Table]:
     """The same tables with what packets find, all of a protocol together. Never raises for what the network does."""
-    answers = {spoken: iter(_asked(found, spoken, timeout, progress)) for spoken, timeout in TIMEOUTS.items()}
+    total, done = sum(len(one.sources) * len(one.targets) for one in found), 0
+    answers: dict[str, Iterator[Answer]] = {}
+    for spoken, timeout in TIMEOUTS.items():
+        asked = [item for one in found if one.protocol == spoken for item in probes(one)]
+        told = progress and shifted(progress, done, total)
+        answers[spoken] = iter(kernel.probe(asked, timeout=timeout, concurrency=AT_ONCE, progress=told))
+        done += len(asked)
     return [msgspec.structs.replace(one, seen=seen(one, answers[one.protocol])) for one in found]
-
-
-def _asked(found: Sequence[Table], spoken: str, timeout: float, progress: kernel.Progress | None) -> list[Answer]:
-    asked = [item for one in found if one.protocol == spoken for item in probes(one)]
-    return kernel.probe(asked, timeout=timeout, concurrency=AT_ONCE, progress=progress)
 
 
 def probes(table: Table) -> Iterator[Probe]:

@@ -15,10 +15,20 @@ import msgspec
 
 from nsnet import model, names
 from nsnet.control import policy
-from nsnet.model import API_FAMILIES, Cluster, EndpointSlice, Family, Node, Objects, Pod, Service, family_of
+from nsnet.model import (
+    API_FAMILIES,
+    SERVICE_NAME,
+    ZONE,
+    Cluster,
+    EndpointSlice,
+    Family,
+    Node,
+    Objects,
+    Pod,
+    Service,
+    family_of,
+)
 
-SERVICE_NAME = "kubernetes.io/service-name"
-ZONE = "topology.kubernetes.io/zone"
 NOT_PROXIED = ("service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless")
 
 
@@ -142,7 +152,7 @@ def _pods(
     for service in services:
         by_namespace.setdefault(service.metadata.namespace, []).append(service)
     for pod in model.of(objects, Pod):
-        if pod.spec.nodeName in nodes and pod.status.podIP and pod.status.phase not in {"Succeeded", "Failed"}:
+        if pod.spec.nodeName in nodes and pod.status.podIP and pod.status.phase not in model.ENDED:
             yield _pod(cluster, pod, by_namespace.get(pod.metadata.namespace, []), dns, family)
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from nsnet import control, kernel, manifests, model, names, reconcile
 from nsnet.cli import fault as cli
-from nsnet.cli import trace
+from nsnet.cli import trace, trace_lines
 from nsnet.cli.impaired import equipped
 from nsnet.cli.target import Target, target
 from nsnet.faults import CATALOGUE, check
@@ -191,9 +191,14 @@ _COUNTS = re.compile(
 )
 
 
+def _watched(line: str) -> str:
+    """A device whose carrier is there is up; the kernel's linkwatch may take a second to say so."""
+    return line.replace("NO-CARRIER,", "").replace("state DOWN", "state UP") if "LOWER_UP" in line else line
+
+
 def _printed(netns: str, words: Sequence[str]) -> str:
     done = subprocess.run(["ip", "netns", "exec", netns, *words], capture_output=True, text=True, check=False)
-    lines = (_COUNTS.sub("", line).strip() for line in done.stdout.splitlines())
+    lines = (_COUNTS.sub("", _watched(line)).strip() for line in done.stdout.splitlines())
     return f"# {' '.join(words)}\n" + "\n".join(sorted(line for line in lines if line))
 
 
@@ -279,12 +284,12 @@ def said(objects: Objects, state: State, question: Question) -> str:
     """Everything that `trace` says about how the packet fares."""
     start, packet = start_of(objects, question), packet_of(objects, question)
     found = trace.traced(state, start, packet)
-    look = trace.look_of(state, objects)
+    look = trace_lines.look_of(state, objects)
     parting = trace.compared(objects, start, packet, found, look)
     lines = [parting.sentence]
     for one in found:
-        lines.append(trace.verdict(one, packet, look))
-        lines += [trace.reply_verdict(one.way, reply, look) for reply in one.replies]
+        lines.append(trace_lines.verdict(one, packet, look))
+        lines += [trace_lines.reply_verdict(one.way, reply, look) for reply in one.replies]
     return "\n".join(lines)
 
 

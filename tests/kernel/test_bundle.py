@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -105,6 +106,30 @@ def test_what_is_broken_itself_stands_in_it_as_the_reason(left: tuple[Path, str]
         kept.rename(store)
     assert "Traceback" in found["objects.error.txt"]
     assert f"kernel/{names.node_netns('broken', 'node1')}.txt" in found
+
+
+def test_ctrl_c_leaves_no_half_of_it(left: tuple[Path, str], tmp_path: Path) -> None:
+    del left
+    words = (sys.executable, "-m", "nsnet", "bundle", str(tmp_path))
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=ENV) as running:
+        while not any(tmp_path.iterdir()):
+            assert running.poll() is None
+        running.send_signal(signal.SIGINT)
+        said = running.communicate(timeout=60)[1]
+    assert (running.returncode, said) == (130, "error: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_through_a_link_that_lay_in_wait(left: tuple[Path, str], tmp_path: Path) -> None:
+    del left
+    victim, file = tmp_path / "victim", tmp_path / "x.tar.gz"
+    victim.write_text("as it was")
+    for name in (".x.tar.gz.part", "x.tar.gz"):
+        (tmp_path / name).symlink_to(victim)
+    nsnet("bundle", str(file))
+    assert victim.read_text() == "as it was"
+    assert not file.is_symlink()
+    assert f"error: {victim}/x: Not a directory" in nsnet("bundle", f"{victim}/x", code=2).stderr
 
 
 def test_verify_leaves_one_too_and_where_it_cannot_the_failure_stays(left: tuple[Path, str], tmp_path: Path) -> None:

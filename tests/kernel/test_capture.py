@@ -286,6 +286,24 @@ def test_a_file_ends_before_it_is_too_large(pod: str, tmp_path: Path) -> None:
     assert list(PcapNgReader(io.BytesIO(file.read_bytes())))
 
 
+@pytest.mark.parametrize("to", ["-", "FIFO"])
+def test_a_reader_that_goes_away_is_no_error(pod: str, tmp_path: Path, to: str) -> None:
+    """`nsnet capture … -w - | head -c 100`: quiet, and the exit code of a process that SIGPIPE ended."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    process = started(pod, "-w", to.replace("FIFO", str(fifo)), "--duration", "20s", "udp port 9")
+    assert process.stdout is not None
+    os.close(reader)
+    if to == "-":
+        process.stdout.close()
+        process.stdout = None
+    with netns.inside(f"quickstart.pod.default.{pod}"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"x", ("172.18.0.2", 9))
+    said = process.communicate(timeout=30)[1]
+    assert (process.returncode, said) == (141, "")
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [

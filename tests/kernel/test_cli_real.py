@@ -211,6 +211,14 @@ def test_apply_says_what_it_did() -> None:
     )
 
 
+def test_a_namespace_for_files_that_say_none(tmp_path: Path) -> None:
+    file = tmp_path / "other.yaml"
+    file.write_text("{apiVersion: v1, kind: ConfigMap, metadata: {name: other}}")
+    assert nsnet("apply", "-n", "shop", "-f", str(file)).stdout == "configmap/other created\n"
+    assert "ConfigMap default/other is not there" in nsnet("delete", "-f", str(file), code=2).stderr
+    assert nsnet("delete", "-n", "shop", "-f", str(file)).stdout == 'configmap "other" deleted\n'
+
+
 def test_every_object_can_be_described() -> None:
     for kind in ("po", "svc", "no", "deploy", "rs", "ep", "eps", "ns", "leases", "clusters"):
         assert nsnet("describe", kind).stdout.startswith("Name: ")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from nsnet import control, diff, kernel, manifests, model, reconcile
-from nsnet.cli import trace
+from nsnet.cli import trace, trace_lines
 from nsnet.cli.context import Running
 from nsnet.kernel import bpf, frames, netns, probe
 from nsnet.kernel.capture import Capture
@@ -118,13 +118,13 @@ def test_an_old_udp_entry_leads_a_client_that_keeps_its_port_astray(cluster: Clu
     start, packet = faulted.start_of(cluster.objects, fresh), faulted.packet_of(cluster.objects, fresh)
     now = Running(faulted.NAME, dict(cluster.objects))
     state, found = trace.looked(now, start, packet)
-    (note,) = trace.remembered(found, packet, trace.look_of(state, cluster.objects))
+    (note,) = trace.remembered(found, packet, trace_lines.look_of(state, cluster.objects))
     assert note.startswith(f"note: conntrack on node/node1 still leads source port {port} to 10.244.2.")
     _, old = trace.looked(now, start, msgspec.structs.replace(packet, sport=port))
     assert [(one.way.netns, one.way.flows[0].netns) for one in old] == [(faulted.netns_of("c"), faulted.netns_of("a"))]
     cluster.clear()
     state, found = trace.looked(now, start, packet)
-    assert list(trace.remembered(found, packet, trace.look_of(state, cluster.objects))) == []
+    assert list(trace.remembered(found, packet, trace_lines.look_of(state, cluster.objects))) == []
     _relabelled(cluster, "d", "")
     _relabelled(cluster, "c", "far")
 
@@ -165,7 +165,7 @@ def test_a_name_outside_costs_a_question_for_each_domain(cluster: Cluster) -> No
     short = _asked_for(cluster, "a", "far")
     state, look = kernel.observe(faulted.NAME), Question("a", "dns", 53, "udp")
     start, packet = faulted.start_of(cluster.objects, look), faulted.packet_of(cluster.objects, look)
-    (note,) = trace.searching(start, packet, trace.look_of(state, cluster.objects))
+    (note,) = trace.searching(start, packet, trace_lines.look_of(state, cluster.objects))
     file = Path(f"/etc/netns/{faulted.netns_of('a')}/resolv.conf")
     file.write_text(file.read_text().replace("ndots:15", "ndots:1"))
     cluster.change(lambda stored: stored)

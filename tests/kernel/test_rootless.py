@@ -128,6 +128,7 @@ def test_later_verbs_join_it(up: Up) -> None:
     assert up.nsnet("exec", pod, "--", "curl", "-s", "http://service-b/hostname").startswith("b-")
     assert up.nsnet("exec", pod, "--", "hostname").strip() == pod.removeprefix("pod/")
     assert up.nsnet("exec", "host/client", "--", "curl", "-s", "http://app.sample.com/hostname").startswith("a-")
+    assert "TCP 80, rows from, columns to" in up.nsnet("policy", "show", "--wanted", "--port", "80")
     up.nsnet("exec", pod, "--", "sh", "-c", "exit 7", code=7)
     assert homes() == 1
 

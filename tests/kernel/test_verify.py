@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from nsnet import faults, kernel, verify
-from nsnet.cli.trace import look_of
+from nsnet.cli.trace_lines import look_of
 from nsnet.diff import diff
 from nsnet.model import Fault, FaultSpec, Key, ObjectMeta
 from nsnet.render import render

@@ -1,11 +1,10 @@
 """The way of a packet between two ends of the picture: the document that `nsnet trace -o json` prints."""
 
-from collections.abc import Sequence
+import msgspec
 
-from nsnet.cli import elsewhere, live, trace
-from nsnet.cli.context import Running, running
-from nsnet.cli.kernels import Kernels
-from nsnet.cli.target import Target, target
+from nsnet.cli import elsewhere, live, trace, trace_lines
+from nsnet.cli.context import running
+from nsnet.cli.target import spaced, target
 from nsnet.errors import InputError
 from nsnet.trace import Packet
 
@@ -26,32 +25,15 @@ def way(cluster: str, source: str, to: str, protocol: str, *, send: bool) -> Doc
     if not source or not to:
         raise InputError("a way has two ends", "FROM and TO")
     now = running("ui", cluster, to_read=True)
-    (namespace, first), (other, second) = _named(source), _named(to)
+    namespace, first = spaced(source.strip(), "default")
     start = target(now.objects, first, namespace)
-    end = trace.destination(now.objects, second, other, protocol)
+    end = trace.destination(now.objects, to.strip(), "default", protocol)
     asked = Packet(protocol, end.address, end.port)
     with elsewhere.kernels(now) as kernels:
         state, found = trace.looked(now, start, asked, WAYS + 1, kernels)
-        look = trace.look_of(state, now.objects, namespace)
-        shown = _sent(now, found, start, end, asked, look, kernels) if send else {}
-    return {**trace.document(found[:WAYS], start, end, asked, look), "more": len(found) > WAYS, **shown}
-
-
-def _named(text: str) -> tuple[str, str]:
-    """`pod/kube-system/dns:53` is pod/dns:53 of kube-system."""
-    kind, *rest = text.strip().split("/")
-    return (rest[0], f"{kind}/{rest[1]}") if len(rest) == 2 else ("default", text.strip())
-
-
-def _sent(
-    now: Running,
-    found: Sequence[trace.Traced],
-    start: Target,
-    end: trace.Destination,
-    asked: Packet,
-    look: trace.Look,
-    kernels: Kernels | None,
-) -> Document:
-    seen, verdict, intent = live.sent(now.objects, found, start, asked, look, kernels)
-    said = live.document(seen, verdict, intent, found[:WAYS], start, end, asked, look)
-    return {name: said[name] for name in ("observed", "agree", "verdict", "promised")}
+        look = trace_lines.look_of(state, now.objects, namespace)
+        followed = trace_lines.Followed(start, end, asked, found, look)
+        watch = live.sent(now.objects, followed, kernels) if send else None
+    shown = msgspec.structs.replace(followed, found=found[:WAYS])
+    said = live.document(watch, shown) if watch else trace_lines.document(shown)
+    return {**said, "more": len(found) > WAYS}

@@ -24,7 +24,7 @@ def opened(url: str) -> Iterator[None]:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="nsnet-ui-") as directory:
-        with suppress(OSError):
+        with suppress(OSError, ValueError, OverflowError):  # SUDO_UID is what the environment says
             _start(_written(Path(directory), url))
         yield
 

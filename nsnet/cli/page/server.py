@@ -13,6 +13,7 @@ directory is served, no path is opened, and there is nothing between a request a
 """
 
 import secrets
+import sys
 import threading
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -84,9 +85,7 @@ class Server(ThreadingMixIn, TCPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that goes away in the middle of an answer is no error; anything else is printed."""
-        import sys
-
-        if not isinstance(sys.exception() if hasattr(sys, "exception") else sys.exc_info()[1], OSError):
+        if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
 
@@ -112,11 +111,18 @@ class Handler(BaseHTTPRequestHandler):
         """The terminal belongs to the URL."""
 
     def _answer(self, *, changing: bool) -> None:
-        url = urlsplit(self.path)
-        words = {name: values[-1] for name, values in parse_qs(url.query).items()}
-        if int(self.headers.get("Content-Length") or 0) or self.headers.get("Transfer-Encoding"):
+        try:
+            url = urlsplit(self.path)
+            words = {name: values[-1] for name, values in parse_qs(url.query).items()}
+            length = int(self.headers.get("Content-Length") or 0)
+            why = self._stranger(changing=changing)
+        except ValueError:
+            self.close_connection = True  # where it ends nobody knows
+            self._say(HTTPStatus.BAD_REQUEST, "this is no request")
+            return
+        if length or self.headers.get("Transfer-Encoding"):
             self.close_connection = True  # nobody reads a body here
-        if why := self._stranger(changing=changing):
+        if why:
             self._say(HTTPStatus.FORBIDDEN, why)
         elif "token" in words and url.path == "/":
             self._exchange(words["token"])

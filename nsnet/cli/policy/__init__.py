@@ -5,18 +5,17 @@ The decision is `nsnet.control.policy`'s; the tables are those of `nsnet.verify.
 
 import click
 
+from nsnet.cli import options
+from nsnet.cli.groups import Group
 from nsnet.cli.policy.reasons import why
 from nsnet.cli.policy.showing import show
 from nsnet.cli.policy.tries import try_
 
 
-@click.group("policy", context_settings={"auto_envvar_prefix": "NSNET"})
-@click.option("--cluster", metavar="NAME", help="The cluster, when several are up.")
-@click.pass_context
-def policy(ctx: click.Context, cluster: str | None) -> None:
+@click.group("policy", cls=Group)
+@options.cluster_before
+def policy() -> None:
     """Show what NetworkPolicies allow, whether packets agree, and which policy decides."""
-    if cluster:
-        ctx.find_root().obj = cluster
 
 
 for command in (show, why, try_):

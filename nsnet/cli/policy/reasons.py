@@ -1,6 +1,5 @@
 """`policy why`: is one connection allowed, and which policies and rules decide."""
 
-import re
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_address
 
@@ -14,7 +13,8 @@ from nsnet.cli.decided import end_of
 from nsnet.cli.output import coloured, out, print_json
 from nsnet.cli.policy.showing import speaks
 from nsnet.cli.target import target
-from nsnet.cli.trace import Destination, destination
+from nsnet.cli.trace import destination
+from nsnet.cli.trace_lines import Destination
 from nsnet.control import policy as rules
 from nsnet.control.policy import Decision, End
 from nsnet.control.policy.words import HOST_NETWORK
@@ -42,7 +42,7 @@ def yes(allowed: bool) -> str:
     return "allowed" if allowed else "denied"
 
 
-@click.command("why")
+@options.verb("why")
 @click.argument("source", metavar="FROM")
 @click.argument("to", metavar="TO[:PORT]")
 @speaks
@@ -61,8 +61,7 @@ def why(
     spoken = protocol or "TCP"
     known = rules.index(now.objects)
     start = source_of(now.objects, known, source, namespace)
-    place, text = spaced(to, namespace)
-    end = destination(now.objects, text, place, spoken.lower())
+    end = destination(now.objects, to, namespace, spoken.lower())
     found = cases(now.objects, start, end, spoken, as_is=source == start.address)
     if output == "json":
         print_json(_why_document(start, end, spoken, found))
@@ -72,21 +71,11 @@ def why(
     return 0 if any(one.allowed for case in found for one in case.decisions) else NotReachedError.exit_code
 
 
-_THREE = re.compile(r"([a-z]+)/([a-z0-9-]+)/([^/]+)")
-
-
-def spaced(text: str, namespace: str) -> tuple[str, str]:
-    """`pod/shop/web` as its namespace and the rest; anything else as it is."""
-    found = _THREE.fullmatch(text)
-    return (found[2], f"{found[1]}/{found[3]}") if found else (namespace, text)
-
-
 def source_of(objects: Objects, known: rules.Index, text: str, namespace: str) -> End:
     try:
         return known.at(str(ip_address(text)))
     except ValueError:
-        space, name = spaced(text, namespace)
-        return end_of(known, target(objects, name, space))
+        return end_of(known, target(objects, text, namespace))
 
 
 def cases(objects: Objects, start: End, end: Destination, protocol: Protocol, *, as_is: bool = False) -> list[Case]:

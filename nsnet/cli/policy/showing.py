@@ -23,7 +23,7 @@ def speaks(function: options.Function) -> options.Function:
     return click.option("--protocol", type=words, help="Only this one (for --port the default is TCP).")(function)
 
 
-@click.command("show")
+@options.verb("show")
 @click.argument("namespaces", nargs=-1, metavar="[NAMESPACE…]")
 @click.option("-A", "--all-namespaces", is_flag=True, help="The pods of all namespaces.")
 @click.option("--port", "ports", type=click.IntRange(1, 65535), multiple=True, metavar="N", help="Default: all served.")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-import click
 import msgspec
 
 from nsnet import control, reconcile
@@ -36,13 +35,14 @@ class Change(msgspec.Struct, frozen=True):
     because: tuple[str, ...]
 
 
-@click.command("try")
+@options.verb("try")
 @options.filenames
+@options.namespace_of_files
 @options.output("json")
 @options.cluster
-def try_(filenames: tuple[str, ...], output: str | None, cluster: str | None) -> None:
+def try_(filenames: tuple[str, ...], namespace: str, output: str | None, cluster: str | None) -> None:
     """Show what would change in the truth table if the files were applied; nothing is applied."""
-    now, after = _tried(filenames, cluster)
+    now, after = _tried(filenames, namespace, cluster)
     before = worlds.world(now.objects)
     then = worlds.world(after)
     found = list(changes(before, then))
@@ -53,10 +53,10 @@ def try_(filenames: tuple[str, ...], output: str | None, cluster: str | None) ->
         out(line)
 
 
-def _tried(filenames: tuple[str, ...], cluster: str | None) -> tuple[Running, Objects]:
+def _tried(filenames: tuple[str, ...], namespace: str, cluster: str | None) -> tuple[Running, Objects]:
     """The cluster, and what its objects would be. Raises InputError as `apply` does."""
     need_root("policy")
-    name, loaded, incoming = for_running(filenames, cluster)
+    name, loaded, incoming = for_running(filenames, namespace, cluster)
     with opened(name) as store:
         now = Running(name, *load_objects(store, warning))
 

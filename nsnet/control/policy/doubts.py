@@ -8,9 +8,9 @@ changes what is decided.
 from collections.abc import Iterable, Iterator, Mapping
 
 from nsnet import model
-from nsnet.control.policy.index import ENDED, NAME
+from nsnet.control.policy.index import NAME
 from nsnet.control.policy.spec import Direction, Peer, Policy, Port, Rule, Selector, meets, written
-from nsnet.model import Labels, Pod
+from nsnet.model import ENDED, Labels, Pod
 
 Doubt = tuple[str, str]  # reason, message
 

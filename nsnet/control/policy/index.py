@@ -15,10 +15,9 @@ import msgspec
 
 from nsnet import model
 from nsnet.control.policy.spec import DIRECTIONS, Block, Direction, Peer, Policy, Port, Selector, meets, policies
-from nsnet.model import Namespace, Node, Objects, Pod
+from nsnet.model import ENDED, Namespace, Node, Objects, Pod
 
 NAME = "kubernetes.io/metadata.name"
-ENDED = frozenset({"Succeeded", "Failed"})
 
 
 class End(msgspec.Struct, frozen=True):

@@ -14,14 +14,15 @@ def because(known: Index, decision: Decision) -> Iterator[str]:
     for side in decision.sides:
         yield sentence(side)
         if side.selecting and not side.always:
-            yield from (f"  {clause}: {_clause_words(known, str(clause.policy), side, clause.rule)}"
-                        for clause in side.allowing)  # fmt: skip
+            for clause in side.allowing:
+                rules = _policy(known, str(clause.policy)).rules[side.direction]
+                yield f"  {clause}: {_rule_words(rules[clause.rule], side)}"
             if not side.allowing:
                 yield from (f"  {line}" for line in _what_is_allowed(known, side))
 
 
 def sentence(side: Side) -> str:
-    """`egress of shop/web: denied: selected by shop/deny-all, no rule of which allows it`."""
+    """`egress of pod/shop/web: denied: selected by shop/deny-all; no rule allows it`."""
     word = side.direction.lower()
     if not side.pod:
         return f"{word}: no pod at this end, so no policy"
@@ -42,10 +43,6 @@ def _listed(words: tuple[str, ...] | list[str], most: int = 5) -> str:
 
 def _policy(known: Index, name: str) -> Policy:
     return next(item for item in known.policies if str(item) == name)
-
-
-def _clause_words(known: Index, name: str, side: Side, rule: int) -> str:
-    return _rule_words(_policy(known, name).rules[side.direction][rule], side)
 
 
 def _what_is_allowed(known: Index, side: Side) -> Iterator[str]:

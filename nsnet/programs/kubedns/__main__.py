@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from nsnet.programs import lines, start, web
+from nsnet.programs import lines, plain, start, web
 from nsnet.programs.kubedns import config as configuration
 from nsnet.programs.kubedns.answers import Answers
 from nsnet.programs.kubedns.config import Config
@@ -24,7 +24,7 @@ from nsnet.programs.kubedns.upstream import Upstream
 from nsnet.programs.kubedns.zone import Zone
 
 HOUR = 3600
-log = partial(start.log, "kubedns")
+log = partial(plain.log, "kubedns")
 
 
 class Control:
@@ -107,7 +107,7 @@ async def run(path: Path, port: int, http: int) -> None:
 
 
 def main() -> None:
-    start.all_descriptors()
+    plain.all_descriptors()
     given = arguments()
     asyncio.run(run(given.config, given.port, given.http))
 

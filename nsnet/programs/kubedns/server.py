@@ -11,7 +11,7 @@ import socket
 from collections.abc import Awaitable
 
 from nsnet.programs.kubedns.answers import Answers
-from nsnet.programs.start import everywhere
+from nsnet.programs.plain import everywhere
 
 AT_ONCE = 64
 CONNECTIONS = 512
