@@ -30,7 +30,7 @@ def test_what_would_change_the_machine_is_not_tried(tmp_path: Path, there: bool)
     if there:
         after.touch()
     feature = Feature("the moon", ("touch", str(tried)), "", after=str(after))
-    assert [item.name for item in demands.missing([feature])] == [] if there else [feature.name]
+    assert [item.name for item in demands.missing([feature])] == ([] if there else [feature.name])
     assert tried.exists() is there
 
 
