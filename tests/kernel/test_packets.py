@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nsnet import control, kernel, manifests, reconcile
-from nsnet.kernel import iptables, netns, probe, teardown
+from nsnet.kernel import iptables, netns, probe, teardown, tracking
 from nsnet.kernel.probe import Answer, Probe
 from nsnet.names import fabric_netns
 from nsnet.state import Change
@@ -166,8 +166,10 @@ def test_sctp(mode: str, row: Row) -> None:
 
 
 def answered(stem: str, mode: str) -> None:
-    """All rows of a file, asked at once of a cluster as it wants it."""
+    """All rows of a file, asked at once of a cluster as it wants it, which knows no connection of the file before."""
     up(stem, mode)
+    for node in packets.NODES:
+        tracking.forget(packets.NETNS[node])
     rows = [row for row in packets.rows(stem, mode) if row.protocol != "sctp"]
     found = {str(row): wrong(row, answers) for row, answers in ask(rows).items()}
     assert {row: sentence for row, sentence in found.items() if sentence} == {}
