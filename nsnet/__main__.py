@@ -1,7 +1,10 @@
 """`python -m nsnet`."""
 
+from nsnet.garbage import kept
+
 try:
-    from nsnet.cli.main import main
+    with kept():
+        from nsnet.cli.main import main
 except KeyboardInterrupt:  # Ctrl-C before anything was begun
     raise SystemExit(130) from None
 

@@ -86,7 +86,7 @@ def test_help_loads_nothing_it_does_not_need() -> None:
     loaded = set(done.stderr.split())
     assert not {"yaml", "rich", "scapy", "pyroute2", "msgspec", "sqlite3", "ctypes", "asyncio"} & loaded
     assert {name for name in loaded if name.startswith("nsnet.")} == {
-        "nsnet.cli", "nsnet.cli.main", "nsnet.cli.words", "nsnet.errors",
+        "nsnet.cli", "nsnet.cli.main", "nsnet.cli.words", "nsnet.errors", "nsnet.garbage",
     }  # fmt: skip
 
 

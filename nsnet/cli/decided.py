@@ -17,9 +17,11 @@ from nsnet.trace.values import Flow
 
 def intended(objects: Objects, start: Target, ways: Iterable[Way]) -> Iterator[str]:
     """Lines on what the ways of a packet come to, each said once."""
+    if not policy.are_any(objects):
+        return
     known = policy.index(objects)
     said: dict[str, None] = {}
-    for way in ways if known.closed else ():
+    for way in ways:
         decision = decided(known, sender(known, start), way)
         if any(side.selecting and not side.always for side in decision.sides):
             said |= dict.fromkeys(lines(decision))

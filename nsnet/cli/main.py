@@ -18,6 +18,7 @@ import click
 
 from nsnet.cli.words import did_you_mean
 from nsnet.errors import INTERRUPTED, READER_GONE, InputError, MachineError, NsnetError
+from nsnet.garbage import kept
 
 
 class Verb(NamedTuple):
@@ -100,7 +101,8 @@ class Verbs(click.Group):
         if verb is None:
             return None
         module, _, name = verb.where.partition(":")
-        command = getattr(importlib.import_module(f"nsnet.cli.{module}"), name)
+        with kept():
+            command = getattr(importlib.import_module(f"nsnet.cli.{module}"), name)
         assert isinstance(command, click.Command)
         return command
 

@@ -21,6 +21,7 @@ from nsnet.cli.target import BALANCER, HOSTS, Target, spaced, target
 from nsnet.cli.trace_lines import Destination, Followed, Look, Traced, document, look_of, reply_verdict, report
 from nsnet.control import policy
 from nsnet.errors import InputError, NotReachedError
+from nsnet.garbage import uncollected
 from nsnet.model import Objects, Pod, Service, family_of
 from nsnet.state import Looking, State, socket_address
 from nsnet.trace import Packet, Way, answer, walk
@@ -49,6 +50,7 @@ DNS = 53  # the port
 @options.namespace
 @options.output("json")
 @options.cluster
+@uncollected()
 def trace(
     source: str,
     to: str,
@@ -109,9 +111,10 @@ def compared(objects: Objects, start: Target, asked: Packet, found: Sequence[Tra
 
 def promised(objects: Objects, start: Target, asked: Packet, found: Sequence[Traced]) -> Intent | None:
     """What the objects promise, NetworkPolicies included: what they deny on every way shall not arrive."""
-    intent, known = promise(objects, start.netns, asked), policy.index(objects)
-    if intent is None or intent.want != "reach" or not known.closed:
+    intent = promise(objects, start.netns, asked)
+    if intent is None or intent.want != "reach" or not policy.are_any(objects):
         return intent
+    known = policy.index(objects)
     sides = [decided(known, sender(known, start), one.way) for one in found]
     if any(decision.allowed for decision in sides):
         return intent

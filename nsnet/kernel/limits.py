@@ -82,12 +82,6 @@ def _open_files() -> Finding:
     return _number("open files (ulimit -Hn)", hard, f"ulimit -Hn {OPEN_FILES}, as root", costs, good=good)
 
 
-def all_descriptors() -> None:
-    """As many files as the system lets us have; the soft limit is only a default."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def _pids() -> Iterator[Finding]:
     """pids.max of the control groups we are in (a container's, a CI job's): theirs may be far below the kernel's."""
     for path in _pids_max():

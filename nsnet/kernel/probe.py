@@ -30,9 +30,9 @@ from typing import Literal, NamedTuple, Self
 
 import msgspec
 
-from nsnet.kernel.limits import all_descriptors
 from nsnet.kernel.netlink import NETLINK_ROUTE, Netlink, Request, attribute, take_many
 from nsnet.kernel.netns import inside
+from nsnet.kernel.process import all_descriptors
 from nsnet.kernel.rtnl import NDA_DST, NEIGH, RTM_DELNEIGH
 
 Protocol = Literal["TCP", "UDP", "ICMP"]

@@ -13,6 +13,7 @@ Ending goes by pidfd, so a number that has been given to another process in the 
 """
 
 import os
+import resource
 import select
 import shutil
 import signal
@@ -106,6 +107,12 @@ def _is_still(program: Running) -> bool:
     """Is its pid that program's, and not given to another since?"""
     now = _program(program.pid, program.netns.partition(".")[0])
     return now is not None and now.argv == program.argv
+
+
+def all_descriptors() -> None:
+    """As many files for us as the system lets us have; the soft limit is only a default."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def running(cluster: str) -> list[Running]:

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 from nsnet import names
 from nsnet.kernel import files, netns, process
-from nsnet.kernel.limits import all_descriptors
+from nsnet.kernel.process import all_descriptors
 
 
 def destroy(cluster: str, *, timeout: float = 10.0) -> bool:

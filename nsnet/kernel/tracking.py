@@ -13,10 +13,10 @@ Source: Linux `net/netfilter/nf_conntrack_core.c` (__nf_conntrack_alloc, early_d
 """
 
 import errno
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from secrets import randbelow
 from socket import AF_INET, inet_aton
 from struct import Struct
 
@@ -102,7 +102,7 @@ def _fill(netfilter: Netlink) -> str:
     netfilter.ask([_entry(*_FIRST)])  # by which it is seen that they are there
     ports = [_PORT.pack(1024 + number) for number in range(_AT_ONCE)]
     many = netfilter.packed([_entry(_CROWD[0], port) for port in ports])
-    stuck, before, start = 0, -1, randbelow(len(_CROWD))
+    stuck, before, start = 0, -1, int.from_bytes(os.urandom(2))
     while (count := _number("nf_conntrack_count")) < most:
         stuck = stuck + 1 if count <= before else 0
         if stuck > _ROUNDS_WITHOUT_PROGRESS:

@@ -196,10 +196,11 @@ def _object(name: str, value: bytes, warn: Warn, decoded: Callable[[str, bytes],
 
 def _with_metadata(objects: dict[Key, Object], entries: list[Entry]) -> dict[Key, Object]:
     for entry in entries:
-        key = Key("SubnetLease", "", entry.key.removeprefix(LEASE_META))
-        lease = objects.get(key)
-        if entry.key.startswith(LEASE_META) and isinstance(lease, SubnetLease):
-            objects[key] = with_metadata(lease, entry.value)
+        if entry.key.startswith(LEASE_META):
+            key = Key("SubnetLease", "", entry.key.removeprefix(LEASE_META))
+            lease = objects.get(key)
+            if isinstance(lease, SubnetLease):
+                objects[key] = with_metadata(lease, entry.value)
     return objects
 
 

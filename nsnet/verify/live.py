@@ -76,9 +76,7 @@ def observe(
         one = everywhere.beacon(homes, netns, asked.protocol, asked.dst, asked.dport, asked.sport)
     except NotReachedError as failed:
         return kept(netns, failed)
-    there = sorted(state.there) if isinstance(state, Looking) else state
-    places = [name for name in there if names.kind_of(name) != "pod" and name in state]
-    places = list(dict.fromkeys([netns, *places, *ends]))
+    places = list(dict.fromkeys([netns, *but_pods(state), *ends]))
     ruled = [name for name in places if _has_rules(state, name)]
     program, ports = looking_into(state, backend, one.filter)
     watched = [(name, "") for name in places]
@@ -94,11 +92,17 @@ def observe(
 def looking_into(state: State, backend: Backend, words: str) -> tuple[bpf.Program, frozenset[int]]:
     """The filter, which finds its packets in tunnels, too; and the UDP ports of these: flannel's and all there are."""
     program, known = bpf.inner_too(bpf.compiled(words), backend.port, backend.kind), frozenset(backend.udp_ports)
-    nodes = (name for name in state if names.kind_of(name) == "node")
-    others = {value.port for name in nodes for value in state[name] if isinstance(value, Vxlan)} - known
+    nodes = (state[name] for name in but_pods(state) if names.kind_of(name) == "node")
+    others = {value.port for values in nodes for value in values if isinstance(value, Vxlan)} - known
     for port in sorted(others):
         program = bpf.inner_too(program, port)
     return program, known | others
+
+
+def but_pods(state: State) -> list[str]:
+    """All namespaces but pods, which are many; none of those is read to find that out."""
+    there = sorted(state.there) if isinstance(state, Looking) else state
+    return [name for name in there if names.kind_of(name) != "pod" and name in state]
 
 
 def kept(netns: str, failed: NotReachedError) -> Observed:

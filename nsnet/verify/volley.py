@@ -8,7 +8,6 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 
-from nsnet import names
 from nsnet.errors import NotReachedError
 from nsnet.kernel import bpf, frames
 from nsnet.kernel.beacon import Beacon, beacon, cookies, fire
@@ -16,7 +15,7 @@ from nsnet.kernel.capture import Capture, Seen
 from nsnet.model import Backend
 from nsnet.state import State
 from nsnet.trace import Packet
-from nsnet.verify.live import Observed, kept, looking_into, understood
+from nsnet.verify.live import Observed, but_pods, kept, looking_into, understood
 
 QUIET = 0.4  # s without any sign of any of them
 LONGEST = 10.0
@@ -41,8 +40,7 @@ def observe_all(state: State, asked: Sequence[Asked], backend: Backend, ends: It
 def _volley(state: State, asked: Sequence[Asked], backend: Backend, ends: Sequence[str]) -> Iterator[Observed]:
     aimed = list(_aimed(asked))
     beacons = [one for one in aimed if isinstance(one, Beacon)]
-    nodes = (name for name in state if names.kind_of(name) != "pod")
-    places = list(dict.fromkeys([*(netns for netns, _ in asked), *nodes, *ends]))
+    places = list(dict.fromkeys([*(netns for netns, _ in asked), *but_pods(state), *ends]))
     words = " or ".join(sorted({one.filter_of_all for one in beacons}))
     heard, refused = _watched(places, beacons, *looking_into(state, backend, words)) if beacons else ({}, {})
     for one in aimed:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from nsnet.control.policy.decide import Clause, Decision, Side, allows, as_source, decide, decided, egress, end, ingress
 from nsnet.control.policy.doubts import Known, doubts
 from nsnet.control.policy.index import End, Index, index
-from nsnet.control.policy.spec import KIND, Policy, account, policies, policy, written
+from nsnet.control.policy.spec import KIND, Policy, account, are_any, policies, policy, written
 from nsnet.control.policy.words import HOST_NETWORK, because, sentence
 
 __all__: Sequence[str] = (
     "HOST_NETWORK", "KIND", "Clause", "Decision", "End", "Index", "Known", "Policy", "Side", "account", "allows",
-    "as_source", "because", "decide", "decided", "doubts", "egress", "end", "index", "ingress", "policies", "policy",
-    "sentence", "written",
+    "are_any", "as_source", "because", "decide", "decided", "doubts", "egress", "end", "index", "ingress", "policies",
+    "policy", "sentence", "written",
 )  # fmt: skip

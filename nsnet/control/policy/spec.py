@@ -81,9 +81,14 @@ class Policy(msgspec.Struct, frozen=True):
         return f"{self.namespace}/{self.name}"
 
 
+def are_any(objects: Objects) -> bool:
+    """Whether there is a NetworkPolicy; an index of thousands of pods is made for nothing where there is none."""
+    return any(key.kind == KIND for key in objects)
+
+
 def policies(objects: Objects) -> list[Policy]:
     """All NetworkPolicies, ordered by namespace and name."""
-    return [policy(obj) for key, obj in sorted(objects.items()) if key.kind == KIND]
+    return [policy(objects[key]) for key in sorted(key for key in objects if key.kind == KIND)]
 
 
 def policy(obj: Object) -> Policy:
