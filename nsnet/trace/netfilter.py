@@ -90,16 +90,7 @@ def _place(
 ) -> Iterator[Step]:
     """One chain of a hook. A connection that one nat chain has translated there is shown to no other."""
     outcome, trip = step
-    done = (
-        trip.reply
-        or trip.entry
-        or trip.error
-        or trip.invalid
-        or trip.asks
-        or (trip.looped and name in {"PREROUTING", "INPUT"})
-        or trip.packet != first.packet
-    )
-    if outcome != "accept" or (is_nat and done):
+    if outcome != "accept" or (is_nat and _is_translated(name, trip, first)):
         yield step
     elif isinstance(chain, nft.Base):
         told = nft.Facts(here.nft, here.is_local, partial(_leaving, here=here), recent)
@@ -114,6 +105,19 @@ def _place(
                 end or ("drop" if closed else "accept"),
                 _by_policy(after, f"{chain.table} {name}") if closed else after,
             )
+
+
+def _is_translated(hook: str, trip: Trip, first: Trip) -> bool:
+    """Or never shown to nat at all."""
+    return bool(
+        trip.reply
+        or trip.entry
+        or trip.error
+        or trip.invalid
+        or trip.asks
+        or (trip.looped and hook in {"PREROUTING", "INPUT"})
+        or trip.packet != first.packet
+    )
 
 
 def _by_policy(trip: Trip, chain: str) -> Trip:
@@ -175,6 +179,7 @@ def _spelled(address: str) -> str:
     return str(ip_address(address))
 
 
+@lru_cache(maxsize=1 << 13)
 def _candidates(rules: tuple[str, ...], dst: str) -> Sequence[Rule]:
     """In order, without those for another address: of KUBE-SERVICES' thousand rules one packet concerns a few."""
     index = _index(rules)

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import page
 
@@ -13,11 +14,26 @@ Nsnet = Callable[..., float]
 def measure(nsnet: Nsnet, topology: str, name: str, source: str) -> Iterator[Line]:
     """Lines of the table; `topology` is the cluster as YAML, `source` a pod's name by its cluster's objects."""
     nsnet("up", "--no-verify", "-", stdin=topology)
+    _settled(name)
     try:
         yield from _measured(nsnet, name, source)
         yield from page.measure(1000, "svc/default/web")
     finally:
         nsnet("down", name)
+
+
+def _settled(name: str) -> None:
+    """Waits until the controller has looked at the new cluster, and rests: a moment after `up` it takes a processor."""
+    from nsnet.controller.client import living
+
+    spent, before = -1, -2
+    while spent != before:
+        time.sleep(1)
+        before, spent = spent, sum(_ticks(found.pid) for found in living(name))
+
+
+def _ticks(pid: int) -> int:
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
 
 
 def _measured(nsnet: Nsnet, name: str, source: str) -> Iterator[Line]:
