@@ -28,7 +28,6 @@ from nsnet.state import (
 )
 
 T = TypeVar("T")
-FAMILIES: tuple[Family, ...] = ("ip", "ip6")
 
 
 class Draft:
